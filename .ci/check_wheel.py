@@ -1,0 +1,60 @@
+"""The wheel holds code, bundles and weights, and works far from the checkout.
+
+usage: python .ci/check_wheel.py dist/fusion_pipeline-….whl
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from pathlib import Path
+
+_BUNDLE = "fusion_pipeline/bundles/multimodal_fusion"
+_NEEDED = (
+    "fusion_pipeline/__init__.py",
+    "fusion_pipeline/py.typed",
+    "fusion_pipeline/networks/__init__.py",
+    "fusion_pipeline/transforms/__init__.py",
+    "fusion_pipeline/report/template.html",
+    f"{_BUNDLE}/LICENSE",
+    f"{_BUNDLE}/configs/inference.json",
+    f"{_BUNDLE}/configs/metadata.json",
+    f"{_BUNDLE}/docs/README.md",
+    f"{_BUNDLE}/models/model.pt",
+)
+_IMPORT = """
+import pathlib, fusion_pipeline.cli, fusion_pipeline.networks, fusion_pipeline.transforms
+from fusion_pipeline.pipeline import FusionPipeline
+where = pathlib.Path(fusion_pipeline.networks.__file__).parents[2]
+assert where == pathlib.Path.cwd(), f"imported from {where}"
+FusionPipeline.from_bundle()
+"""
+
+
+def main(wheel: str) -> int:
+    """Check one wheel; say what is wrong."""
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
+        names = set(archive.namelist())
+        missing = [name for name in _NEEDED if name not in names]
+        doubled = [n for n in names if n.startswith(("networks/", "transforms/", "bundles/"))]
+        cached = [n for n in names if "__pycache__" in n]
+        if missing or doubled or cached:
+            sys.stderr.write(f"missing {missing}, at the top level {doubled}, cached {cached}\n")
+            return 1
+        archive.extractall(folder)
+        # PYTHONPATH instead of the venv's site: the editable install's finder must not help
+        path = os.pathsep.join([folder, sysconfig.get_path("purelib")])
+        found = subprocess.run(
+            [sys.executable, "-S", "-W", "ignore", "-c", _IMPORT],
+            cwd=Path(folder).resolve(),
+            env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+            check=False,
+        )
+    sys.stdout.write(f"{wheel}: {len(names)} files, {'fine' if not found.returncode else 'bad'}\n")
+    return found.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

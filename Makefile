@@ -1,0 +1,47 @@
+# One virtual environment for everything; `make VENV=somewhere …` picks another.
+VENV ?= .venv
+PYTHON ?= python3
+OUTPUT ?= out/demo
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
+
+.PHONY: help install demo test lint check wheel
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    run a synthetic CT/MR/PET patient with known truth, print the error before and after'
+	@echo 'make test    all tests, fast and slow, with branch coverage (at least 90 %)'
+	@echo 'make check   ruff, mypy, import-linter and the fast tests'
+	@echo 'make lint    the same without tests'
+	@echo 'make wheel   build the wheel, look into it and import it'
+
+# torch first and alone: pip then keeps that build for all that depend on it
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt '$(TORCH)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(INSTALLED)
+
+demo: install
+	$(BIN)/fusion-pipeline demo --output $(OUTPUT)
+
+test: install
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term --cov-fail-under=90
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint
+	$(BIN)/python -m pytest -m 'not slow'
+
+wheel: install
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+	$(BIN)/python .ci/check_wheel.py dist/*.whl

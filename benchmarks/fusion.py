@@ -1,0 +1,152 @@
+r"""Fusion on the evaluation patients, source by source, against the traditional rules.
+
+    python benchmarks/fusion.py --harmonization /work/weights/harmonization_3d.pt \
+        --fusion /work/weights/fusion_3d.pt --judge ../shared/bench --out docs/figures
+
+CT, MR and PET by their headers, harmonized by the network; every rule fuses the same sources. Pairs
+and the triple are judged on three slices inside the MR's field of view (at a quarter, a half and
+three quarters of it): pairs by the neutral ``source_wise.py`` of ``--judge`` (8 bit, 2D) where it
+is, and all by ``fusion_pipeline.metrics.fusion_scores``.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from sarcoma_grids import KEYS, Patient, patients
+from torch import Tensor
+
+from fusion_pipeline.baselines import FuseBy, average, laplacian_pyramid, maximum, pca
+from fusion_pipeline.data import Image
+from fusion_pipeline.fuse import Fuse, Fusion
+from fusion_pipeline.metrics import fusion_scores
+from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.harmonization import HarmonizationNet
+from fusion_pipeline.networks.kinds import kind_of
+
+GROUPS = (("ct", "mr"), ("ct", "pet"), ("mr", "pet"), ("ct", "mr", "pet"))
+NAMES = ("q_min", "vif_min", "ssim_min", "q", "nabf", "scd", "entropy")
+Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
+
+
+def harmonized(network: HarmonizationNet, patient: Patient) -> dict[str, Image]:
+    """The three images in [0, 1], cut to the box that MR sees."""
+    out = {}
+    box = _box(patient)
+    for m, key in enumerate(KEYS):
+        with torch.no_grad():
+            array = network(
+                patient.normalized[m][None, None], kind_of(key), patient.valid[m][None, None]
+            )[0]
+        out[key] = Image(array[(slice(None), *box)], patient.affine, key)
+    return out
+
+
+def _box(patient: Patient) -> tuple[slice, ...]:
+    """Where MR sees something."""
+    places = torch.nonzero(patient.valid[KEYS.index("mr")] > 0)
+    low, high = places.amin(0), places.amax(0) + 1
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+
+
+def judge(fusion: Fusion, sources: dict[str, Image], neutral: Judge | None) -> dict[str, float]:
+    """Mean scores over three slices."""
+    depth = fusion.fused.shape[2]
+    rows = []
+    for at in (depth // 4, depth // 2, 3 * depth // 4):
+        planes = {key: image.array[0, :, :, at].numpy() for key, image in sources.items()}
+        fused = fusion.fused.array[0, :, :, at].numpy()
+        scores = fusion_scores(fused, planes)
+        row = {name: scores[name] for name in NAMES}
+        if neutral is not None and len(planes) == 2:
+            first, second = (_grey(p) for p in planes.values())
+            told = neutral(_grey(fused), first, second)
+            kept = ("Q_MIN", "VIF_MIN", "SSIM_MIN", "RHO_OTHER", "NABF", "BACKGROUND")
+            row |= {name: told[name] for name in kept}
+        rows.append(row)
+    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _grey(plane: np.ndarray) -> np.ndarray:
+    """Grey values 0..255 of whole numbers, as a PNG would hold them."""
+    return np.round(255 * plane).astype(float)
+
+
+def _neutral(folder: Path | None) -> Judge | None:
+    """The neutral judge, where it is."""
+    if folder is None or not (folder / "source_wise.py").exists():
+        return None
+    sys.path.insert(0, str(folder))
+    from source_wise import source_wise
+
+    return source_wise
+
+
+def main() -> None:
+    """Measure, and write JSON and Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--harmonization", type=Path, required=True)
+    parser.add_argument("--fusion", type=Path, required=True)
+    parser.add_argument("--judge", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    network, fusion = HarmonizationNet().eval(), FusionNet()
+    network.load_state_dict(torch.load(arguments.harmonization, weights_only=True))
+    fusion.load_state_dict(torch.load(arguments.fusion, weights_only=True))
+    rules: dict[str, Callable[[dict[str, Image], dict[str, Tensor]], Fusion]] = {
+        "network": Fuse(fusion),
+        "average": FuseBy(average),
+        "max": FuseBy(maximum),
+        "PCA": FuseBy(pca),
+        "Laplacian": FuseBy(laplacian_pyramid),
+    }
+    neutral = _neutral(arguments.judge)
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for patient in patients(arguments.open_data, arguments.cache, evaluation=True):
+        images, box = harmonized(network, patient), _box(patient)
+        seen = {k: patient.valid[m][box][None] for m, k in enumerate(KEYS)}
+        for group in GROUPS:
+            sources = {key: images[key] for key in group}
+            valid = {key: seen[key] for key in group}
+            table = results.setdefault("–".join(group), {})
+            for name, rule in rules.items():
+                begun = time.process_time()
+                found = rule(sources, valid)
+                row = judge(found, sources, neutral)
+                row["cpu_s"] = time.process_time() - begun
+                table.setdefault(name, []).append(row)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "fusion.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = markdown(results)
+    (arguments.out / "fusion.md").write_text(text)
+    print(text)
+
+
+def markdown(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """A table for each group: mean ± standard deviation over the patients."""
+    parts = []
+    for group, table in results.items():
+        rows = next(iter(table.values()))
+        measures = list(rows[0])
+        parts += [f"**{group}**, n = {len(rows)} patients", ""]
+        parts += [f"| | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+        for name, rows in table.items():
+            cells = [
+                f"{np.mean([r[m] for r in rows]):.3f} ± {np.std([r[m] for r in rows]):.3f}"
+                for m in measures
+            ]
+            parts.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""Train the harmonization network, then the fusion network, on real patients: one CPU core each.
+
+    python benchmarks/train_harmonize_fuse.py harmonize --minutes 30 --out /work/weights
+    python benchmarks/train_harmonize_fuse.py fuse --minutes 40 --out /work/weights
+
+Data: the 20 training patients of the open soft-tissue sarcoma collection (CT, T1 MR, FDG-PET; CC BY
+3.0; Vallières 2015, TCIA), aligned by their headers. ``<name>.pt`` holds the state dict,
+``<name>.state.pt`` what a stopped training goes on from.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from sarcoma_grids import patients
+from torch import Tensor, nn
+
+from fusion_pipeline.geometry import resample, resize
+from fusion_pipeline.losses.fusion import FusionLossTerms, fusion_loss_terms
+from fusion_pipeline.losses.harmonization import harmonization_loss, protocol_difference
+from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.harmonization import HarmonizationNet, apply_curves
+
+KINDS = ("ct", "mr", "nuclear")
+# HU and uptake do not drift through the body; MR has its bias field
+SMOOTHNESS = {"ct": 40.0, "mr": 15.0, "nuclear": 40.0}
+LEAST_WEIGHT = 0.2
+FUSION_WEIGHTS = {
+    "structure": 1.5,
+    "information": 1.0,
+    "edges": 1.0,
+    "gradient": 4.0,
+    "intensity": 0.5,
+    "added": 10.0,
+}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A random piece of a patient: ``(1, 3, *S)`` each."""
+
+    normalized: Tensor
+    valid: Tensor
+    body: Tensor
+
+
+class Patients:
+    """Random crops of the training patients at random resolutions."""
+
+    def __init__(self, open_data: Path, cache: Path, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._kept = [
+            (p.normalized.half(), p.valid.bool(), p.body.bool(), p.spacing)
+            for p in patients(open_data, cache, evaluation=False)
+        ]
+
+    @classmethod
+    def drawing(cls, generator: torch.Generator) -> "Patients":
+        """Without patients: only a source of random numbers."""
+        empty = cls.__new__(cls)
+        empty._generator, empty._kept = generator, []
+        return empty
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number."""
+        return low + (high - low) * float(torch.rand((), generator=self._generator))
+
+    def crop(self, size: int) -> Crop:
+        """A crop around a random place in the body that MR sees."""
+        n = int(torch.randint(len(self._kept), (), generator=self._generator))
+        *kept, native = self._kept[n]
+        places = torch.nonzero(kept[2][1][::4, ::4, ::2])
+        at = places[int(torch.randint(len(places), (), generator=self._generator))]
+        centre = at * torch.tensor([4, 4, 2])
+        wide = self.uniform(1.0, 3.5)
+        spacing = [wide, wide, max(wide, self.uniform(1.0, 4.0))]
+        if self.uniform(0, 1) < 0.5:
+            spacing = [wide] * 3
+        step = torch.tensor([w / s for w, s in zip(spacing, native, strict=True)])
+        shape = [size - int(self.uniform(0, size // 3)) for _ in range(3)]
+        sign = torch.tensor([1.0 if self.uniform(0, 1) < 0.5 else -1.0 for _ in range(3)])
+        matrix = torch.eye(4)
+        matrix[:3, :3] = torch.diag(step * sign)
+        first = centre - step * sign * (torch.tensor(shape) - 1) / 2
+        last = centre + step * sign * (torch.tensor(shape) - 1) / 2
+        low = torch.minimum(first, last).floor().long() - 2
+        high = torch.maximum(first, last).ceil().long() + 3
+        box = tuple(slice(max(0, int(a)), int(b)) for a, b in zip(low, high, strict=True))
+        matrix[:3, 3] = first - low.clamp_min(0)
+        image, seen, inside = (t[(slice(None), *box)][None].float() for t in kept)
+        if wide > 2.2:  # what a coarser scanner would see: the mean, and not a sample
+            image = F.avg_pool3d(image, (3, 3, 1), 1, (1, 1, 0), count_include_pad=False)
+        out = resample(image, matrix, shape, fill=None)
+        seen = resample(seen, matrix, shape, fill=0.0) > 0.99
+        inside = (resample(inside, matrix, shape, fill=0.0) > 0.5) & seen
+        return Crop(out, seen.float(), inside.float())
+
+
+def other_protocol(crop: Crop, channel: int, patients: Patients) -> Tensor:
+    """The same anatomy from another scanner: gain, offset, gamma, bias field, blur, noise."""
+    one = slice(channel, channel + 1)
+    image, body = crop.normalized[:, one], crop.body[:, one]
+    kind = KINDS[channel]
+    low = float(image.min())
+    width = max(float(image.max()) - low, 1e-3)
+    unit = (image - low) / width
+    if kind == "mr":
+        coarse = torch.randn(1, 1, 4, 4, 4, generator=patients._generator)
+        unit = unit * torch.exp(patients.uniform(0, 0.3) * resize(coarse, unit.shape[2:]))
+    if kind != "ct":
+        unit = unit.clamp_min(1e-4) ** patients.uniform(0.65, 1.5)
+    if patients.uniform(0, 1) < 0.3:
+        blurred = F.avg_pool3d(unit, 3, 1, 1, count_include_pad=False)
+        unit = unit + patients.uniform(0, 1) * (blurred - unit)
+    sigma = patients.uniform(0, 0.04)
+    unit = unit + sigma * torch.randn(unit.shape, generator=patients._generator)
+    count = body.sum().clamp_min(1)
+    mean = (unit * body).sum() / count
+    std = (((unit - mean) ** 2 * body).sum() / count).sqrt().clamp_min(1e-3)
+    was_mean = (image * body).sum() / count
+    was_std = (((image - was_mean) ** 2 * body).sum() / count).sqrt()
+    scored = (unit - mean) / std * was_std + was_mean
+    return (scored * patients.uniform(0.85, 1.2) + patients.uniform(-0.25, 0.25)).clamp(-4, 4)
+
+
+def other_contrast(image: Tensor, patients: Patients) -> Tensor:
+    """Another MR sequence: tissues in another order; air stays darkest."""
+    low, high = float(image.min()), float(image.max())
+    values = torch.rand(7, generator=patients._generator)
+    values[0] = 0.0
+    unit = (image - low) / max(high - low, 1e-3) * 6
+    out = torch.zeros_like(image)
+    for k in range(7):
+        out = out + values[k] * (1 - (unit - k).abs()).clamp_min(0)
+    return ((out - out.mean()) / out.std().clamp_min(1e-3)).clamp(-4, 4)
+
+
+def variation(curves: Tensor) -> Tensor:
+    """Mean square step of the curves' heights from cell to cell: no shading but a bias field's."""
+    heights = curves.cumsum(1)
+    return sum(heights.diff(dim=axis).square().mean() for axis in range(2, heights.ndim))
+
+
+def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, Tensor]:
+    """The parts of the loss on one crop."""
+    crop = patients.crop(48)
+    if patients.uniform(0, 1) < 0.15:
+        crop.normalized[:, 1:2] = other_contrast(crop.normalized[:, 1:2], patients)
+    outputs, apart, rough = [], torch.zeros(1), torch.zeros(1)
+    for m, kind in enumerate(KINDS):
+        image, valid = crop.normalized[:, m : m + 1], crop.valid[:, m : m + 1]
+        curves = net.curves(image, kind, valid)
+        rough = rough + SMOOTHNESS[kind] * variation(curves) / 3
+        outputs.append(apply_curves(image, curves) * valid)
+        again = net(other_protocol(crop, m, patients), kind, valid)
+        apart = apart + protocol_difference(outputs[m], again, valid) / 3
+    order = torch.randperm(3, generator=patients._generator)
+    harmonized = torch.cat(outputs, 1)
+    main = harmonization_loss(
+        harmonized[:, order],
+        crop.normalized[:, order],
+        crop.valid[:, order],
+        crop.body[:, order],
+        spread=0.14,
+    )
+    air = crop.valid * (1 - crop.body.amax(1, keepdim=True))
+    background = (harmonized * air).sum() / air.sum().clamp_min(1000)
+    # a body that is as dark as air shares no outline with the other images
+    dark = (1 - harmonized / 0.25).clamp_min(0) * crop.body
+    absent = dark.sum() / crop.body.sum().clamp_min(1000)
+    return {
+        "main": main,
+        "protocol": 6.0 * apart,
+        "background": background,
+        "absent": 0.7 * absent,
+        "rough": rough,
+    }
+
+
+def fusion_sources(net: HarmonizationNet, patients: Patients) -> tuple[Tensor, Tensor, list[str]]:
+    """Harmonized crops of two or three modalities, their tone varied a little."""
+    crop = patients.crop(38)
+    sources, kinds = [], []
+    for m, kind in enumerate(KINDS):
+        valid = crop.valid[:, m : m + 1]
+        with torch.no_grad():
+            one = net(crop.normalized[:, m : m + 1], kind, valid)
+        sources.append(one ** patients.uniform(0.75, 1.35) * patients.uniform(0.85, 1.0))
+        kinds.append(kind)
+    order = torch.randperm(3, generator=patients._generator).tolist()
+    keep = order[: 3 if patients.uniform(0, 1) < 0.4 else 2]
+    images, valid = torch.cat(sources, 1)[:, keep], crop.valid[:, keep]
+    names = [kinds[m] for m in keep]
+    if patients.uniform(0, 1) < 0.1:  # two MR contrasts
+        contrast = other_contrast(crop.normalized[:, 1:2], patients)
+        with torch.no_grad():
+            second = net(contrast, "mr", crop.valid[:, 1:2])
+        images = torch.cat([images, second], 1)
+        valid, names = torch.cat([valid, crop.valid[:, 1:2]], 1), [*names, "mr"]
+    return images, valid, names
+
+
+def _weighted(terms: FusionLossTerms) -> dict[str, Tensor]:
+    return {name: weight * getattr(terms, name) for name, weight in FUSION_WEIGHTS.items()}
+
+
+def fusion_step(
+    net: FusionNet, harmonization: HarmonizationNet, patients: Patients
+) -> dict[str, Tensor]:
+    """The parts of the loss on one crop."""
+    images, valid, kinds = fusion_sources(harmonization, patients)
+    fused, weights = net(images, kinds, valid)
+    terms = fusion_loss_terms(fused, images, valid)
+    # the weights alone should fuse well, so that they tell where a voxel comes from
+    base = (weights * images).sum(1, keepdim=True)
+    # no modality is given up on the whole, whatever it would save
+    mean = (weights * images).sum((2, 3, 4)) / images.sum((2, 3, 4)).clamp_min(1.0)
+    given_up = (LEAST_WEIGHT - mean).clamp_min(0) * (images.sum((2, 3, 4)) > 1)
+    return {
+        **_weighted(terms),
+        "given_up": 5.0 * given_up.sum(1),
+        "weighted": 0.7 * sum(_weighted(fusion_loss_terms(base, images, valid)).values()),
+    }
+
+
+def train(
+    net: nn.Module,
+    step: Callable[[], dict[str, Tensor]],
+    path: Path,
+    minutes: float,
+    crops: int = 1,
+    rate: float = 1e-3,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Adam until the time is up; a checkpoint every 50 steps; goes on where it was stopped."""
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    state_path, done = path.with_suffix(".state.pt"), 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["done"]
+    begun, sums = time.monotonic(), {}
+    for step_number, share in _steps(done, begun, 60 * minutes):
+        done = step_number
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (done + 1) / 50) * (1 - 0.95 * share)
+        optimizer.zero_grad()
+        parts = [step() for _ in range(crops)]
+        for part in parts:
+            (sum(v.sum() for v in part.values()) / crops).backward()
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / (50 * crops)
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        if (done + 1) % 50 == 0:
+            _save(net, optimizer, done + 1, path)
+            told = "  ".join(f"{k} {v:.4f}" for k, v in sums.items())
+            print(f"{done + 1:6d}  {time.monotonic() - begun:6.0f} s  {told}", flush=True)
+            sums = {}
+            before()
+    _save(net, optimizer, done + 1, path)
+
+
+def _steps(done: int, begun: float, seconds: float) -> Iterator[tuple[int, float]]:
+    """Step numbers and the share of the time that has passed, until it has."""
+    while (share := (time.monotonic() - begun) / seconds) < 1:
+        yield done, share
+        done += 1
+
+
+def _save(net: nn.Module, optimizer: torch.optim.Optimizer, done: int, path: Path) -> None:
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "done": done}
+    for target, content in ((path, net.state_dict()), (path.with_suffix(".state.pt"), state)):
+        aside = target.with_suffix(".part")
+        torch.save(content, aside)
+        aside.replace(target)
+
+
+def main() -> None:
+    """Read the arguments and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["harmonize", "fuse"])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    draws = Patients(arguments.open_data, arguments.cache, generator)
+    harmonization, kept = HarmonizationNet(), arguments.out / "harmonization_3d.pt"
+    if arguments.what == "harmonize":
+        train(
+            harmonization,
+            lambda: harmonization_step(harmonization, draws),
+            kept,
+            arguments.minutes,
+            crops=2,
+            rate=2e-3,
+        )
+        return
+
+    def load() -> None:
+        if kept.exists():
+            harmonization.load_state_dict(torch.load(kept, weights_only=True))
+
+    load()
+    fusion = FusionNet()
+    train(
+        fusion,
+        lambda: fusion_step(fusion, harmonization, draws),
+        arguments.out / "fusion_3d.pt",
+        arguments.minutes,
+        rate=2e-3,
+        before=load,
+    )
+
+
+if __name__ == "__main__":
+    main()

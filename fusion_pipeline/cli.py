@@ -1,0 +1,283 @@
+"""The command ``fusion-pipeline``: arguments in, exit code out, no logic between."""
+
+import argparse
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from fusion_pipeline.data import CaseFiles
+    from fusion_pipeline.pipeline import FusionPipeline
+
+# The heavy imports stand inside the functions: the help comes at once, and library warnings that
+# are raised on import find the filter in place.
+
+logger = logging.getLogger("fusion_pipeline")
+_KEYED = re.compile(
+    r"((?P<option>transform|mask)_)?(?P<key>(ct|mr|pet|spect)(?P<name>_\w+)?)"
+    r"(?<!_label)(?<!_landmarks)(?<!_displacement)(?<!_transform)(?<!_mask)"
+)
+_RUN_HELP = "register, harmonize and fuse the images of one or many patients"
+_DEMO_HELP = "run a synthetic patient with known truth"
+_TRANSFORMS = ("none", "rigid", "affine", "deformable")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments; None: those of the process.
+
+    Returns:
+        0: done; 1: some cases failed; 2: bad arguments or bad input.
+    """
+    try:
+        args = _parsed(sys.argv[1:] if argv is None else list(argv))
+    except SystemExit as stop:  # argparse has said why
+        return int(stop.code or 0)
+    _log_to_terminal(debug=args.debug)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _quiet()
+        return _exit_code_of(args)
+
+
+def _exit_code_of(args: argparse.Namespace) -> int:
+    """Run the command; whatever it raises becomes one line on stderr."""
+    from fusion_pipeline.data import InputError
+
+    try:
+        return int(args.command(args))
+    except InputError as error:
+        logger.error("%s", " ".join(str(error).split()), exc_info=error)
+        return 2
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command with --resume goes on")
+        return 130
+    except Exception as error:
+        text = " ".join(str(error).split())
+        logger.error("unexpected %s: %s", type(error).__name__, text, exc_info=error)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    """``fusion-pipeline run``."""
+    from fusion_pipeline.data import check_output_folder
+    from fusion_pipeline.pipeline import Cohort, spatial_dims_of_cases
+
+    cases = _cases(args)
+    check_output_folder(args.output)
+    pipeline = _pipeline(args, spatial_dims_of_cases(cases))
+    cohort = Cohort(pipeline, cases, args.output, resume=args.resume)
+    cohort.run()
+    if len(cases) == 1 and not cohort.exit_code:
+        logger.info("report: %s", args.output / cases[0].id / "report.html")
+    return cohort.exit_code
+
+
+def _demo(args: argparse.Namespace) -> int:
+    """``fusion-pipeline demo``."""
+    from fusion_pipeline.evaluation import recovery_table
+    from fusion_pipeline.pipeline import run_demo
+
+    scores, folder = run_demo(_pipeline(args, 3), args.output)
+    logger.info("%s\nreport: %s", recovery_table(scores), folder / "report.html")
+    return 0
+
+
+def _cases(args: argparse.Namespace) -> "list[CaseFiles]":
+    """The cases that the arguments name."""
+    from fusion_pipeline.data import case_from_paths, read_datalist
+
+    if args.datalist is not None:
+        return read_datalist(args.datalist)
+    transforms = dict(args.transforms)
+    if args.transform is not None:
+        transforms = dict.fromkeys(args.images, args.transform) | transforms
+        # the reference stays where it is
+        transforms.pop(_reference(args), None)
+    return [case_from_paths(args.id or "case", args.images, args.reference, transforms, args.masks)]
+
+
+def _reference(args: argparse.Namespace) -> str | None:
+    """The key that the case will take as its reference."""
+    from fusion_pipeline.data import default_reference
+
+    return args.reference or (default_reference(list(args.images)) if args.images else None)
+
+
+def _pipeline(args: argparse.Namespace, spatial_dims: int) -> "FusionPipeline":
+    """The bundle's pipeline with the overrides."""
+    from fusion_pipeline.pipeline import FusionPipeline, bundle_for
+
+    path = bundle_for(spatial_dims) if args.bundle is None else args.bundle
+    return FusionPipeline.from_bundle(path, device=args.device, refine_steps=args.refine_steps)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave with 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class _Once(argparse.Action):
+    """Keep the value under its key, in the order of the command line; refuse a second one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - argparse's signature
+        option_string: str | None = None,
+    ) -> None:
+        """Store one value: ``dest`` is ``images:mr_t1``, ``masks:ct`` or ``transforms:pet``."""
+        group, _, key = self.dest.partition(":")
+        entries: dict[str, str] = getattr(namespace, group)
+        if key in entries:
+            parser.error(f"{option_string} is given twice")
+        entries[key] = values
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """The arguments; images, masks and transforms are gathered by key."""
+    parser = _Parser(prog="fusion-pipeline", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="run | demo")
+    _add_run(commands.add_parser("run", help=_RUN_HELP, allow_abbrev=False), argv)
+    demo = commands.add_parser("demo", help=_DEMO_HELP, allow_abbrev=False)
+    demo.set_defaults(command=_demo)
+    _add_common(demo)
+    args = parser.parse_args(argv)
+    if args.command is _run:
+        _check_source(args, parser)
+    return args
+
+
+def _add_run(run: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Arguments of ``run``."""
+    run.set_defaults(command=_run, images={}, masks={}, transforms={})
+    for key in ("ct", "mr", "pet", "spect"):
+        run.add_argument(
+            f"--{key}",
+            dest=f"images:{key}",
+            action=_Once,
+            metavar="PATH",
+            default=argparse.SUPPRESS,
+            help=f"NIfTI, NRRD, MetaImage, DICOM folder or PNG; --{key}-NAME for another one",
+        )
+    _add_keyed(run, argv)
+    run.add_argument("--reference", type=_key, metavar="KEY", help="the image that stays in place")
+    run.add_argument("--id", help="name of the case and of its folder (default: case)")
+    run.add_argument("--datalist", type=Path, help="JSON list of cases, in place of images")
+    run.add_argument(
+        "--transform",
+        choices=_TRANSFORMS,
+        help="how far the registration may go; --transform-KEY for one image",
+    )
+    run.add_argument("--resume", action="store_true", help="skip cases that are done")
+    _add_common(run)
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    """Arguments of both commands."""
+    command.add_argument("--output", type=Path, required=True, help="folder for the results")
+    command.add_argument("--bundle", type=Path, help="another bundle than the packaged one")
+    command.add_argument("--device", help="cpu, cuda, cuda:1")
+    command.add_argument("--refine-steps", type=_count, help="0: the networks alone")
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Arguments whose names the user makes: ``--mr_t1``, ``--transform-pet``, ``--mask-mr-t1``."""
+    for option in dict.fromkeys(word.partition("=")[0] for word in argv if word.startswith("--")):
+        found = _KEYED.fullmatch(_key(option[2:]))
+        if found is None or (not found["option"] and not found["name"]):
+            continue
+        parser.add_argument(
+            option,
+            dest=f"{found['option'] or 'image'}s:{found['key']}",
+            action=_Once,
+            choices=_TRANSFORMS if found["option"] == "transform" else None,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+
+
+def _check_source(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Images or a datalist, not both and not neither."""
+    if args.datalist is None and not args.images:
+        parser.error("expected images (--ct, --mr, --pet, --spect) or --datalist, got neither")
+    names = ("images", "masks", "transforms", "id", "reference", "transform")
+    if args.datalist is not None and any(getattr(args, name) for name in names):
+        parser.error("expected images or --datalist, got both; a datalist names its own options")
+
+
+def _key(text: str) -> str:
+    """``mr-t1`` and ``mr_t1`` are the same key."""
+    return text.replace("-", "_")
+
+
+def _count(text: str) -> int:
+    """A number of steps."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, got {text!r}")
+    return int(text)
+
+
+def _quiet() -> None:
+    """Keep the libraries' messages off the terminal."""
+    # without any handler, logging would print a library's warning as a last resort
+    logging.getLogger().addHandler(logging.NullHandler())
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+class _Level(logging.Filter):
+    """Messages of one level alone."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is wanted."""
+        return record.levelno == self._wanted
+
+
+class _OneLine(logging.Formatter):
+    """The message, and its traceback only when asked for."""
+
+    def __init__(self, *, debug: bool) -> None:
+        super().__init__("%(message)s")
+        self._debug = debug
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - logging's signature
+        """The traceback, or nothing."""
+        return super().formatException(ei) if self._debug else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        record.exc_text = None
+        return super().format(record).rstrip("\n")
+
+
+def _log_to_terminal(*, debug: bool) -> None:
+    """Our own messages: progress to stdout, failures to stderr."""
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    for stream, wanted in ((sys.stdout, logging.INFO), (sys.stderr, logging.ERROR)):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_OneLine(debug=debug))
+        handler.addFilter(_Level(wanted))
+        logger.addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""What every image must fulfil, whatever file it came from."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fusion_pipeline.data.image import NoOverlapError
+from fusion_pipeline.data.refusals import refusal
+from fusion_pipeline.geometry import apply_affine, spacing_of
+from fusion_pipeline.geometry.affines import Matrix
+
+Array = npt.NDArray[np.float32]
+
+FEW_SLICES = 8
+SINGULAR = 1e-4  # |det| of the axes' unit vectors
+SHEARED = 1e-3  # |cos| of the angle between two axes: 0.06 degrees
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """What a format's reader hands over, before the checks that all formats share.
+
+    Attributes:
+        array: ``(*S)`` float32, axes in the order of the affine's columns.
+        affine: ``(d + 1, d + 1)`` float64, world_from_voxel, RAS+ mm.
+        units: of the values, where the file tells; else empty.
+        colour: ``(3, *S)`` 0..255, of a colour picture.
+        warnings: what the reader repaired or guessed.
+    """
+
+    array: Array
+    affine: Matrix
+    units: str = ""
+    colour: Array | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_affine(affine: Matrix, place: str) -> list[str]:
+    """Refuse an affine that maps to no volume; warn of one with shear.
+
+    Raises:
+        InputError: the affine has NaN or infinite entries, or is singular.
+    """
+    advice = "repair the header (its sform, qform or direction)"
+    if not np.isfinite(affine).all():
+        raise refusal(place, "a finite affine", "NaN or infinity in it", advice)
+    d = affine.shape[0] - 1
+    spacing = spacing_of(affine)
+    axes = affine[:d, :d] / np.where(spacing > 0, spacing, 1)
+    if abs(np.linalg.det(axes)) < SINGULAR:
+        came = f"a singular one with voxel sizes {np.round(spacing, 6).tolist()} mm"
+        raise refusal(place, "an affine that can be inverted", came, advice)
+    cosines = np.abs(axes.T @ axes - np.eye(d)).max()
+    if cosines > SHEARED:
+        angle = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
+        return [
+            f"{place}: the affine is sheared (two axes meet at {angle:.1f} degrees); it is used "
+            "exactly as it is, but programs built on ITK may refuse files on this grid."
+        ]
+    return []
+
+
+def check_shape(shape: tuple[int, ...], place: str) -> list[str]:
+    """Refuse a grid without extent; warn of a thin volume.
+
+    Raises:
+        InputError: an axis shorter than 2 voxels.
+    """
+    if min(shape) < 2:
+        raise refusal(
+            place,
+            "at least 2 voxels along each axis",
+            f"shape {_by(shape)}",
+            "give the whole volume, or 2D images for 2D fusion",
+        )
+    if len(shape) == 3 and min(shape) < FEW_SLICES:
+        return [
+            f"{place}: only {min(shape)} slices (shape {_by(shape)}); "
+            "registration along that axis is weak."
+        ]
+    return []
+
+
+def repair_values(array: Array, outside: float, place: str) -> tuple[Array, list[str]]:
+    """Replace NaN and infinity by the value of the outside; refuse an image that shows nothing.
+
+    Raises:
+        InputError: no finite voxel, or all voxels equal.
+    """
+    finite = np.isfinite(array)
+    bad = array.size - int(np.count_nonzero(finite))
+    advice = "check how the file was made"
+    if bad == array.size:
+        raise refusal(place, "an image", "only NaN or infinite voxels", advice)
+    messages = []
+    if bad:
+        array = np.where(finite, array, np.float32(outside))
+        messages.append(f"{place}: {bad} NaN or infinite voxels were set to {outside:g}.")
+    values = array[finite] if bad else array
+    low, high = values.min(), values.max()
+    if low == high:
+        raise refusal(place, "an image", f"the constant value {low:g} everywhere", advice)
+    return array, messages
+
+
+def check_overlap(
+    fixed: tuple[Matrix, tuple[int, ...]],
+    moving: tuple[Matrix, tuple[int, ...]],
+    place: str,
+    reference: str,
+) -> None:
+    """Refuse two grids whose bounding boxes in the world share no volume.
+
+    Args:
+        fixed: affine and shape of the reference.
+        moving: affine and shape of the other image.
+        place: name of the moving image in the message.
+        reference: key of the other image in the message.
+
+    Raises:
+        NoOverlapError: they share nothing.
+    """
+    a, b = _world_box(*fixed), _world_box(*moving)
+    if np.any(np.minimum(a[1], b[1]) <= np.maximum(a[0], b[0])):
+        raise refusal(
+            place,
+            f"an image that overlaps {reference} ({_box(a)} mm)",
+            f"one at {_box(b)} mm (world, RAS)",
+            "check that both are of the same patient and that the headers keep the position",
+            NoOverlapError,
+        )
+
+
+def _world_box(affine: Matrix, shape: tuple[int, ...]) -> Matrix:
+    """Lower and upper corner ``(2, d)`` of the box around a grid, half a voxel included."""
+    sides = [(-0.5, n - 0.5) for n in shape]
+    corners = np.stack(np.meshgrid(*sides, indexing="ij"), -1).reshape(-1, len(shape))
+    points = apply_affine(affine, corners)
+    return np.stack([points.min(0), points.max(0)])
+
+
+def _box(box: Matrix) -> str:
+    """A world box as text: ``-10..20 x 0..30``."""
+    return " x ".join(f"{low:.0f}..{high:.0f}" for low, high in box.T)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    """A shape as people write it."""
+    return "x".join(str(n) for n in shape)
+
+
+__all__ = ["Array", "RawImage", "check_affine", "check_overlap", "check_shape", "repair_values"]

@@ -1,0 +1,310 @@
+"""The datalist: which files make a case; every name checked, no pixel read."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusion_pipeline.data.dicom import SERIES_SEPARATOR
+from fusion_pipeline.data.image import (
+    MODALITIES,
+    TRANSFORMS,
+    InputError,
+    TransformKind,
+    modality_of,
+)
+from fusion_pipeline.data.pictures import PICTURE_SUFFIXES
+from fusion_pipeline.data.refusals import one_line, refusal
+
+_IMAGE_KEY = re.compile(rf"({'|'.join(MODALITIES)})(_[A-Za-z0-9-]+)*")
+_EXTRAS = ("label", "landmarks", "displacement", "transform", "mask")
+_OF_MOVING = ("displacement", "transform")
+_BAD_IN_ID = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
+_DEFAULT_TRANSFORM: TransformKind = "deformable"
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case, paths absolute or relative to the working directory; nothing read.
+
+    Attributes:
+        id: name of the case, and of its output folder.
+        reference: key of the fixed image.
+        images: path per key, the reference first, then as the user listed them.
+        transforms: per moving key, how far the registration may go.
+        masks: path per key, where to look.
+        labels: path per key, integer maps.
+        landmarks: path per key, CSV in RAS mm.
+        displacements: path per moving key, true fields.
+        target: class of the case, for the diagnostic study.
+    """
+
+    id: str
+    reference: str
+    images: Mapping[str, str]
+    transforms: Mapping[str, TransformKind]
+    masks: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    landmarks: Mapping[str, str] = field(default_factory=dict)
+    displacements: Mapping[str, str] = field(default_factory=dict)
+    target: str | int | None = None
+
+
+def read_datalist(path: str | Path, section: str = "testing") -> list[CaseFiles]:
+    """Read a section of a datalist.
+
+    Args:
+        path: JSON; the paths in it are relative to its folder.
+        section: ``testing``, ``training`` or ``validation``.
+
+    Returns:
+        The cases as listed, every key, id and option checked; whether files exist is found when
+        a case is loaded, so that one bad case does not stop the others.
+
+    Raises:
+        InputError: the file or a case in it is malformed.
+    """
+    path = Path(path)
+    place = f"datalist {path}"
+    entries = _section(_json(path, place), section, place)
+    cases = [
+        _case(entry, path.parent, _entry_name(entry, n, section, place))
+        for n, entry in enumerate(entries)
+    ]
+    _check_ids(cases, place)
+    _check_same_kind([p for case in cases for p in case.images.values()], place)
+    return cases
+
+
+def case_from_paths(
+    id: str,  # noqa: A002 - the datalist's own word
+    paths: Mapping[str, str | Path],
+    reference: str | None = None,
+    transforms: Mapping[str, str] | None = None,
+    masks: Mapping[str, str | Path] | None = None,
+) -> CaseFiles:
+    """A case from paths given one by one, as on the command line; checked like a datalist's.
+
+    Args:
+        id: name of the case.
+        paths: per image key, in the order wanted; relative to the working directory.
+        reference: key of the fixed image; default the first of ct, mr*, pet, spect.
+        transforms: per moving key, ``none``, ``rigid``, ``affine`` or ``deformable`` (default).
+        masks: per key, an integer image: where to look.
+
+    Raises:
+        InputError: a key, the id or an option is not acceptable.
+    """
+    entry: dict[str, Any] = {"id": id, **{key: str(path) for key, path in paths.items()}}
+    if reference is not None:
+        entry["reference"] = reference
+    entry.update({f"{key}_transform": kind for key, kind in (transforms or {}).items()})
+    entry.update({f"{key}_mask": str(path) for key, path in (masks or {}).items()})
+    return _case(entry, Path(), f"case {id!r}")
+
+
+def default_reference(keys: Sequence[str]) -> str:
+    """The first of ct, mr*, pet, spect present.
+
+    >>> default_reference(["pet", "mr_t2", "mr_t1"])
+    'mr_t2'
+    """
+    return min(keys, key=lambda key: MODALITIES.index(modality_of(key)))
+
+
+def _json(path: Path, place: str) -> object:
+    """The file's content; a key given twice in one object is refused."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise refusal(place, "a JSON file", "no such file", "check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise refusal(place, "a JSON file", one_line(error), "check the path") from error
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            name = dict(pairs).get("id")
+            at = f"{place}, case {name!r}" if isinstance(name, str) else place
+            raise refusal(at, "each key once", f"{', '.join(repeated)} repeated", "remove one")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (json.JSONDecodeError, RecursionError) as error:
+        came = one_line(error) if text.strip() else "an empty file"
+        raise refusal(place, "valid JSON", came, "correct the file") from error
+
+
+def _section(content: object, section: str, place: str) -> list[Any]:
+    """The list of cases."""
+    example = f'write {{"{section}": [{{"id": "case01", "ct": "ct.nii.gz", "mr": "mr.nii.gz"}}]}}'
+    if not isinstance(content, dict):
+        raise refusal(place, f'an object with "{section}"', type(content).__name__, example)
+    if section not in content:
+        came = f"the keys {', '.join(content)}" if content else "nothing in it"
+        raise refusal(place, f'a list "{section}"', came, example)
+    entries = content[section]
+    if not isinstance(entries, list) or not entries:
+        came = "an empty list" if entries == [] else type(entries).__name__
+        raise refusal(place, f'a list of cases in "{section}"', came, example)
+    return entries
+
+
+def _entry_name(entry: object, number: int, section: str, place: str) -> str:
+    """How messages call an entry of the datalist."""
+    name = entry.get("id") if isinstance(entry, dict) else None
+    known = isinstance(name, str) and name
+    return f"{place}, " + (f"case {name!r}" if known else f"{section} entry {number + 1}")
+
+
+def _case(entry: object, folder: Path, place: str) -> CaseFiles:
+    """Check one entry and resolve its paths."""
+    if not isinstance(entry, dict):
+        raise refusal(place, "an object", type(entry).__name__, 'write {"id": ..., "ct": ...}')
+    case_id = _checked_id(entry.get("id"), place)
+    images, extras = _split_keys(entry, place)
+    reference = _checked_reference(entry.get("reference"), list(images), place)
+    for name in _OF_MOVING:
+        if reference in extras[name]:
+            came = f"{reference}_{name}, but {reference} is the reference"
+            raise refusal(place, f"a {name} of a moving image", came, "remove it")
+    order = [reference, *[key for key in images if key != reference]]
+    paths = {
+        name: _resolved(extras[name], folder, place, f"_{name}")
+        for name in _EXTRAS
+        if name != "transform"
+    }
+    resolved = _resolved({key: images[key] for key in order}, folder, place)
+    _check_same_kind(list(resolved.values()), place)
+    return CaseFiles(
+        id=case_id,
+        reference=reference,
+        images=resolved,
+        transforms={key: _transform(extras["transform"].get(key), key, place) for key in order[1:]},
+        masks=paths["mask"],
+        labels=paths["label"],
+        landmarks=paths["landmarks"],
+        displacements=paths["displacement"],
+        target=_checked_target(entry.get("target"), place),
+    )
+
+
+def _split_keys(
+    entry: Mapping[str, Any], place: str
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Image keys, and per extra (label, mask, ...) what belongs to which of them."""
+    images: dict[str, Any] = {}
+    extras: dict[str, dict[str, Any]] = {name: {} for name in _EXTRAS}
+    for key, value in entry.items():
+        base, _, name = key.rpartition("_")
+        if key in ("id", "reference", "target"):
+            continue
+        if not _IMAGE_KEY.fullmatch(base if name in _EXTRAS else key):
+            known = f"id, reference, target, {', '.join(MODALITIES)}, mr_t1 and the like, or " + (
+                ", ".join(f"ct_{extra}" for extra in _EXTRAS)
+            )
+            raise refusal(place, f"keys of {known}", f"{key!r}", "correct or remove the key")
+        (extras[name] if name in _EXTRAS else images)[base if name in _EXTRAS else key] = value
+    _check_images(images, extras, place)
+    return images, extras
+
+
+def _check_images(
+    images: Mapping[str, Any], extras: Mapping[str, Mapping[str, Any]], place: str
+) -> None:
+    """Two images or more, their names distinct on any file system; no extra without its image."""
+    if len(images) < 2:
+        came = f"{len(images)} ({', '.join(images) or 'none'})"
+        keys = ", ".join(MODALITIES)
+        raise refusal(place, "two or more images", came, f"name two of the keys {keys}")
+    folded = [key.casefold() for key in images]
+    twice = [key for key in images if folded.count(key.casefold()) > 1]
+    if twice:
+        raise refusal(place, "each key once", f"{' and '.join(twice)}", "rename one")
+    for name, given in extras.items():
+        lost = [key for key in given if key not in images]
+        if lost:
+            came = f"{lost[0]}_{name} without {lost[0]}"
+            raise refusal(place, f"a {name} of an image of the case", came, "correct the key")
+
+
+def _checked_id(name: object, place: str) -> str:
+    """An id that can name a folder."""
+    advice = "use letters, digits, - and _"
+    if not isinstance(name, str) or not name:
+        came = "none" if name is None else repr(name)
+        raise refusal(place, "an id (text)", came, advice)
+    folder_like = not _BAD_IN_ID.search(name) and name == name.strip() and len(name) <= 128
+    if not folder_like or name.startswith((".", "-", "~")) or name.endswith("."):
+        raise refusal(place, "an id that can name a folder", repr(name), advice)
+    return name
+
+
+def _checked_reference(reference: object, keys: Sequence[str], place: str) -> str:
+    """The key of the fixed image."""
+    if reference is None:
+        return default_reference(keys)
+    if reference not in keys:
+        came = repr(reference)
+        raise refusal(place, f"a reference of {', '.join(keys)}", came, "name an image of the case")
+    return str(reference)
+
+
+def _transform(kind: object, key: str, place: str) -> TransformKind:
+    """How far the registration of a moving image may go."""
+    if kind is None:
+        return _DEFAULT_TRANSFORM
+    if kind not in TRANSFORMS:
+        expected = f"{key}_transform of {', '.join(TRANSFORMS)}"
+        raise refusal(place, expected, repr(kind), "name one of these")
+    return kind
+
+
+def _checked_target(target: object, place: str) -> str | int | None:
+    """The class of the case."""
+    if target is None or (isinstance(target, str | int) and not isinstance(target, bool)):
+        return target
+    raise refusal(place, "a target that is a word or a whole number", repr(target), "correct it")
+
+
+def _resolved(
+    paths: Mapping[str, Any], folder: Path, place: str, extra: str = ""
+) -> dict[str, str]:
+    """Paths against the datalist's folder; a DICOM series' UID stays behind its folder."""
+    resolved = {}
+    for key, value in paths.items():
+        if not isinstance(value, str) or not value.strip():
+            raise refusal(place, f"a path for {key}{extra}", repr(value), "write it as text")
+        location, separator, uid = value.partition(SERIES_SEPARATOR)
+        resolved[key] = f"{folder / Path(location).expanduser()}{separator}{uid}"
+    return resolved
+
+
+def _check_ids(cases: Sequence[CaseFiles], place: str) -> None:
+    """Refuse ids that would share a folder."""
+    seen: dict[str, str] = {}
+    for case in cases:
+        if case.id.casefold() in seen:
+            came = f"{seen[case.id.casefold()]!r} and {case.id!r}"
+            raise refusal(place, "a different id for each case", came, "rename one")
+        seen[case.id.casefold()] = case.id
+
+
+def _check_same_kind(paths: Sequence[str], place: str) -> None:
+    """Refuse pictures beside volumes."""
+    pictures = [path for path in paths if path.lower().endswith(PICTURE_SUFFIXES)]
+    others = [path for path in paths if path not in pictures]
+    if pictures and others:
+        raise refusal(
+            place,
+            "all images PNG (2D) or none",
+            f"{pictures[0]} beside {others[0]}",
+            "keep 2D pictures and volumes in different datalists",
+        )
+
+
+__all__ = ["CaseFiles", "InputError", "case_from_paths", "default_reference", "read_datalist"]

@@ -1,0 +1,103 @@
+"""How a refusal reads, and the silence of the libraries that read files."""
+
+import logging
+import os
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
+from fusion_pipeline.data.image import InputError
+
+# What nibabel, SimpleITK, pydicom and Pillow raise on a file that is not what its name says.
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    InvalidDicomError,
+    BytesLengthException,
+)
+
+
+def where(case_id: str, key: str, path: str | Path) -> str:
+    """Name a file as every message does: ``case 'a', ct (folder/ct.nii.gz)``."""
+    return (f"case {case_id!r}, " if case_id else "") + f"{key} ({path})"
+
+
+def one_line(text: object, limit: int = 160) -> str:
+    r"""A foreign message on one line, shortened.
+
+    >>> one_line("a\n  b")
+    'a b'
+    """
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def refusal(
+    place: str, expected: str, came: str, advice: str, kind: type[InputError] = InputError
+) -> InputError:
+    """The one line that a user can act on.
+
+    >>> print(refusal("ct (a.nii)", "a file", "nothing there", "check the path"))
+    ct (a.nii): expected a file, got nothing there; check the path
+    """
+    return kind(one_line(f"{place}: expected {expected}, got {came}; {advice}", limit=4000))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings of nibabel, pydicom, Pillow and ITK from the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom", "PIL")]
+    levels = [logger.level for logger in loggers]
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Drop what ITK's C libraries (MetaIO, libpng, libjpeg) print past Python, for one read."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with ExitStack() as undo:
+        nowhere = undo.enter_context(Path(os.devnull).open("w"))
+        for descriptor in (1, 2):
+            with suppress(OSError):  # a service may have closed them
+                kept = os.dup(descriptor)
+                undo.callback(os.close, kept)
+                undo.callback(os.dup2, kept, descriptor)
+                os.dup2(nowhere.fileno(), descriptor)
+        yield
+
+
+__all__ = ["READ_ERRORS", "muted", "one_line", "quiet", "refusal", "where"]

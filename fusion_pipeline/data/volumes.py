@@ -1,0 +1,297 @@
+"""NIfTI by nibabel; NRRD and MetaImage by SimpleITK: native grid, exact affine, RAS+ mm."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from fusion_pipeline.data.checks import Array, RawImage
+from fusion_pipeline.data.image import InputError
+from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
+from fusion_pipeline.geometry import apply_affine, lps_from_ras, spacing_of
+from fusion_pipeline.geometry.affines import Matrix
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+UNITS_PREFIX = "units="  # how `write_image` notes the units in the NIfTI header's `descrip`
+_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+_CLINICAL_MM = (0.01, 50.0)  # voxel sizes that a header in metres or microns may mean
+
+
+def read_nifti(path: Path, place: str) -> RawImage:
+    """Read a NIfTI-1 or NIfTI-2 scalar image of 2 or 3 axes (a trailing axis of 1 is dropped).
+
+    Raises:
+        InputError: not such a file, or not such an image.
+    """
+    with quiet():
+        image = _open_nifti(path, place)
+        _check_scalar(image.get_data_dtype(), place)
+        shape = _spatial_shape(tuple(image.shape), place)
+        affine, messages = _nifti_affine(image.header, shape, place)
+        try:
+            with np.errstate(all="ignore"):
+                array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
+        except READ_ERRORS as error:
+            raise _unreadable(place, "a whole NIfTI file", error) from error
+    if len(shape) == 2:
+        affine = _plane_affine(affine, place)
+    return RawImage(_native(array), affine, _noted_units(image.header), warnings=messages)
+
+
+def read_itk(path: Path, place: str) -> RawImage:
+    """Read an NRRD or MetaImage scalar image of 2 or 3 axes.
+
+    Raises:
+        InputError: not such a file, or not such an image.
+    """
+    with quiet():
+        image = _read_sitk(path, place)
+    components = image.GetNumberOfComponentsPerPixel()
+    if components > 1 or "complex" in image.GetPixelIDTypeAsString():
+        came = f"{components} components of {image.GetPixelIDTypeAsString()}"
+        raise refusal(place, "one real value per voxel", came, "convert it to a scalar image")
+    shape = _spatial_shape(image.GetSize(), place)
+    affine = itk_affine(image)[: len(shape) + 1, : len(shape) + 1]
+    if image.GetDimension() > len(shape):
+        affine = np.eye(len(shape) + 1)
+        d, full = len(shape), itk_affine(image)
+        affine[:d, :d], affine[:d, d] = full[:d, :d], full[:d, -1]
+    array = sitk.GetArrayViewFromImage(image).T.reshape(shape)
+    return RawImage(_native(array), affine)
+
+
+def read_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
+    """Read an ITK displacement field.
+
+    Returns:
+        Vectors ``(d, *S)`` in RAS mm and the grid's affine.
+
+    Raises:
+        InputError: not an image of d-vectors on d axes.
+    """
+    with quiet():
+        vectors, affine = (
+            _nifti_vectors(path, place)
+            if path.name.lower().endswith(NIFTI_SUFFIXES)
+            else _itk_vectors(path, place)
+        )
+    d = vectors.shape[0]
+    signs = lps_from_ras(d).diagonal()[:d].astype(np.float32)
+    return _native(vectors * signs.reshape(d, *[1] * d)), affine
+
+
+def header_dims(path: Path, place: str) -> int:
+    """Number of spatial axes, 2 or 3, from the header alone."""
+    with quiet():
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            return len(_spatial_shape(tuple(_open_nifti(path, place).shape), place))
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            with muted():
+                reader.ReadImageInformation()
+        except READ_ERRORS as error:
+            raise _unreadable(place, "an NRRD or MetaImage file", error) from error
+        return len(_spatial_shape(reader.GetSize(), place))
+
+
+def itk_affine(image: sitk.Image) -> Matrix:
+    """world_from_voxel of an ITK image in RAS+ mm."""
+    d = image.GetDimension()
+    lps = np.eye(d + 1)
+    lps[:d, :d] = np.reshape(image.GetDirection(), (d, d)) * np.asarray(image.GetSpacing())
+    lps[:d, d] = image.GetOrigin()
+    return np.asarray(lps_from_ras(d) @ lps)
+
+
+def _open_nifti(path: Path, place: str) -> nib.Nifti1Pair:
+    """Open a NIfTI file, its data still on disk."""
+    try:
+        image = nib.load(path)
+    except READ_ERRORS as error:
+        raise _unreadable(place, "a NIfTI file", error) from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise refusal(place, "a NIfTI file", type(image).__name__, "convert it to NIfTI")
+    return image
+
+
+def _check_scalar(dtype: np.dtype[Any], place: str) -> None:
+    """Refuse colour and complex voxels."""
+    if dtype.fields or dtype.kind not in "iuf":
+        kind = "RGB" if dtype.fields else str(dtype)
+        raise refusal(
+            place, "one real value per voxel", f"{kind} voxels", "convert it to a scalar image"
+        )
+
+
+def _spatial_shape(shape: tuple[int, ...], place: str) -> tuple[int, ...]:
+    """Drop trailing axes of 1 beyond the third; refuse what is not 2D or 3D."""
+    spatial = shape
+    while len(spatial) > 3 and spatial[-1] == 1:
+        spatial = spatial[:-1]
+    if len(spatial) not in (2, 3) or min(spatial) < 1:
+        came = f"{len(spatial)} axes, shape {'x'.join(map(str, shape))}"
+        raise refusal(place, "a 3D volume (or a 2D image)", came, "extract one volume of it")
+    return tuple(int(n) for n in spatial)
+
+
+def _nifti_affine(
+    header: nib.Nifti1Header, shape: tuple[int, ...], place: str
+) -> tuple[Matrix, list[str]]:
+    """The sform if set, else the qform, else the header's voxel sizes; in mm."""
+    sform, qform = header.get_sform(coded=True)[0], _qform(header)
+    messages = []
+    if sform is not None:
+        affine = sform
+        if qform is not None and _corner_distance(sform, qform, shape) > 0.1 * _smallest(sform):
+            gap = _corner_distance(sform, qform, shape)
+            messages.append(
+                f"{place}: the header's sform and qform disagree by up to {gap:.1f} mm; "
+                "the sform is used."
+            )
+    elif qform is not None:
+        affine = qform
+    else:
+        affine = header.get_base_affine()
+        messages.append(
+            f"{place}: the header has neither sform nor qform; "
+            "orientation and position are guesses."
+        )
+    affine, scaled = _in_mm(np.asarray(affine, dtype=np.float64), header, place)
+    return affine, messages + scaled
+
+
+def _qform(header: nib.Nifti1Header) -> Matrix | None:
+    """The qform, or None when unset or broken."""
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except READ_ERRORS:
+        return None
+    return None if qform is None else np.asarray(qform, dtype=np.float64)
+
+
+def _smallest(affine: Matrix) -> float:
+    """Smallest voxel size."""
+    return float(spacing_of(affine).min())
+
+
+def _corner_distance(a: Matrix, b: Matrix, shape: tuple[int, ...]) -> float:
+    """Largest distance in mm between the two places of a grid's corner."""
+    size = (*shape, 1)[:3]
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij"), -1).reshape(-1, 3)
+    gaps = np.linalg.norm(apply_affine(a, corners) - apply_affine(b, corners), axis=1)
+    return float(gaps.max())
+
+
+def _in_mm(affine: Matrix, header: nib.Nifti1Header, place: str) -> tuple[Matrix, list[str]]:
+    """Convert metres and microns, unless the voxels then have no clinical size."""
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:
+        unit = "unknown"
+    factor = _MM_PER_UNIT.get(unit)
+    if factor is None:
+        return affine, []
+    scale = np.diag([factor, factor, factor, 1.0])
+    sizes = spacing_of(scale @ affine)
+    if np.all((sizes >= _CLINICAL_MM[0]) & (sizes <= _CLINICAL_MM[1])):
+        return scale @ affine, [f"{place}: lengths given in {unit}s were converted to mm."]
+    return affine, [
+        f"{place}: the header says {unit}s, which gives voxels of {np.round(sizes, 6).tolist()} "
+        "mm; the lengths are taken as mm."
+    ]
+
+
+def _plane_affine(affine: Matrix, place: str) -> Matrix:
+    """The 3 x 3 part of the affine of a 2D image that lies in the world's x-y plane."""
+    in_plane = np.abs(affine[2, :2]).max() < 1e-3 * np.abs(affine[:2, :2]).max()
+    if not in_plane and np.isfinite(affine).all():
+        raise refusal(
+            place,
+            "a 2D image in the world's x-y plane",
+            "one in another plane",
+            "give the volume, or a picture (PNG)",
+        )
+    return np.asarray(affine[np.ix_([0, 1, 3], [0, 1, 3])])
+
+
+def _noted_units(header: nib.Nifti1Header) -> str:
+    """The units that our own writer notes in the header."""
+    text = bytes(header["descrip"].tobytes()).split(b"\0")[0].decode("latin-1")
+    return text.removeprefix(UNITS_PREFIX) if text.startswith(UNITS_PREFIX) else ""
+
+
+def _read_sitk(path: Path, place: str) -> sitk.Image:
+    """Read by SimpleITK."""
+    try:
+        with muted():
+            return sitk.ReadImage(str(path))
+    except READ_ERRORS as error:
+        raise _unreadable(place, "an NRRD or MetaImage file", error) from error
+
+
+def _nifti_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
+    """LPS vectors ``(d, *S)`` of a NIfTI file laid out as ITK does: ``(i, j, k, 1, d)``."""
+    image = _open_nifti(path, place)
+    shape = tuple(image.shape)
+    d = shape[4] if len(shape) == 5 else 0
+    if d not in (2, 3) or shape[3] != 1 or (d == 2 and shape[2] != 1):
+        raise _no_field(place, f"shape {'x'.join(map(str, shape))}")
+    grid = shape[:d]
+    affine, _ = _nifti_affine(image.header, grid, place)
+    try:
+        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(*grid, d)
+    except READ_ERRORS as error:
+        raise _unreadable(place, "a whole NIfTI file", error) from error
+    return np.moveaxis(array, -1, 0), affine if d == 3 else _plane_affine(affine, place)
+
+
+def _itk_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
+    """LPS vectors ``(d, *S)`` of any file that ITK reads as a vector image."""
+    image = _read_sitk(path, place)
+    d = image.GetDimension()
+    if image.GetNumberOfComponentsPerPixel() != d:
+        raise _no_field(place, f"{image.GetNumberOfComponentsPerPixel()} components on {d} axes")
+    array = np.moveaxis(sitk.GetArrayFromImage(image), -1, 0)
+    return array.transpose(0, *range(d, 0, -1)), itk_affine(image)
+
+
+def _no_field(place: str, came: str) -> InputError:
+    """The refusal of an image that is no displacement field."""
+    return refusal(
+        place,
+        "a displacement field as ITK writes it (i, j, k, 1, 3 in NIfTI)",
+        came,
+        "write it with SimpleITK or ANTs",
+    )
+
+
+def _unreadable(place: str, expected: str, error: BaseException) -> InputError:
+    """The refusal of a file that its library cannot read."""
+    if isinstance(error, FileNotFoundError):
+        return refusal(place, expected, "no such file", "check the path")
+    came = f"one that cannot be read ({one_line(error) or type(error).__name__})"
+    return refusal(place, expected, came, "the file may be truncated or of another format")
+
+
+def _native(array: npt.NDArray[np.generic]) -> Array:
+    """Contiguous float32 in the machine's byte order."""
+    with np.errstate(all="ignore"):
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+__all__ = [
+    "ITK_SUFFIXES",
+    "NIFTI_SUFFIXES",
+    "UNITS_PREFIX",
+    "header_dims",
+    "itk_affine",
+    "read_itk",
+    "read_nifti",
+    "read_vectors",
+]

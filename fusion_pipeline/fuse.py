@@ -1,0 +1,140 @@
+"""The fuse stage: harmonized images in, one image and the weight of each modality out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor
+
+from fusion_pipeline.data import Image, recolour
+from fusion_pipeline.metrics.fusion import fusion_scores
+from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.kinds import kind_of
+
+_SHOWN = 0.06
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What the fuse stage hands on.
+
+    Attributes:
+        fused: in [0, 1], on the reference's grid; in colour where a source was in colour.
+        weights: ``(M, *S)`` in the order of the input; they sum to 1 over the modalities that see a
+            voxel, and are 0 outside a modality's field of view.
+        scores: ``weight_<key>`` (mean weight where the images show something) and the measures of
+            `metrics.fusion_scores` on the fullest slice (3D: along the last axis).
+    """
+
+    fused: Image
+    weights: Tensor
+    scores: Mapping[str, float]
+
+
+class Fuse:
+    """Fuse harmonized images window by window, so that memory stays bounded.
+
+    Args:
+        network: weighs and decodes.
+        device: where it computes.
+        window: longest side of a window in voxels (2D: four times as long).
+        overlap: share of a window that its neighbour covers as well.
+    """
+
+    def __init__(
+        self,
+        network: FusionNet,
+        *,
+        device: torch.device | str = "cpu",
+        window: int = 96,
+        overlap: float = 0.25,
+    ) -> None:
+        if window < 16:
+            raise ValueError(f"expected a window of at least 16 voxels, got {window}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"expected an overlap 0 <= overlap < 1, got {overlap}")
+        self._network = network.to(device).eval()
+        self._device = torch.device(device)
+        self._window, self._overlap = window, overlap
+
+    @torch.no_grad()
+    def __call__(self, harmonized: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Fusion:
+        """Fuse.
+
+        Args:
+            harmonized: the reference first; all on one grid, in [0, 1].
+            valid: per key, ``(1, *S)``: the field of view.
+
+        Raises:
+            ValueError: images of different shapes, or no field of view for one of them.
+        """
+        _check(harmonized, valid)
+        keys = list(harmonized)
+        images = torch.cat([harmonized[k].array for k in keys])
+        seen = torch.cat([(valid[k] > 0.5).float() for k in keys])
+        kinds = [kind_of(harmonized[k].modality) for k in keys]
+        fused, weights = self._windows(images * seen, seen, kinds)
+        reference = harmonized[keys[0]]
+        return Fusion(
+            fused=_finished(fused, [harmonized[k] for k in keys], reference),
+            weights=weights,
+            scores=_scores(fused, weights, dict(zip(keys, images * seen, strict=True))),
+        )
+
+    def _windows(self, images: Tensor, seen: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Blend the windows' results; a mean of weights that sum to 1 sums to 1."""
+        count, shape = len(kinds), images.shape[1:]
+
+        def predict(stacked: Tensor) -> Tensor:
+            part, inside = stacked[:, :count], stacked[:, count:]
+            if not bool(part.any()):  # air: nothing to weigh
+                share = inside / inside.sum(1, keepdim=True).clamp_min(1)
+                return torch.cat([torch.zeros_like(part[:, :1]), share], 1)
+            return torch.cat(list(self._network(part, kinds, inside)), 1)
+
+        longest = self._window * (4 if len(shape) == 2 else 1)
+        out = sliding_window_inference(
+            torch.cat([images, seen])[None],
+            roi_size=[min(n, longest) for n in shape],
+            sw_batch_size=1,
+            predictor=predict,
+            overlap=self._overlap,
+            mode="gaussian",
+            sw_device=self._device,
+            device="cpu",
+        )
+        return out[0, :1] * seen.amax(0, keepdim=True), out[0, 1:] * seen
+
+
+def _finished(fused: Tensor, sources: list[Image], reference: Image) -> Image:
+    """The fused image, with the hue of the first source in colour."""
+    colours = [source.colour for source in sources if source.colour is not None]
+    colour = recolour(255 * fused, colours[0]) if colours else None
+    return Image(fused.clamp(0, 1), reference.affine, key="fused", colour=colour)
+
+
+def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean weights, and the measures of fusion on the slice that shows most."""
+    shown = torch.stack(list(sources.values())).amax(0) > _SHOWN
+    area = shown.sum().clamp_min(1)
+    means = {
+        f"weight_{key}": float((weight * shown).sum() / area)
+        for key, weight in zip(sources, weights, strict=True)
+    }
+    if fused.ndim == 3:
+        return {**means, **fusion_scores(fused[0], sources)}
+    at = int(shown.sum((0, 1)).argmax())
+    planes = {key: source[..., at] for key, source in sources.items()}
+    return {**means, **fusion_scores(fused[0, ..., at], planes)}
+
+
+def _check(harmonized: Mapping[str, Image], valid: Mapping[str, Tensor]) -> None:
+    """Refuse what does not lie on one grid."""
+    shapes = {key: image.shape for key, image in harmonized.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"expected harmonized images of one shape, got {shapes}")
+    for key, shape in shapes.items():
+        if key not in valid or tuple(valid[key].shape) != (1, *shape):
+            came = tuple(valid[key].shape) if key in valid else "nothing"
+            raise ValueError(f"expected valid[{key!r}] of shape {(1, *shape)}, got {came}")

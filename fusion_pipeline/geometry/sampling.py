@@ -1,0 +1,145 @@
+"""Read an image at any points: the one place where ``grid_sample`` is called."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Mode = Literal["bilinear", "nearest"]
+
+
+def identity_points(
+    shape: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The voxel coordinates of a lattice, ``p[i, j, k] = (i, j, k)``.
+
+    Args:
+        shape: spatial shape, 2 or 3 numbers.
+        device: where the points lie.
+        dtype: float32 unless asked otherwise; lower precision would move voxels.
+
+    Returns:
+        ``(*shape, d)``.
+
+    >>> identity_points((1, 3))[0].tolist()
+    [[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]]
+    """
+    axes = [torch.arange(n, device=device, dtype=dtype) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def inside(points: Tensor, shape: Sequence[int]) -> Tensor:
+    """Which points lie in an image, half a voxel around its outermost centres included.
+
+    Args:
+        points: ``(..., d)`` voxel coordinates.
+        shape: spatial shape of the image.
+
+    Returns:
+        Boolean, ``(...)``.
+
+    >>> inside(torch.tensor([[-0.5, 0.0], [-0.6, 0.0]]), (4, 4)).tolist()
+    [True, False]
+    """
+    size = torch.as_tensor(list(shape), device=points.device, dtype=points.dtype)
+    return ((points >= -0.5) & (points <= size - 0.5)).all(-1)
+
+
+def sample(
+    image: Tensor,
+    points: Tensor,
+    *,
+    mode: Mode = "bilinear",
+    fill: float | None = None,
+) -> Tensor:
+    """Read ``image`` at ``points``: ``out(x) = image(points(x))``.
+
+    Convention:
+        - unit: voxels of ``image``; component ``c`` of a point runs along tensor axis ``2 + c``
+        - sampling: ``align_corners=True``; voxel centres at integer coordinates
+        - outside: ``fill``; None continues the border, as fields need it
+
+    Args:
+        image: ``(B, C, *S)``, d = 2 or 3 spatial axes.
+        points: ``(B, *T, d)``, a lattice or a list of points; computed in float32 whatever the
+            image's type, since a half-precision coordinate is wrong by up to half a voxel.
+        mode: linear in d dimensions, or nearest (for labels).
+        fill: value outside the image.
+
+    Returns:
+        ``(B, C, *T)``, of the image's type.
+    """
+    shape = image.shape[2:]
+    d = len(shape)
+    # grid_sample wants as many point axes as spatial axes: a list of points becomes one long axis
+    coordinates = points.float().reshape(points.shape[0], -1, *[1] * (d - 1), d)
+    size = torch.as_tensor(list(shape), device=points.device, dtype=torch.float32)
+    # A single voxel along an axis has no extent to normalize by: any value reads that voxel.
+    unit = 2.0 * coordinates / (size - 1.0).clamp_min(1.0) - 1.0
+    out = F.grid_sample(
+        image.float(), unit.flip(-1), mode=mode, padding_mode="border", align_corners=True
+    )
+    if fill is not None:
+        out = torch.where(inside(coordinates, shape).unsqueeze(1), out, fill)
+    return out.reshape(*out.shape[:2], *points.shape[1:-1]).to(image.dtype)
+
+
+def resample(
+    image: Tensor,
+    image_from_target: Tensor,
+    shape: Sequence[int],
+    *,
+    mode: Mode = "bilinear",
+    fill: float | None = 0.0,
+) -> Tensor:
+    """Read an image on another lattice by an affine: ``out(x) = image(image_from_target @ x)``.
+
+    Args:
+        image: ``(B, C, *S)``.
+        image_from_target: ``(d + 1, d + 1)`` or ``(B, d + 1, d + 1)``, voxels of the target lattice to
+            voxels of the image.
+        shape: spatial shape of the target lattice.
+        mode: see `sample`.
+        fill: value outside the image.
+
+    Returns:
+        ``(B, C, *shape)``.
+    """
+    matrix = image_from_target.to(device=image.device)
+    matrix = matrix.expand(image.shape[0], *matrix.shape[-2:])
+    d = len(shape)
+    # float64 until the coordinates are made: a large origin would eat float32's digits
+    grid = identity_points(shape, device=image.device).reshape(-1, d).to(matrix.dtype)
+    points = grid @ matrix[:, :d, :d].transpose(1, 2) + matrix[:, None, :d, d]
+    return sample(image, points.reshape(image.shape[0], *shape, d), mode=mode, fill=fill)
+
+
+def resize(image: Tensor, shape: Sequence[int], *, mode: Mode = "bilinear") -> Tensor:
+    """Bring an image or field to another shape, corner voxels kept on corner voxels.
+
+    Args:
+        image: ``(B, C, *S)``.
+        shape: the new spatial shape.
+        mode: linear or nearest.
+
+    Returns:
+        ``(B, C, *shape)``; the values are not scaled (for displacements see `resize_ddf`).
+    """
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    if mode == "nearest":
+        size = image.new_tensor(list(shape)).float()
+        scale = (torch.as_tensor(image.shape[2:], device=image.device) - 1) / (size - 1).clamp_min(1)
+        points = identity_points(shape, device=image.device) * scale
+        return sample(image, points.expand(image.shape[0], *points.shape), mode="nearest")
+    return F.interpolate(
+        image,
+        size=tuple(shape),
+        mode="bilinear" if len(shape) == 2 else "trilinear",
+        align_corners=True,
+    )

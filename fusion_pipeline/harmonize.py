@@ -1,0 +1,162 @@
+"""The harmonize stage: original intensities in, a common scale of 0 to 1 out, edges in place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion_pipeline.data import Image, recolour
+from fusion_pipeline.losses.harmonization import edges_lost, information_lost
+from fusion_pipeline.networks.harmonization import HIGHEST, LOWEST, HarmonizationNet, apply_curves
+from fusion_pipeline.networks.kinds import kind_of
+from fusion_pipeline.transforms import BodyMask, NormalizeModality
+
+_SLAB_VOXELS = 2_000_000
+_SCORE_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Harmonization:
+    """What the harmonize stage hands on.
+
+    Attributes:
+        images: per key, harmonized, in [0, 1], on the reference's native grid; 0 outside the field
+            of view. A colour picture keeps its hue.
+        scores: per key: ``edges_kept`` and ``information_kept`` (cosine of the gradients and
+            correlation with the own input, in the body), ``spread`` (standard deviation in the
+            body), and for the moving images ``agreement_before`` and ``agreement_after``
+            (correlation with the reference where both see, z-scored and harmonized).
+    """
+
+    images: Mapping[str, Image]
+    scores: Mapping[str, Mapping[str, float]]
+
+
+class Harmonize:
+    """Bring images of one grid to one scale by learned tone curves.
+
+    The curves are predicted on a small copy and applied at native resolution, slab by slab, so that
+    memory stays bounded whatever the grid.
+
+    Args:
+        network: predicts the curves.
+        device: where it computes.
+    """
+
+    def __init__(self, network: HarmonizationNet, *, device: torch.device | str = "cpu") -> None:
+        self._network = network.to(device).eval()
+        self._device = torch.device(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Harmonization:
+        """Harmonize.
+
+        Args:
+            images: the reference first, then the registered images, all in original units on the
+                reference's native grid.
+            valid: per key, ``(1, *S)``: the field of view.
+
+        Raises:
+            ValueError: images of different shapes, or no field of view for one of them.
+        """
+        _check(images, valid)
+        harmonized: dict[str, Image] = {}
+        small: dict[str, _Small] = {}
+        for key, image in images.items():
+            seen = valid[key] > 0.5
+            body = BodyMask(image.modality)(image.array, image.spacing.tolist()) & seen
+            body = body if body.any() else seen
+            normalized = NormalizeModality(image.modality)(image.array, body)
+            array = self._mapped(normalized, image, seen)
+            harmonized[key] = _finished(image, array)
+            small[key] = _Small.of(normalized, array, seen, body)
+        reference = next(iter(images))
+        return Harmonization(
+            images=harmonized,
+            scores={
+                key: _scores(one, None if key == reference else small[reference])
+                for key, one in small.items()
+            },
+        )
+
+    def _mapped(self, normalized: Tensor, image: Image, seen: Tensor) -> Tensor:
+        """The harmonized array ``(1, *S)``."""
+        kind = kind_of(image.modality)
+        curves = self._network.curves(
+            normalized[None].to(self._device), kind, seen[None].float().to(self._device)
+        )
+        out = torch.empty_like(normalized)
+        length = normalized.shape[1]
+        thickness = max(1, _SLAB_VOXELS * length // max(1, normalized.numel()))
+        for first in range(0, length, thickness):
+            slab = normalized[None, :, first : first + thickness].to(self._device)
+            part = apply_curves(slab, curves, first=first, length=length)
+            out[:, first : first + thickness] = part[0].cpu()
+        return out * seen
+
+
+@dataclass(frozen=True)
+class _Small:
+    """Small copies, ``(1, 1, *S)`` each, to measure on."""
+
+    normalized: Tensor
+    harmonized: Tensor
+    valid: Tensor
+    body: Tensor
+
+    @classmethod
+    def of(cls, normalized: Tensor, harmonized: Tensor, valid: Tensor, body: Tensor) -> "_Small":
+        """Block means; what is partly outside is outside."""
+        factors = tuple(max(1, -(-n // _SCORE_SIZE)) for n in normalized.shape[1:])
+        pool = F.avg_pool3d if normalized.ndim == 4 else F.avg_pool2d
+
+        def shrunk(array: Tensor) -> Tensor:
+            return pool(array[None].float(), factors, ceil_mode=False)
+
+        inside, held = shrunk(valid) > 0.99, shrunk(body) > 0.5
+        return cls(shrunk(normalized), shrunk(harmonized), inside.float(), (inside & held).float())
+
+
+def _scores(own: _Small, reference: _Small | None) -> dict[str, float]:
+    """How much of itself an image kept, and how it agrees with the reference."""
+    inside = own.harmonized[own.body > 0]
+    scores = {
+        "edges_kept": 1 - float(edges_lost(own.harmonized, own.normalized, own.body)),
+        "information_kept": 1 - float(information_lost(own.harmonized, own.normalized, own.body)),
+        "spread": float(inside.std(correction=0)) if inside.numel() else 0.0,
+    }
+    if reference is not None:
+        both = own.valid * reference.valid
+        before = information_lost(own.normalized, reference.normalized, both)
+        after = information_lost(own.harmonized, reference.harmonized, both)
+        scores["agreement_before"] = 1 - float(before)
+        scores["agreement_after"] = 1 - float(after)
+    return scores
+
+
+def straight_line(normalized: Tensor) -> Tensor:
+    """The mapping without a network: [−4, 4] to [0, 1].
+
+    >>> straight_line(torch.tensor([-4.0, 0.0, 4.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return ((normalized - LOWEST) / (HIGHEST - LOWEST)).clamp(0, 1)
+
+
+def _finished(image: Image, array: Tensor) -> Image:
+    """The harmonized image; a colour picture with its own hue."""
+    colour = None if image.colour is None else recolour(255 * array, image.colour)
+    return image.with_array(array, units="a.u.", colour=colour)
+
+
+def _check(images: Mapping[str, Image], valid: Mapping[str, Tensor]) -> None:
+    """Refuse what does not lie on one grid."""
+    shapes = {key: image.shape for key, image in images.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"expected images of one shape, the reference's, got {shapes}")
+    for key, shape in shapes.items():
+        if key not in valid or tuple(valid[key].shape) != (1, *shape):
+            came = tuple(valid[key].shape) if key in valid else "nothing"
+            raise ValueError(f"expected valid[{key!r}] of shape {(1, *shape)}, got {came}")

@@ -1,0 +1,142 @@
+"""Self-similarity descriptors that look alike in every modality."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion_pipeline.losses.box import box_sum
+
+_TINY = 1e-12
+
+
+def mind_ssc(
+    image: Tensor, *, radius: int = 1, dilation: int = 2, mask: Tensor | None = None
+) -> Tensor:
+    """Describe each voxel by how alike the patches around it are: ``exp(−(D − min D) / V)``.
+
+    ``D_c`` is the mean squared difference of the two patches of pair ``c``, ``V`` the mean of all
+    ``D_c`` of a voxel, kept within 1/1000 and 1000 times its mean over the image. A pair is two of
+    the neighbours at ``±dilation`` along the axes that are ``√2 · dilation`` apart.
+
+    Convention:
+        - unit: voxels; the image goes on beyond its border with its last value
+        - channels: for axes ``a < b`` the pairs (+a, +b), (−b, −a), (−a, +b), (−b, +a)
+        - ``image`` and ``s · image + t``, s ≠ 0, have the same descriptor; 1 is the most alike pair
+
+    Args:
+        image: ``(B, 1, *S)``.
+        radius: patches have ``2 · radius + 1`` voxels along each axis.
+        dilation: distance of the neighbours from the voxel.
+        mask: ``(B, 1, *S)`` 0/1; voxels outside enter no patch, and the descriptor there is 0.
+
+    Returns:
+        ``(B, 12, *S)`` in 3D, ``(B, 4, *S)`` in 2D, float32 in [0, 1].
+
+    References:
+        Heinrich et al., "Towards realtime multimodal fusion for image-guided interventions using
+        self-similarities", MICCAI 2013.
+    """
+    inside = None if mask is None else (mask > 0.5).float()
+    distance = _patch_distances(image.float(), inside, radius, dilation)
+    axes = tuple(range(1, image.ndim))
+    variance = distance.mean(1, keepdim=True)
+    if inside is None:
+        typical = variance.detach().mean(axes, keepdim=True)
+    else:
+        total = (variance.detach() * inside).sum(axes, keepdim=True)
+        typical = total / inside.sum(axes, keepdim=True).clamp_min(1.0)
+    typical = typical.clamp_min(_TINY)
+    variance = torch.minimum(torch.maximum(variance, typical * 1e-3), typical * 1e3)
+    descriptor = torch.exp((distance.amin(1, keepdim=True) - distance) / variance)
+    return descriptor if inside is None else descriptor * inside
+
+
+def _patch_distances(image: Tensor, inside: Tensor | None, radius: int, dilation: int) -> Tensor:
+    """Mean squared difference of the two patches of each pair, ``(B, pairs, *S)``."""
+    shape = image.shape[2:]
+    padded = _pad(image, radius + dilation)
+    padded_inside = None if inside is None else _pad(inside, radius + dilation)
+    distances, supports = [], []
+    for offset, bases in _offsets(len(shape), dilation):
+        near, far = _views(padded, offset, bases, dilation)
+        squares = (near - far) ** 2
+        if padded_inside is None:
+            distances += _at(_box_mean(squares, radius), bases, shape)
+            continue
+        near, far = _views(padded_inside, offset, bases, dilation)
+        support = _box_mean(near * far, radius)
+        total = _box_mean(squares * near * far, radius)
+        distances += _at(total / support.clamp_min(_TINY), bases, shape)
+        supports += _at(support, bases, shape)
+    distance = torch.cat(distances, dim=1)
+    return _without_gaps(distance, torch.cat(supports, dim=1)) if supports else distance
+
+
+def _without_gaps(distance: Tensor, support: Tensor) -> Tensor:
+    """Pairs without a single voxel inside the mask get the mean of the voxel's other pairs."""
+    known = (support > _TINY).to(distance.dtype)
+    mean = (distance * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1.0)
+    return torch.where(known > 0, distance, mean)
+
+
+def _offsets(dims: int, dilation: int) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Vectors from one patch of a pair to the other, and where the first patches of both pairs lie.
+
+    Each vector serves two pairs, so that it is subtracted, squared and averaged once.
+    """
+    for a, b in combinations(range(dims), 2):
+        for sign in (1, -1):
+            offset, first, second = [0] * dims, [0] * dims, [0] * dims
+            offset[a], offset[b] = -sign * dilation, dilation
+            first[a], second[b] = sign * dilation, -dilation
+            yield offset, [first, second]
+
+
+def _views(
+    padded: Tensor, offset: Sequence[int], bases: Sequence[Sequence[int]], dilation: int
+) -> tuple[Tensor, Tensor]:
+    """The padded image around all first patches, and the same moved by the offset."""
+    lowest, highest = _reach(bases)
+    near = [dilation + low for low in lowest]
+    sizes = [
+        n - 2 * dilation + high - low
+        for n, low, high in zip(padded.shape[2:], lowest, highest, strict=True)
+    ]
+    far = [start + step for start, step in zip(near, offset, strict=True)]
+    return _window(padded, near, sizes), _window(padded, far, sizes)
+
+
+def _at(values: Tensor, bases: Sequence[Sequence[int]], shape: Sequence[int]) -> list[Tensor]:
+    """Values at each base for each voxel; ``values`` begins at the smallest base."""
+    lowest = _reach(bases)[0]
+    return [
+        _window(values, [p - low for p, low in zip(base, lowest, strict=True)], shape)
+        for base in bases
+    ]
+
+
+def _reach(bases: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Smallest and largest base along each axis."""
+    columns = list(zip(*bases, strict=True))
+    return [min(column) for column in columns], [max(column) for column in columns]
+
+
+def _window(values: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """A view of a block of voxels."""
+    for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        values = values.narrow(2 + axis, start, size)
+    return values
+
+
+def _box_mean(values: Tensor, radius: int) -> Tensor:
+    """Mean over ``2 · radius + 1`` voxels along each axis, the result smaller by the border."""
+    width = 2 * radius + 1
+    return box_sum(values, width) / width ** (values.ndim - 2)
+
+
+def _pad(image: Tensor, width: int) -> Tensor:
+    """Continue the border values."""
+    return F.pad(image, [width] * (2 * (image.ndim - 2)), mode="replicate")

@@ -1,0 +1,179 @@
+"""How well images were registered: distances in mm, label overlap, and how sane a field is."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from fusion_pipeline.geometry import compose, identity_points, inside, jacobian_determinant
+
+_LEAST_JACOBIAN = 1e-6
+
+
+def target_registration_error(
+    points_true: npt.ArrayLike, points_found: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Distance of each point from where it belongs.
+
+    Args:
+        points_true: ``(n, d)`` world mm, where the points are.
+        points_found: ``(n, d)`` world mm, where the registration puts them.
+
+    Returns:
+        ``(n,)`` mm.
+
+    >>> target_registration_error([[0.0, 0.0], [1.0, 1.0]], [[3.0, 4.0], [1.0, 1.0]]).tolist()
+    [5.0, 0.0]
+    """
+    true, found = np.asarray(points_true, np.float64), np.asarray(points_found, np.float64)
+    if true.shape != found.shape or true.ndim != 2:
+        raise ValueError(f"expected two lists of points (n, d), got {true.shape}, {found.shape}")
+    return np.asarray(np.linalg.norm(true - found, axis=1))
+
+
+def dice(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Overlap of two regions, ``2 |A ∩ B| / (|A| + |B|)``.
+
+    Args:
+        a: ``(*S)`` region, nonzero inside.
+        b: ``(*S)`` the same on the same grid.
+
+    Returns:
+        Overlap in [0, 1]; NaN if both regions are empty.
+
+    >>> dice([0, 1, 1, 0], [0, 1, 0, 0])
+    0.6666666666666666
+    """
+    first, second = _same_grid(a, b)
+    inside_a, inside_b = first != 0, second != 0
+    size = int(inside_a.sum()) + int(inside_b.sum())
+    return 2.0 * int((inside_a & inside_b).sum()) / size if size else float("nan")
+
+
+def dice_per_label(
+    a: npt.ArrayLike, b: npt.ArrayLike, labels: Sequence[int] | None = None
+) -> dict[int, float]:
+    """`dice` of each label.
+
+    Args:
+        a: ``(*S)`` labels.
+        b: ``(*S)`` labels on the same grid.
+        labels: which to judge; None takes all that occur in either, without 0.
+
+    Returns:
+        Label → overlap; NaN where neither image has the label.
+
+    >>> dice_per_label([0, 1, 1, 2], [0, 1, 2, 2])
+    {1: 0.6666666666666666, 2: 0.6666666666666666}
+    """
+    first, second = _same_grid(a, b)
+    if labels is None:
+        labels = [int(label) for label in np.union1d(first, second) if label != 0]
+    return {int(label): dice(first == label, second == label) for label in labels}
+
+
+def hd95(a: npt.ArrayLike, b: npt.ArrayLike, spacing: Sequence[float]) -> float:
+    """95 % of either surface lies closer to the other than this.
+
+    Convention:
+        - unit: mm, with another voxel size along each axis
+        - surface: voxels of the region with a neighbour (across a face) outside of it; the region
+          ends at the lattice
+        - symmetric: the larger of the two directed 95th percentiles, as in MONAI
+
+    Args:
+        a: ``(*S)`` region, nonzero inside.
+        b: ``(*S)`` the same on the same grid.
+        spacing: mm along each axis.
+
+    Returns:
+        mm; NaN if either region is empty.
+    """
+    first, second = _same_grid(a, b)
+    first, second = first != 0, second != 0
+    if len(spacing) != first.ndim:
+        raise ValueError(f"expected {first.ndim} spacings for {first.shape}, got {list(spacing)}")
+    if not (first.any() and second.any()):
+        return float("nan")
+    box = ndimage.find_objects((first | second).astype(np.uint8))[0]
+    surfaces = [_surface(region[box]) for region in (first, second)]
+    directed = []
+    for here, other in (surfaces, surfaces[::-1]):
+        distance = ndimage.distance_transform_edt(~other, sampling=tuple(spacing))
+        directed.append(float(np.percentile(distance[here], 95)))
+    return max(directed)
+
+
+def folded_fraction(ddf: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of voxels where the field folds, ``det(I + ∂ddf/∂x) ≤ 0``.
+
+    Args:
+        ddf: ``(B, d, *S)`` voxels.
+        mask: ``(B, 1, *S)`` 0/1, which voxels to judge.
+
+    Returns:
+        ``(B,)`` in [0, 1]; NaN under an empty mask.
+    """
+    folded = jacobian_determinant(ddf) <= 0
+    chosen = torch.ones_like(folded) if mask is None else mask[:, 0] > 0.5
+    return (folded & chosen).flatten(1).sum(1) / chosen.flatten(1).sum(1)
+
+
+def log_jacobian_std(ddf: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Spread of the logarithm of the local volume change; 0 for every affine field.
+
+    Args:
+        ddf: ``(B, d, *S)`` voxels. Folds count as a volume of 1e-6.
+        mask: ``(B, 1, *S)`` 0/1, which voxels to judge.
+
+    Returns:
+        ``(B,)``; NaN under an empty mask.
+
+    References:
+        Leow et al., "Statistical properties of Jacobian maps and the realization of unbiased
+        large-deformation nonlinear image registration", IEEE TMI 2007.
+    """
+    logarithm = jacobian_determinant(ddf).clamp_min(_LEAST_JACOBIAN).log()
+    chosen = torch.ones_like(logarithm) if mask is None else (mask[:, 0] > 0.5).to(logarithm.dtype)
+    axes = tuple(range(1, logarithm.ndim))
+    count = chosen.sum(axes, keepdim=True)
+    mean = (logarithm * chosen).sum(axes, keepdim=True) / count
+    variance = ((logarithm - mean) ** 2 * chosen).sum(axes) / count.flatten()
+    return variance.sqrt()
+
+
+def inverse_consistency(forward: Tensor, backward: Tensor, spacing: Sequence[float]) -> Tensor:
+    """Mean distance from where a voxel starts to where it ends, there and back again.
+
+    Args:
+        forward: ``(B, d, *S)`` voxels, from the first grid into the second.
+        backward: ``(B, d, *S)`` voxels, from the second grid, of the same lattice, into the first.
+        spacing: mm along each axis.
+
+    Returns:
+        ``(B,)`` mm, over the voxels that ``forward`` keeps inside the lattice; NaN if none stays.
+    """
+    shape = forward.shape[2:]
+    there = identity_points(shape, device=forward.device) + forward.float().movedim(1, -1)
+    kept = inside(there, shape)
+    scale = forward.new_tensor(list(spacing)).reshape(1, -1, *[1] * len(shape))
+    distance = (compose(forward, backward) * scale).norm(dim=1)
+    return (distance * kept).flatten(1).sum(1) / kept.flatten(1).sum(1)
+
+
+def _same_grid(
+    a: npt.ArrayLike, b: npt.ArrayLike
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """Two arrays of one shape."""
+    first, second = np.asarray(a), np.asarray(b)
+    if first.shape != second.shape:
+        raise ValueError(f"expected regions on one grid, got {first.shape} and {second.shape}")
+    return first, second
+
+
+def _surface(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Voxels of the region that touch its outside."""
+    return np.asarray(region & ~ndimage.binary_erosion(region))

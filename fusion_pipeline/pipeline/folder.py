@@ -1,0 +1,98 @@
+"""The folder that a run leaves: written aside, and moved to its place when it is whole."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from fusion_pipeline.data import write_displacement, write_image, write_weights
+from fusion_pipeline.evaluation import evaluate
+from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
+from fusion_pipeline.report import write_report
+from fusion_pipeline.result import CaseResult
+
+REPORT = "report.json"
+_OURS = re.compile(
+    r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
+)
+
+
+@contextmanager
+def deliver(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target`` to write into; its files move to ``target`` at the end.
+
+    Nothing appears, and nothing of an earlier run is touched, when the body fails. An earlier run's
+    files are replaced one by one, the report last: it always speaks of its neighbours.
+    """
+    root = target.parent
+    fresh = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    aside = root / f".{target.name}.{os.getpid()}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        if target.exists():
+            _replace(aside, target)
+        else:
+            aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if fresh and not any(root.iterdir()):
+            root.rmdir()
+
+
+def _replace(aside: Path, target: Path) -> None:
+    """Move the files over those of an earlier run, and drop what that run alone had."""
+    (target / REPORT).unlink(missing_ok=True)
+    new = {file.name for file in aside.iterdir()}
+    for old in target.iterdir():
+        if old.name not in new and _OURS.fullmatch(old.name):
+            old.unlink()
+    for name in sorted(new - {REPORT}):
+        (aside / name).replace(target / name)
+    if REPORT in new:
+        (aside / REPORT).replace(target / REPORT)
+
+
+def write_files(result: CaseResult, folder: Path, *, input_digest: str) -> None:
+    """All files of a case: images, fields, weights and the report.
+
+    Args:
+        result: what the pipeline found.
+        folder: an existing folder.
+        input_digest: kept in ``report.json`` under ``input``, for `--resume`. What the truth says,
+            where the case brings one, is kept there under ``evaluation``.
+    """
+    clock = Clock(result.timings)
+    with clock.stage("write"):
+        _write_images(result, folder)
+    result = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
+    write_report(result, folder)
+    path = folder / REPORT
+    report = json.loads(path.read_text(encoding="utf-8")) | {"input": input_digest}
+    scores = {key: found for key, found in evaluate(result).items() if found}
+    if scores:
+        report["evaluation"] = scores
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_images(result: CaseResult, folder: Path) -> None:
+    """Everything but the report."""
+    fixed = result.case.fixed
+    suffix = ".png" if fixed.path.lower().endswith(".png") else ".nii.gz"
+    for key, image in result.registered.items():
+        write_image(image, folder / f"{key}_registered{suffix}")
+        write_displacement(
+            result.registrations[key].displacement_mm(fixed),
+            fixed.affine,
+            folder / f"{key}_displacement.nii.gz",
+        )
+    for key, image in result.harmonization.images.items():
+        write_image(image, folder / f"{key}_harmonized{suffix}", unit_range=True)
+    write_image(result.fusion.fused, folder / f"fused{suffix}", unit_range=True)
+    write_weights(result.fusion.weights, fixed.affine, folder / "weights.nii.gz")

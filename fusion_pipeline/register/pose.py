@@ -1,0 +1,296 @@
+"""The rigid and affine stage: mutual information at points, from many starts, drift held back.
+
+Plain mutual information over a shrinking overlap runs away on partial fields of view. Four things
+stop it here: points come from the image that shows less tissue, so that the overlap cannot shrink by
+sliding it off; the information is corrected for the number of points that carry it; lost overlap
+costs; and pairs of one image's air with the other's tissue count little, since such air may be padding.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import sample
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.register.views import View, make_view
+
+_BINS = 24
+_SMOOTHED_BINS = 0.6 * _BINS  # bins that are independent after the histogram is smoothed
+_MARGIN_MM = 10.0  # points lie in the tissue and so far around it
+_AIR_ON_TISSUE = 0.1
+_MM_PER_RADIAN = 50.0  # makes a step of the optimiser alike for angles and shifts
+_STRAIN_PENALTY = 1.0
+
+
+@dataclass(frozen=True)
+class Pose:
+    """What the search found.
+
+    Attributes:
+        rigid: ``(d + 1, d + 1)`` moving_from_fixed, world to world, without stretch.
+        matrix: the same with stretch and shear, where they were asked for; else ``rigid``.
+        start: score of the headers.
+        rigid_score: score of ``rigid``.
+        score: score of ``matrix``.
+    """
+
+    rigid: Matrix
+    matrix: Matrix
+    start: float
+    rigid_score: float
+    score: float
+
+
+class PointScore:
+    """How much the values at points of one view tell about the values of another, batched over poses.
+
+    Args:
+        source: view that the points are drawn from.
+        target: view that is read at the mapped points.
+        count: number of points.
+        seed: of the points.
+    """
+
+    def __init__(self, source: View, target: View, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        d = source.values.ndim - 2
+        spacing = float(np.linalg.norm(source.affine[:d, 0]))
+        reach = max(1, round(_MARGIN_MM / spacing))
+        pool = F.max_pool3d if d == 3 else F.max_pool2d
+        near = pool(source.tissue, 2 * reach + 1, 1, reach) * (source.known > 0.5)
+        where = (near[0, 0] > 0.5).nonzero()
+        if len(where) == 0:
+            where = torch.ones_like(near[0, 0]).nonzero()
+        chosen = where[torch.randperm(len(where), generator=generator)[:count]].float()
+        # off the lattice: grid points that meet grid points make false peaks
+        chosen = chosen + torch.rand(chosen.shape, generator=generator) - 0.5
+        self.source_doubt, self.target_doubt = float(source.dark_is_doubtful), float(target.dark_is_doubtful)
+        self.values = sample(source.values, chosen[None], fill=None)[0, 0].clamp(0, 1)
+        self.weight = sample(source.known, chosen[None], fill=0.0)[0, 0]
+        self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]
+        self.centre = source.centre()
+        self.points = source.world(chosen) - self.centre
+        self.target = torch.cat([target.values, target.known, target.tissue], 1)
+        self.voxel_from_world = torch.from_numpy(np.linalg.inv(target.affine))
+        self.target_centre = target.centre()
+
+    def __call__(self, matrices: Tensor) -> Tensor:
+        """Score poses; higher is better, about 0 for unrelated images.
+
+        Args:
+            matrices: ``(P, d, d + 1)``, ``y = M[:, :d] (x − c) + c + M[:, d]`` in mm, c the centre.
+
+        Returns:
+            ``(P,)`` nats.
+        """
+        d = self.points.shape[1]
+        world = torch.einsum("pab,nb->pna", matrices[:, :, :d], self.points)
+        world = world + (matrices[:, :, d] + self.centre)[:, None]
+        inverse = self.voxel_from_world
+        voxels = world @ inverse[:d, :d].T.float() + inverse[:d, d].float()
+        poses, count = voxels.shape[:2]
+        read = sample(self.target, voxels.reshape(1, poses * count, d), fill=None)
+        value, known, tissue = read.reshape(3, poses, count)
+        size = torch.tensor(self.target.shape[2:])
+        # fades over half a voxel, so that the score has a slope where points leave the image
+        within = ((voxels + 0.5).clamp(0, 1) * (size - 0.5 - voxels).clamp(0, 1)).prod(-1)
+        weight = self.weight * known * within
+        doubtful = (1 - self.tissue) * tissue * self.source_doubt
+        doubtful = doubtful + self.tissue * (1 - tissue) * self.target_doubt
+        weight = weight * (1 - (1 - _AIR_ON_TISSUE) * doubtful)
+        information = self._information(value.clamp(0, 1), weight)
+        bias = 0.5 * _SMOOTHED_BINS**2 / weight.sum(1).clamp_min(1.0)
+        overlap = (weight * self.tissue).sum(1) / (self.weight * self.tissue).sum().clamp_min(1e-6)
+        return (information - bias).clamp_min(0.0) * overlap.clamp(1e-3, 1.0)
+
+    def _information(self, value: Tensor, weight: Tensor) -> Tensor:
+        """Mutual information in nats, ``(P,)``, from linear shares in a smoothed joint histogram."""
+        a, low_a = _shares(self.values[None])
+        b, low_b = _shares(value)
+        joint = value.new_zeros(len(value), _BINS * _BINS)
+        for i in (0, 1):
+            for j in (0, 1):
+                share = weight * (a if i else 1 - a) * (b if j else 1 - b)
+                joint = joint.scatter_add(1, (low_a + i) * _BINS + low_b + j, share)
+        kernel = joint.new_tensor([0.25, 0.5, 0.25])
+        kernel = (kernel[:, None] * kernel[None])[None, None]
+        joint = F.conv2d(joint.reshape(-1, 1, _BINS, _BINS), kernel, padding=1)[:, 0]
+        joint = joint / joint.sum((1, 2), keepdim=True).clamp_min(1e-6)
+        return _entropy(joint.sum(1)) + _entropy(joint.sum(2)) - _entropy(joint.flatten(1))
+
+
+def _shares(value: Tensor) -> tuple[Tensor, Tensor]:
+    """How far between two bins a value lies, and the lower one."""
+    place = value * (_BINS - 1)
+    low = place.detach().floor().clamp(0, _BINS - 2)
+    return place - low, low.long()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * (p + 1e-8).log()).sum(1)
+
+
+def find_pose(
+    fixed: Image,
+    moving: Image,
+    known: tuple[Tensor, Tensor],
+    *,
+    affine: bool,
+    starts: int = 600,
+    spacing: float = 5.0,
+) -> Pose:
+    """Search the rigid (then affine) map between two images from many starts.
+
+    Hundreds of poses up to 35° and 45 mm around the headers, and around the centres of mass laid on
+    each other, are scored on coarse views; the best few climb; the best of those climb on finer
+    views. The headers' own pose is always among those that climb.
+
+    Args:
+        fixed: the reference.
+        moving: the image to be placed.
+        known: `views.known_region` of both.
+        affine: whether the result may stretch and shear.
+        starts: poses scored at first.
+        spacing: voxel size of the coarse views in mm.
+
+    Returns:
+        The pose; it is the caller's to decide whether it is better enough than the start.
+    """
+    coarse, middle, fine = (
+        [make_view(image, k, spacing=s, blur_mm=b) for image, k in zip((fixed, moving), known, strict=True)]
+        for s, b in ((spacing, 0.8 * spacing), (0.6 * spacing, 0.4 * spacing), (0.4 * spacing, 0.25 * spacing))
+    )
+    backward = coarse[1].tissue_extent < coarse[0].tissue_extent
+    if backward:
+        coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
+    score = PointScore(coarse[0], coarse[1], 6000, seed=0)
+    with torch.no_grad():
+        poses = _start_poses(score, starts)
+        values = torch.cat([score(_matrices(part)) for part in poses.split(100)])
+    poses = poses[_distinct(poses, values, 9)]
+    poses, values = _climb(score, poses, steps=40, rate=2.0)
+    poses = poses[values.argsort(descending=True)[:3]]
+    for views, count, steps, rate in ((middle, 12000, 30, 0.7), (fine, 20000, 20, 0.25)):
+        finer = PointScore(views[0], views[1], count, seed=1)
+        poses = _recentred(poses, score.centre, finer.centre)
+        score = finer
+        poses, values = _climb(score, poses, steps=steps, rate=rate)
+        poses = poses[values.argsort(descending=True)[:1]]
+    rigid, rigid_score = poses, float(values.max())
+    best, best_score = rigid, rigid_score
+    if affine:
+        best, values = _climb(score, rigid, steps=40, rate=0.3, strain=True)
+        best_score = float(values.max())
+    with torch.no_grad():
+        start = float(score(_matrices(torch.zeros_like(rigid)))[0])
+    matrices = [_world_matrix(pose, score.centre) for pose in (rigid, best)]
+    if backward:
+        matrices = [np.linalg.inv(m) for m in matrices]
+    return Pose(matrices[0], matrices[1], start, rigid_score, best_score)
+
+
+def pose_parameters(d: int) -> tuple[int, int]:
+    """How many numbers turn and strain: 1 and 3 in 2D, 3 and 6 in 3D; d more shift."""
+    return d * (d - 1) // 2, d * (d + 1) // 2
+
+
+def _start_poses(score: PointScore, count: int) -> Tensor:
+    """Random poses, denser near the middle: half around the headers, half around the centres."""
+    d = score.points.shape[1]
+    turns, strains = pose_parameters(d)
+    generator = torch.Generator().manual_seed(0)
+    extent = float(score.points.abs().max()) * 2
+    poses = torch.zeros(count, turns + d + strains)
+    reach = torch.tensor([math.radians(35.0) * _MM_PER_RADIAN] * turns + [min(45.0, 0.4 * extent)] * d)
+    unit = torch.rand(count, turns + d, generator=generator) * 2 - 1
+    poses[:, : turns + d] = unit * reach * torch.rand(count, 1, generator=generator).sqrt()
+    between = score.target_centre - score.centre
+    poses[count // 2 :, turns : turns + d] += between
+    poses[:2] = 0.0
+    poses[1, turns : turns + d] = between
+    return poses
+
+
+def _distinct(poses: Tensor, values: Tensor, count: int) -> list[int]:
+    """The best poses that are not near each other, and the headers' own (number 0)."""
+    kept: list[int] = []
+    for k in values.argsort(descending=True).tolist():
+        if all(float((poses[k] - poses[j]).norm()) > 8.0 for j in kept):
+            kept.append(k)
+        if len(kept) == count:
+            break
+    return [0, *[k for k in kept if k != 0]]
+
+
+def _climb(
+    score: PointScore, poses: Tensor, *, steps: int, rate: float, strain: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Gradient ascent of all poses at once; each keeps the best place it has been."""
+    d = score.points.shape[1]
+    strains = pose_parameters(d)[1]
+    current = poses.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([current], lr=rate)
+    best, best_values = poses.clone(), torch.full((len(poses),), -math.inf)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        optimizer.zero_grad()
+        values = score(_matrices(current))
+        if strain:
+            amount = current[:, -strains:] / _MM_PER_RADIAN
+            values = values - _STRAIN_PENALTY * amount.square().sum(1)
+        (-values.sum()).backward()
+        if not strain and current.grad is not None:
+            current.grad[:, -strains:] = 0.0
+        with torch.no_grad():
+            better = values > best_values
+            best[better] = current[better]
+            best_values = torch.where(better, values, best_values)
+        optimizer.step()
+    return best, best_values
+
+
+def _matrices(poses: Tensor) -> Tensor:
+    """Parameters (turns, shifts, strains; all in mm-like units) to ``(P, d, d + 1)``."""
+    d = 2 if poses.shape[1] == 6 else 3
+    turns, _ = pose_parameters(d)
+    angles = poses[:, :turns] / _MM_PER_RADIAN
+    strain = poses[:, turns + d :] / _MM_PER_RADIAN
+    rows, columns = torch.triu_indices(d, d, 1)
+    skew = poses.new_zeros(len(poses), d, d)
+    if d == 2:
+        skew[:, 1, 0], skew[:, 0, 1] = angles[:, 0], -angles[:, 0]
+    else:
+        x, y, z = angles.unbind(1)
+        for (a, b), angle in (((2, 1), x), ((0, 2), y), ((1, 0), z)):
+            skew[:, a, b], skew[:, b, a] = angle, -angle
+    symmetric = torch.diag_embed(strain[:, :d])
+    symmetric[:, rows, columns] = symmetric[:, columns, rows] = strain[:, d:]
+    linear = torch.linalg.matrix_exp(skew) @ torch.linalg.matrix_exp(symmetric)
+    return torch.cat([linear, poses[:, turns : turns + d, None]], 2)
+
+
+def _recentred(poses: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """The same maps with another centre: only the shift changes."""
+    d = len(old)
+    turns, _ = pose_parameters(d)
+    linear = _matrices(poses)[:, :, :d]
+    out = poses.clone()
+    out[:, turns : turns + d] += (linear @ (new - old)) - (new - old)
+    return out
+
+
+def _world_matrix(pose: Tensor, centre: Tensor) -> Matrix:
+    """One pose as a homogeneous world matrix in float64."""
+    m = _matrices(pose.double())[0].numpy()
+    d = len(centre)
+    c = centre.double().numpy()
+    out = np.eye(d + 1)
+    out[:d, :d] = m[:, :d]
+    out[:d, d] = m[:, d] + c - m[:, :d] @ c
+    return out

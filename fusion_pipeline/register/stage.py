@@ -1,0 +1,288 @@
+"""`Register`: pose, network, refinement; each kept only where it earns its place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_pipeline.data import Image, TransformKind
+from fusion_pipeline.geometry import (
+    compose,
+    ddf_mm_from_ddf,
+    integrate,
+    jacobian_determinant,
+    resize_ddf,
+    warp,
+)
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.metrics import mind_distance, normalized_mutual_information
+from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.register.lattice import Lattice, OnLattice, on_lattice, working_lattice
+from fusion_pipeline.register.pose import Pose, find_pose
+from fusion_pipeline.register.refinement import refine
+from fusion_pipeline.register.registration import Registration
+from fusion_pipeline.register.views import known_region
+
+# The pose must raise its score by this factor, or the headers are kept. The shape of an emission image
+# is vague: its best pose is some mm off even for PET and CT of one session.
+_POSE_GAIN = {"ct": 1.15, "mr": 1.15, "pet": 1.4, "spect": 1.4}
+_SMALL_GAIN = 1.02  # enough for a move under `_SMALL_MOVE_MM`
+_SMALL_MOVE_MM = 2.0
+_AFFINE_GAIN = 1.04
+_DEFORMABLE_GAIN = 0.02  # share of the self-similarity distance that a deformation must remove
+_FLEXIBLE_GAIN = 0.5
+_LEAST_OVERLAP = 0.1
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both images on the lattice, after the pose, and where they are compared."""
+
+    fixed: OnLattice
+    moving: OnLattice
+    lattice: Lattice
+
+    def compared(self, ddf: Tensor | None = None) -> Tensor:
+        """``(1, 1, *S)`` 0/1: the fixed body (and a rim around it) where the moving image is data."""
+        known = self.moving.known if ddf is None else warp(self.moving.known, ddf)
+        return ((self.fixed.body > 0) & (self.fixed.known > 0.5) & (known > 0.5)).float()
+
+
+class Register:
+    """Find the map of the reference's world to a moving image's world.
+
+    Headers, then a rigid or affine pose, then the network's deformation, then its refinement. Each
+    step is judged by similarity over the field of view that both images share and dropped where it is not
+    better, so that a good start is never made worse and a rigid case stays rigid.
+
+    Args:
+        network: predicts the deformation.
+        refine_steps: steps of instance optimization; 0 switches it off.
+        working_spacing: mm of the working lattice; None chooses by the images.
+        device: where the network computes.
+    """
+
+    def __init__(
+        self,
+        network: RegistrationNet,
+        *,
+        refine_steps: int = 40,
+        working_spacing: float | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if refine_steps < 0:
+            raise ValueError(f"expected refine_steps >= 0, got {refine_steps}")
+        if working_spacing is not None and not working_spacing > 0:
+            raise ValueError(f"expected a working_spacing > 0 mm, got {working_spacing}")
+        self.network = network.to(device).eval()
+        self.refine_steps = refine_steps
+        self.working_spacing = working_spacing
+        self.device = device
+
+    def __call__(
+        self,
+        fixed: Image,
+        moving: Image,
+        *,
+        transform: TransformKind = "deformable",
+        fixed_mask: Image | None = None,
+        moving_mask: Image | None = None,
+    ) -> Registration:
+        """Register one moving image.
+
+        Args:
+            fixed: the reference.
+            moving: the image to bring onto it.
+            transform: how far to go: ``none``, ``rigid``, ``affine`` or ``deformable``.
+            fixed_mask: where to look in the reference.
+            moving_mask: where to look in the moving image.
+
+        Returns:
+            The map, with what was kept and why.
+
+        Raises:
+            ValueError: the images differ in the number of dimensions.
+        """
+        if fixed.spatial_dims != moving.spatial_dims:
+            raise ValueError(
+                f"expected two images of {fixed.spatial_dims} dimensions, got {moving.spatial_dims}"
+            )
+        known = known_region(fixed, fixed_mask), known_region(moving, moving_mask)
+        lattice = working_lattice(fixed, moving, self.working_spacing)
+        start = _on(fixed, moving, known, lattice, np.eye(fixed.spatial_dims + 1))
+        if transform == "none":
+            return _result(start, start, np.eye(fixed.spatial_dims + 1), None, "none", "")
+        matrix, kept, details = _pose(fixed, moving, known, affine=transform != "rigid")
+        pair = start if kept == "none" else _on(fixed, moving, known, lattice, matrix)
+        reason = "" if kept != "none" else "the headers' pose was kept: no other was clearly better"
+        ddf = None
+        if transform == "deformable":
+            with torch.no_grad():
+                velocity = self._predict(pair)
+            ddf = self._deformation(pair, velocity)
+            if ddf is not None:
+                kept = "deformable"
+            elif not reason:
+                reason = "a deformation would not have been clearly better than the pose alone"
+        return _result(
+            start, pair, matrix, ddf, kept, reason, {**details, **self._disagreement(pair, ddf)}
+        )
+
+    def _predict(self, pair: _Pair) -> Tensor:
+        """The network's velocity on half the lattice, in two passes; zero where it does no good."""
+        size = tuple((n + 1) // 2 for n in pair.lattice.shape)
+        crop = (slice(None), slice(None), *[slice(n) for n in size])
+        fixed = pair.fixed.image.to(self.device)
+        moving = pair.moving.image.to(self.device)
+        velocity = torch.zeros((1, len(size), *size), device=self.device)
+        distance = _distance(pair, None)
+        for _ in range(2):
+            ddf = resize_ddf(integrate(velocity), pair.lattice.shape)
+            more = self.network.velocity(fixed, warp(moving, ddf, fill=None))[0][crop]
+            # the sum is the first term of Baker-Campbell-Hausdorff: good for what two passes add
+            tried = velocity + more
+            ddf = resize_ddf(integrate(tried), pair.lattice.shape)
+            better = _distance(pair, ddf.cpu())
+            if better >= distance:
+                break
+            velocity, distance = tried, better
+        return velocity.cpu()
+
+    def _deformation(self, pair: _Pair, velocity: Tensor) -> Tensor | None:
+        """The deformation in voxels of the lattice, refined; None where it does not earn its place."""
+        refined = refine(
+            pair.fixed.image,
+            pair.moving.image,
+            velocity,
+            pair.fixed.known * _rim(pair),
+            pair.moving.known,
+            steps=self.refine_steps,
+        )
+        start = _distance(pair, None)
+        best, lowest = None, start * (1 - _DEFORMABLE_GAIN)
+        for candidate in (velocity, refined):
+            ddf = resize_ddf(integrate(candidate), pair.lattice.shape)
+            distance = _distance(pair, ddf)
+            if distance < lowest:
+                best, lowest = ddf, distance
+        return best
+
+    def _disagreement(self, pair: _Pair, ddf: Tensor | None) -> dict[str, float | Tensor]:
+        """How far the network would still move the result, forth and back: an estimate of the error."""
+        moved = pair.moving.image if ddf is None else warp(pair.moving.image, ddf, fill=None)
+        fixed, moved = pair.fixed.image.to(self.device), moved.to(self.device)
+        with torch.no_grad():
+            forth, back = self.network(fixed, moved), self.network(moved, fixed)
+            apart = compose(forth, back)
+            length = [x.square().sum(1).sqrt() for x in (forth, back, apart)]
+        error = (sum(length) / 3 * pair.lattice.spacing).cpu()[0]
+        inside = pair.compared(ddf)[0, 0] > 0
+        mean = float(error[inside].mean()) if bool(inside.any()) else float("nan")
+        return {"error_mm": mean, "error_map_mm": error}
+
+
+def _on(
+    fixed: Image, moving: Image, known: tuple[Tensor, Tensor], lattice: Lattice, pose: Matrix
+) -> _Pair:
+    """Both images on the lattice."""
+    return _Pair(
+        on_lattice(fixed, known[0], lattice), on_lattice(moving, known[1], lattice, pose), lattice
+    )
+
+
+def _pose(
+    fixed: Image, moving: Image, known: tuple[Tensor, Tensor], *, affine: bool
+) -> tuple[Matrix, TransformKind, dict[str, float | Tensor]]:
+    """The pose that is clearly better than the headers', or the headers' own."""
+    pose = find_pose(fixed, moving, known, affine=affine)
+    details: dict[str, float | Tensor] = {
+        "pose_score_start": pose.start,
+        "pose_score_rigid": pose.rigid_score,
+        "pose_score": pose.score,
+    }
+    stretched = affine and pose.score > pose.rigid_score * _AFFINE_GAIN
+    matrix, score = (pose.matrix, pose.score) if stretched else (pose.rigid, pose.rigid_score)
+    if score <= pose.start * _needed_gain(fixed, moving, matrix):
+        return np.eye(len(matrix)), "none", details
+    return matrix, "affine" if stretched else "rigid", details
+
+
+def _needed_gain(fixed: Image, moving: Image, matrix: Matrix) -> float:
+    """The factor by which the score has to rise for a move this large."""
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in fixed.shape]), -1).reshape(-1, len(matrix) - 1)
+    world = corners @ fixed.affine[:-1, :-1].T + fixed.affine[:-1, -1]
+    moved = world @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    if np.linalg.norm(moved - world, axis=1).mean() < _SMALL_MOVE_MM:
+        return _SMALL_GAIN
+    return max(_POSE_GAIN[fixed.modality], _POSE_GAIN[moving.modality])
+
+
+def _rim(pair: _Pair) -> Tensor:
+    """The body and 10 mm around it: the skin is worth aligning, the air beyond is not."""
+    reach = max(1, round(10.0 / pair.lattice.spacing))
+    pool = torch.nn.functional.max_pool3d if pair.fixed.body.ndim == 5 else torch.nn.functional.max_pool2d
+    return pool(pair.fixed.body, 2 * reach + 1, 1, reach)
+
+
+def _distance(pair: _Pair, ddf: Tensor | None) -> float:
+    """Self-similarity distance over the field of view that is seen before and after the deformation."""
+    where = pair.compared() * pair.compared(ddf)
+    if float(where.sum()) == 0:
+        return 1.0
+    moved = pair.moving.image if ddf is None else warp(pair.moving.image, ddf, fill=None)
+    return float(mind_distance(pair.fixed.image, moved, where))
+
+
+def _similarity(pair: _Pair, ddf: Tensor | None = None) -> dict[str, float]:
+    """NMI (higher is better) and self-similarity distance (lower) over the overlap, and the overlap."""
+    where = pair.compared(ddf)
+    moved = pair.moving.image if ddf is None else warp(pair.moving.image, ddf, fill=None)
+    share = float(where.sum() / pair.fixed.body.sum().clamp_min(1.0))
+    if float(where.sum()) < 100:
+        return {"nmi": 1.0, "mind": 1.0, "overlap": share}
+    nmi = normalized_mutual_information(pair.fixed.image[0, 0], moved[0, 0], where[0, 0], 32)
+    return {"nmi": nmi, "mind": float(mind_distance(pair.fixed.image, moved, where)), "overlap": share}
+
+
+def _result(
+    start: _Pair,
+    pair: _Pair,
+    matrix: Matrix,
+    ddf: Tensor | None,
+    kept: TransformKind,
+    reason: str,
+    details: Mapping[str, float | Tensor] | None = None,
+) -> Registration:
+    """Put the parts together and doubt them where there is reason to."""
+    lattice = pair.lattice
+    d = len(lattice.shape)
+    field = torch.zeros((1, d, *lattice.shape)) if ddf is None else ddf
+    before, after = _similarity(start), _similarity(pair, ddf)
+    numbers = dict(details or {})
+    error, error_map = numbers.pop("error_mm", float("nan")), numbers.pop("error_map_mm", None)
+    doubt = _doubt(before, after)
+    return Registration(
+        moving_from_fixed=matrix,
+        ddf_mm=ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0],
+        working_affine=lattice.affine,
+        transform=kept,
+        ok=not doubt,
+        reason=doubt or reason,
+        similarity_before=before,
+        similarity_after=after,
+        folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
+        error_mm=float(error),
+        error_map_mm=error_map if isinstance(error_map, Tensor) else None,
+        details={**{k: float(v) for k, v in numbers.items()}, "working_spacing_mm": lattice.spacing},
+    )
+
+
+def _doubt(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Why the result is probably wrong, or nothing."""
+    if after["overlap"] < _LEAST_OVERLAP:
+        return f"the images share only {after['overlap']:.0%} of the reference's body"
+    if after["nmi"] < before["nmi"] and after["mind"] > before["mind"]:
+        return "the images are less alike than before"
+    return ""

@@ -1,0 +1,141 @@
+"""An image as the pose search sees it: blurred, isotropic, 0..1, with what is known and what is tissue."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import apply_affine, resample, rescaled_affine, spacing_of
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.transforms import BodyMask, FieldOfView
+
+# An emission image's voxels are noisier than its resolution: blur at least this many mm.
+_EMISSION_BLUR_MM = 2.5
+_QUANTILES = 33
+_AIR_RANGE = 0.15
+
+
+@dataclass(frozen=True)
+class View:
+    """One image at one level of the search.
+
+    Attributes:
+        values: ``(1, 1, *S)`` 0..1, blurred.
+        known: ``(1, 1, *S)`` 0..1, inside the field of view (and the mask, where there is one).
+        tissue: ``(1, 1, *S)`` 0/1, known and brighter than air.
+        affine: ``(d + 1, d + 1)`` world_from_voxel of the isotropic lattice.
+        dark_is_doubtful: whether what is dark may be padding with noise on it: in all but CT, whose
+            air has a value of its own.
+    """
+
+    values: Tensor
+    known: Tensor
+    tissue: Tensor
+    affine: Matrix
+    dark_is_doubtful: bool
+
+    def world(self, voxels: Tensor) -> Tensor:
+        """World mm of voxel coordinates ``(n, d)``."""
+        points = apply_affine(self.affine, voxels.double().numpy())
+        return torch.from_numpy(points).to(torch.float32)
+
+    @property
+    def tissue_extent(self) -> float:
+        """mm³ (mm² in 2D) of the box around the tissue: how much of the body is shown."""
+        where = (self.tissue[0, 0] > 0.5).nonzero()
+        if len(where) == 0:
+            return 0.0
+        sides = (where.amax(0) - where.amin(0) + 1).double() * float(spacing_of(self.affine)[0])
+        return float(sides.prod())
+
+    def centre(self) -> Tensor:
+        """World mm of the tissue's centre of mass, ``(d,)``."""
+        where = (self.tissue[0, 0] > 0.5).nonzero()
+        if len(where) == 0:
+            where = torch.ones_like(self.tissue[0, 0]).nonzero()
+        return self.world(where.double().mean(0, keepdim=True))[0]
+
+
+def known_region(image: Image, mask: Image | None = None) -> Tensor:
+    """Where an image can be believed: its field of view, inside its mask where there is one.
+
+    Args:
+        image: the image.
+        mask: where to look, on any lattice.
+
+    Returns:
+        ``(1, *S)`` float 0/1 on the image's lattice.
+    """
+    known = FieldOfView()(image.array).float()
+    if mask is None:
+        return known
+    voxels = torch.from_numpy(np.linalg.inv(mask.affine) @ image.affine)
+    inside = resample(mask.array[None].float(), voxels, image.shape, mode="nearest")[0]
+    return known * (inside > 0.5)
+
+
+def make_view(
+    image: Image, known: Tensor, *, spacing: float, blur_mm: float
+) -> View:
+    """Blur, bring to isotropic voxels, scale to 0..1.
+
+    Padding must not bleed into the image: the blur is weighted by what is known. Intensities are
+    scaled after the blur, since noise that is compressed first (PET) becomes a bias.
+
+    Args:
+        image: the image in its original units.
+        known: ``(1, *S)`` 0/1 on the image's lattice.
+        spacing: voxel size of the view in mm.
+        blur_mm: standard deviation of the blur in mm.
+    """
+    sigma = max(blur_mm, _EMISSION_BLUR_MM if image.modality in ("pet", "spect") else 0.0)
+    blurred = smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
+    affine, shape = rescaled_affine(image.affine, image.shape, spacing)
+    voxels = torch.from_numpy(np.linalg.inv(image.affine) @ affine)
+    small = resample(blurred[None, None], voxels, shape, fill=None)[0]
+    inside = resample(known[None], voxels, shape, fill=0.0)
+    body = BodyMask(image.modality)(small, spacing_of(affine))
+    tissue = body.float() * (inside[0] > 0.5)
+    return View(
+        _ranked(small, tissue)[None], inside, tissue[None], affine, image.modality != "ct"
+    )
+
+
+def _ranked(image: Tensor, tissue: Tensor) -> Tensor:
+    """Half the value, half its rank in the tissue: fat and muscle are 10 % of a CT's window."""
+    inside = image[tissue > 0.5] if bool((tissue > 0.5).any()) else image.flatten()
+    part = inside[:: max(1, inside.numel() // 200_000)].sort().values
+    knots = part[torch.linspace(0, len(part) - 1, _QUANTILES).long()].contiguous()
+    rank = torch.searchsorted(knots, image.contiguous()).float()
+    low = knots[(rank - 1).clamp(0, _QUANTILES - 2).long()]
+    high = knots[rank.clamp(1, _QUANTILES - 1).long()]
+    part_way = ((image - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    equal = ((rank - 1).clamp(0, _QUANTILES - 2) + part_way) / (_QUANTILES - 1)
+    linear = ((image - knots[0]) / (knots[-2] - knots[0]).clamp_min(1e-6)).clamp(0, 1)
+    # everything darker than the tissue keeps a share of the range of its own
+    air = ((image - image.min()) / (knots[0] - image.min()).clamp_min(1e-6)).clamp(0, 1)
+    return _AIR_RANGE * air + (1 - _AIR_RANGE) * 0.5 * (equal + linear)
+
+
+def smoothed(image: Tensor, known: Tensor, sigma: Sequence[float]) -> Tensor:
+    """Gaussian blur of what is known (normalized convolution).
+
+    Args:
+        image: ``(*S)``.
+        known: ``(*S)`` 0/1.
+        sigma: standard deviation along each axis in voxels; 0 leaves an axis alone.
+
+    Returns:
+        ``(*S)`` float32; values beyond the known region are those of its rim.
+    """
+    if not any(s > 0 for s in sigma):
+        return image.float()
+    values, weight = image.numpy(), known.numpy()
+    total = ndimage.gaussian_filter(values * weight, sigma, truncate=2.5, mode="nearest")
+    share = ndimage.gaussian_filter(weight, sigma, truncate=2.5, mode="nearest")
+    blurred = np.where(share > 1e-3, total / np.maximum(share, 1e-3), values)
+    return torch.from_numpy(blurred.astype(np.float32))

@@ -1,0 +1,5 @@
+"""What a person reads after a run: ``report.json`` for programs, ``report.html`` for the eye."""
+
+from fusion_pipeline.report.write import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,131 @@
+"""The report for programs: one dictionary of plain, strict JSON values."""
+
+import math
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fusion_pipeline
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import apply_affine
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.register import Registration
+from fusion_pipeline.report.planes import coarse_content
+from fusion_pipeline.result import CaseResult
+
+_LIBRARIES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydicom")
+
+
+def case_report(result: CaseResult, folder: Path) -> dict[str, Any]:
+    """Gather what was done and measured.
+
+    Args:
+        result: what the pipeline found.
+        folder: where the case's files lie; only those that exist are listed.
+
+    Returns:
+        The content of ``report.json``: plain Python values, no NaN (null instead), lengths in mm.
+    """
+    fixed = result.case.fixed
+    report = {
+        "id": result.case.id,
+        "reference": result.case.reference,
+        "modalities": list(result.modalities),
+        "files": _files(result, folder),
+        "registration": {
+            key: _registration(registration, fixed)
+            for key, registration in result.registrations.items()
+        },
+        "harmonization": dict(result.harmonization.scores),
+        "fusion": dict(result.fusion.scores),
+        "warnings": list(result.warnings),
+        "versions": _versions(),
+        "timings": result.timings,
+        "peak_memory_mb": result.peak_memory_mb,
+    }
+    plain: dict[str, Any] = _plain(report)
+    return plain
+
+
+def _registration(registration: Registration, fixed: Image) -> dict[str, Any]:
+    """One moving image's numbers."""
+    points = coarse_content(fixed).points
+    length = np.linalg.norm(registration.moving_points(points) - points, axis=-1)
+    return {
+        "ok": registration.ok,
+        "reason": registration.reason,
+        "transform": registration.transform,
+        "similarity_before": registration.similarity_before,
+        "similarity_after": registration.similarity_after,
+        "folded_fraction": registration.folded_fraction,
+        "error_mm": registration.error_mm,
+        **_pose(registration.moving_from_fixed, fixed),
+        "displacement_mm": {"mean": length.mean(), "max": length.max()},
+        "details": registration.details,
+    }
+
+
+def _pose(moving_from_fixed: Matrix, fixed: Image) -> dict[str, Any]:
+    """The affine part in words: angle, shift of the reference's centre, growth per axis."""
+    d = fixed.spatial_dims
+    linear = moving_from_fixed[:d, :d]
+    u, _, vt = np.linalg.svd(linear)
+    rotation = u @ vt
+    cosine = (np.trace(rotation) - (d - 2)) / 2
+    centre = apply_affine(fixed.affine, (np.asarray(fixed.shape) - 1) / 2)
+    return {
+        "rotation_deg": math.degrees(math.acos(min(1.0, max(-1.0, float(cosine))))),
+        "translation_mm": apply_affine(moving_from_fixed, centre) - centre,
+        "scale": abs(np.linalg.det(linear)) ** (1 / d),
+        "moving_from_fixed": moving_from_fixed,
+    }
+
+
+def _files(result: CaseResult, folder: Path) -> dict[str, Any]:
+    """File names by role and key, of the files that exist."""
+    by_role: dict[str, dict[str, str]] = {}
+    for role, keys in (
+        ("registered", result.registrations),
+        ("displacement", result.registrations),
+        ("harmonized", result.modalities),
+    ):
+        named = {key: _existing(folder, f"{key}_{role}") for key in keys}
+        by_role[role] = {key: name for key, name in named.items() if name}
+    single = {name: _existing(folder, name) for name in ("fused", "weights")}
+    reports = {"report": "report.html"}
+    return {**by_role, **{name: file for name, file in single.items() if file}, **reports}
+
+
+def _existing(folder: Path, stem: str) -> str:
+    """The file of that stem in the folder, or nothing."""
+    names = [stem + suffix for suffix in (".nii.gz", ".png")]
+    return next((name for name in names if (folder / name).is_file()), "")
+
+
+def _versions() -> dict[str, str]:
+    """What the numbers were computed with."""
+    return {
+        "fusion_pipeline": fusion_pipeline.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - anything goes in, JSON comes out
+    """Strict JSON values: mappings, lists, strings, finite numbers, null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return str(value)

@@ -1,0 +1,92 @@
+"""How the images of a case look on one plane, and which planes are worth a look."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import apply_affine, inside
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.report import pictures
+from fusion_pipeline.report.pictures import Mask, Picture
+from fusion_pipeline.report.planes import (
+    Pixels,
+    Plane,
+    busiest_point,
+    coarse_content,
+    content_box,
+    hottest_point,
+    planes_through,
+    read,
+)
+from fusion_pipeline.result import CaseResult
+
+_ENOUGH = 0.02  # share of the body
+
+
+@dataclass(frozen=True)
+class Look:
+    """One image of the case on one plane.
+
+    Attributes:
+        unit: ``(H, W)`` 0..1 in the display window; 0 where the image is not.
+        present: where the image is.
+        picture: ready to show; PET and SPECT in inverted grey.
+    """
+
+    unit: Pixels
+    present: Mask
+    picture: Picture
+
+
+def planes_for(result: CaseResult, key: str, pixels: int) -> tuple[Plane, ...]:
+    """Planes through the hottest spot of a PET or SPECT, or through the most overlap."""
+    fixed, registered = result.case.fixed, result.registered[key]
+    body = coarse_content(fixed).points
+    # a spot that every image sees says more than the hottest bladder at the edge of one
+    covered = {k: covered_by(result, k, body) for k in result.registrations}
+    common = np.logical_and.reduce(list(covered.values()))
+    choice = common if common.sum() > _ENOUGH * len(body) else covered[key]
+    body = body[choice] if choice.any() else body
+    values = read(registered.array, registered.affine, body[None])[0]
+    emission = pictures.is_emission(registered)
+    point = hottest_point(body, values) if emission else busiest_point(body)
+    return planes_through(point, *content_box(fixed), pixels=pixels)
+
+
+def covered_by(result: CaseResult, key: str, points: Matrix) -> Mask:
+    """Which points of the reference's world lie in the moving image, after registration."""
+    moving = result.case.images[key]
+    mapped = result.registrations[key].moving_points(points)
+    return _within(moving, mapped)
+
+
+def look_at(image: Image, shown_as: Image, plane: Plane, present: Mask | None = None) -> Look:
+    """An image on a plane, windowed as ``shown_as`` is; PET and SPECT in inverted grey."""
+    values = read(image.array, image.affine, plane.points)
+    there = np.isfinite(values) if present is None else np.isfinite(values) & present
+    unit = np.where(there, pictures.window_of(shown_as).unit(values), 0).astype(np.float32)
+    shown = 1 - unit if pictures.is_emission(image) else unit
+    return Look(unit, there, pictures.grey(shown, there))
+
+
+def look_after(result: CaseResult, key: str, plane: Plane) -> Look:
+    """A registered image on a plane, only where the moving image has something to say."""
+    present = covered_by(result, key, plane.points)
+    return look_at(result.registered[key], result.case.images[key], plane, present)
+
+
+def _within(image: Image, points: Matrix) -> Mask:
+    """Which points of the world lie in an image."""
+    voxels = apply_affine(np.asarray(np.linalg.inv(image.affine)), points)
+    return np.asarray(inside(torch.from_numpy(voxels), image.shape).numpy())
+
+
+def colour_at(image: Image, plane: Plane) -> Picture | None:
+    """A colour picture on a plane, as it is; None for a grey image."""
+    if image.colour is None:
+        return None
+    channels = [read(channel[None], image.affine, plane.points) for channel in image.colour]
+    picture = np.asarray(np.stack(channels, axis=-1) / 255, dtype=np.float32)
+    return pictures.on_page(picture, np.isfinite(channels[0]))

@@ -1,0 +1,38 @@
+"""Made-up bodies: random contrasts to train on, and whole patients with a known truth.
+
+For training, everything is torch, without a batch, and drawn from a `torch.Generator`::
+
+    labels = body_label_map((64, 64, 64), generator, "limb")  # or random_label_map
+    image = paint(labels, generator)                          # any contrast
+    ct = paint(labels, generator, style="ct", means=tissue_means("ct", generator))
+"""
+
+from fusion_pipeline.synthesis.anatomy import Body, body_label_map, random_body
+from fusion_pipeline.synthesis.frame import Tissue
+from fusion_pipeline.synthesis.painting import (
+    STYLES,
+    Style,
+    paint,
+    random_field_of_view,
+    random_label_map,
+    random_velocity,
+)
+from fusion_pipeline.synthesis.patients import SyntheticPatient, synthetic_patient
+from fusion_pipeline.synthesis.tissues import tissue_means, tissue_values
+
+__all__ = [
+    "STYLES",
+    "Body",
+    "Style",
+    "SyntheticPatient",
+    "Tissue",
+    "body_label_map",
+    "paint",
+    "random_body",
+    "random_field_of_view",
+    "random_label_map",
+    "random_velocity",
+    "synthetic_patient",
+    "tissue_means",
+    "tissue_values",
+]

@@ -1,0 +1,119 @@
+"""What feeds the training: painted samples, and real cases beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from fusion_pipeline.data import CaseFiles, read_datalist
+from fusion_pipeline.training.samples import CaseSamples, PaintedSamples, Sample, collate
+
+_VALIDATION_SEED = 1_000_000
+
+
+class MultimodalData(pl.LightningDataModule):
+    """Painted samples, new ones in each epoch, and the cases of a datalist.
+
+    Args:
+        shape: spatial shape of a sample, 2 or 3 numbers, divisible by 16.
+        samples_per_epoch: painted samples.
+        validation_samples: painted samples, always the same.
+        datalist: JSON file whose ``training`` and ``validation`` cases are used as well.
+        modalities: images per painted sample.
+        max_voxels: longest displacement of a painted sample.
+        spacing: mm of the lattice.
+        batch_size: with real cases of mixed kinds: 1.
+        workers: processes that make samples.
+        seed: start of the randomness.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a setting of its own; the bundle's config names them
+        self,
+        shape: Sequence[int],
+        *,
+        samples_per_epoch: int = 200,
+        validation_samples: int = 8,
+        datalist: Path | str | None = None,
+        modalities: int = 2,
+        max_voxels: float = 6.0,
+        spacing: float = 2.0,
+        batch_size: int = 1,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.samples_per_epoch = samples_per_epoch
+        self.validation_samples = validation_samples
+        self.modalities = modalities
+        self.max_voxels = max_voxels
+        self.spacing = spacing
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.training = [] if datalist is None else read_datalist(datalist, "training")
+        self.validation = [] if datalist is None else read_datalist(datalist, "validation")
+
+    def train_dataset(self, epoch: int = 0) -> Dataset[Sample]:
+        """The samples of one epoch."""
+        return self._samples(self.samples_per_epoch, self.seed + epoch, self.training)
+
+    def val_dataset(self) -> Dataset[Sample]:
+        """The samples that each validation sees."""
+        return self._samples(self.validation_samples, _VALIDATION_SEED, self.validation)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Called anew for each epoch (see `build_trainer`)."""
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        # larger batches are groups of equal kinds, which shuffling would tear apart
+        return self._loader(self.train_dataset(epoch), shuffle=self.batch_size == 1, epoch=epoch)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Always the same samples in the same order."""
+        return self._loader(self.val_dataset())
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        """How many processes train together, and which one this is."""
+        return (
+            (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        )
+
+    def _samples(self, count: int, seed: int, cases: Sequence[CaseFiles]) -> Dataset[Sample]:
+        """Painted samples, then patches of the cases."""
+        parts: list[Dataset[Sample]] = []
+        if count:
+            painted = PaintedSamples(
+                count,
+                self.shape,
+                modalities=self.modalities,
+                max_voxels=self.max_voxels,
+                spacing=self.spacing,
+                seed=seed,
+                # the processes take turns within a group: each gets a batch of equal kinds
+                group=self.batch_size * self._world[0],
+            )
+            parts.append(painted)
+        if cases:
+            parts.append(CaseSamples(cases, self.shape, spacing=self.spacing, seed=seed))
+        if not parts:
+            raise ValueError("no samples: expected painted samples, a datalist with cases, or both")
+        return ConcatDataset(parts)
+
+    def _loader(
+        self, dataset: Dataset[Sample], *, shuffle: bool = False, epoch: int = 0
+    ) -> DataLoader[Sample]:
+        """Each process's share of the samples."""
+        count, rank = self._world
+        sampler: DistributedSampler[Sample] = DistributedSampler(
+            dataset, num_replicas=count, rank=rank, shuffle=shuffle, seed=self.seed + epoch
+        )
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+        )

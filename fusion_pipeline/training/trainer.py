@@ -1,0 +1,94 @@
+"""The trainer: checkpoints, logs, a progress bar, and going on after a stop."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from fusion_pipeline.data.writing import written_whole
+from fusion_pipeline.training.data import MultimodalData
+from fusion_pipeline.training.module import MultimodalTraining
+
+logger = logging.getLogger(__name__)
+_CHECKPOINTS = "checkpoints"
+
+
+def build_trainer(
+    output_dir: Path | str,
+    *,
+    max_epochs: int,
+    max_steps: int = -1,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    accumulate: int = 1,
+    progress: bool = True,
+) -> pl.Trainer:
+    """A trainer that keeps the last and the best checkpoint, and logs to TensorBoard and CSV.
+
+    Args:
+        output_dir: gets ``checkpoints/``, ``tensorboard/`` and ``csv/``.
+        max_epochs: when to stop.
+        max_steps: when to stop earlier; −1 never.
+        accelerator: Lightning's name of the hardware.
+        devices: how many; more than one trains with DDP.
+        accumulate: batches per step.
+        progress: show a bar.
+    """
+    output = Path(output_dir)
+    checkpoint = ModelCheckpoint(
+        output / _CHECKPOINTS, filename="best", monitor="val/total", save_last=True
+    )
+    return pl.Trainer(
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        accelerator=accelerator,
+        devices=devices,
+        # a batch uses the encoders of its own kinds alone
+        strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
+        use_distributed_sampler=False,  # the data module gives each process its share
+        accumulate_grad_batches=accumulate,
+        default_root_dir=output,
+        callbacks=[checkpoint, *([TQDMProgressBar()] if progress else [])],
+        logger=[
+            TensorBoardLogger(str(output), name="tensorboard", version=""),
+            CSVLogger(str(output), name="csv", version=""),
+        ],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        log_every_n_steps=1 if max_steps == 1 else 10,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+    )
+
+
+def last_checkpoint(output_dir: Path | str) -> Path | None:
+    """Where an interrupted training in this folder goes on; None: it starts."""
+    path = Path(output_dir) / _CHECKPOINTS / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def fit(
+    trainer: pl.Trainer, module: MultimodalTraining, data: MultimodalData, output_dir: Path | str
+) -> Path:
+    """Train, from the last checkpoint in ``output_dir`` if there is one.
+
+    Returns:
+        ``<output_dir>/model.pt``: the plain state dict of the network, as a bundle holds it.
+    """
+    checkpoint = last_checkpoint(output_dir)
+    if checkpoint is not None:
+        logger.info("training goes on from %s", checkpoint)
+    with warnings.catch_warnings():  # Lightning's advice and its use of torch's older names
+        warnings.simplefilter("ignore")
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    path = Path(output_dir) / "model.pt"
+    if trainer.is_global_zero:
+        state = {name: value.cpu() for name, value in module.network.state_dict().items()}
+        with written_whole(path) as aside:
+            torch.save(state, aside)
+    return path

@@ -1,0 +1,273 @@
+"""Fuse any number of harmonized images by attention over channels, space and modalities."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion_pipeline.networks.kinds import KINDS, kind_indices
+
+_WINDOWS = (5, 13)
+# brings details to the size of the other features, so that they are learned as fast
+_GAIN = 8.0
+
+
+class FusionOutput(NamedTuple):
+    """What the fusion network gives.
+
+    Attributes:
+        fused: ``(B, 1, *S)`` in [0, 1].
+        weights: ``(B, M, *S)``, positive, summing to 1 over the modalities present at a voxel, 0
+            where a modality is not valid; in the order of the input.
+    """
+
+    fused: Tensor
+    weights: Tensor
+
+
+class FusionNet(nn.Module):
+    """Encode each modality, weigh by attention, decode (METHOD 5.1, 5.2).
+
+    ``F_k = E_kind(I_k)``; at the coarse level the modalities of each voxel look at each other
+    (self-attention over modalities), channels are gated by their mean over space, and a decoder
+    with skips turns ``F_k`` into one logit per voxel (attention over space). Their softmax over the
+    valid modalities is ``w_k``. ``fused = Σ w_k I_k + m · b · tanh(D(Σ w_k F_k, details))`` with
+    ``m`` the brightest source, so that nothing appears where no source shows anything, and ``b``
+    the ``bound``. Details are what the sources have and a mean takes away.
+
+    Logits and residual begin at zero: an untrained network is the average. The result does not
+    depend on the order of the modalities, to the last bit, since sums run in an order of the
+    network's own.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: features at full, half and quarter resolution. Not 8: there torch's 3D convolution
+            is ten times slower on a CPU than with 9, 10 or 12 input channels.
+        bound: largest change of a voxel by the decoder, as a share of its brightest source.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        channels: Sequence[int] = (12, 16, 32),
+        bound: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"expected 2 or 3 spatial dimensions, got {spatial_dims}")
+        if len(channels) != 3:
+            raise ValueError(f"expected channels of three levels, got {tuple(channels)}")
+        self.spatial_dims, self.bound = spatial_dims, bound
+        fine, _, coarse = channels
+        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        self.encoders = nn.ModuleDict({k: _Encoder(spatial_dims, channels) for k in KINDS})
+        self.across = _ModalityAttention(spatial_dims, coarse)
+        self.decoder = _Decoder(spatial_dims, channels)
+        self.logit = conv(fine, 1, 1)
+        details = 2 * len(_WINDOWS)
+        self.hidden = conv(fine + 2 + details, fine, 3, padding=1)
+        self.change = conv(fine + details, 1, 3, padding=1)
+        for last in (self.logit, self.change):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, images: Tensor, kinds: str | Sequence[str], valid: Tensor | None = None
+    ) -> FusionOutput:
+        """Fuse.
+
+        Args:
+            images: ``(B, M, *S)`` harmonized, in [0, 1]; M ≥ 1 images in any order.
+            kinds: one for all, or M of ``ct``, ``mr``, ``nuclear``.
+            valid: ``(B, M, *S)`` 0/1: each image's field of view; all of it by default.
+
+        Returns:
+            The fused image and the weights; both 0 where no image is valid.
+        """
+        index = self._check(images, kinds, valid)
+        seen = torch.ones_like(images) if valid is None else (valid > 0.5).to(images.dtype)
+        order = _canonical_order(images * seen, index)
+        picked = torch.stack([images[:, m] * seen[:, m] for m in order], 1)
+        seen = torch.stack([seen[:, m] for m in order], 1)
+        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], seen)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return FusionOutput(fused, torch.stack([weights[:, m] for m in back], 1))
+
+    def _fuse(self, images: Tensor, kinds: list[str], seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse images that are in order and zero outside their fields of view."""
+        levels = [self._encode(images, seen, m, kind) for m, kind in enumerate(kinds)]
+        coarse = torch.stack([level[-1] for level in levels], 1)
+        mixed = self.across(coarse, _shrink(seen, coarse.shape[3:]))
+        features = torch.stack(
+            [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)], 1
+        )
+        logits = torch.cat([self.logit(features[:, m]) for m in range(len(kinds))], 1)
+        weights = _masked_softmax(_bounded(logits), seen)
+        pooled = (weights.unsqueeze(2) * features).sum(1)
+        base = (weights * images).sum(1, keepdim=True)
+        brightest = images.amax(1, keepdim=True)
+        details = _details(images, seen, weights)
+        hidden = F.leaky_relu(self.hidden(torch.cat([pooled, base, brightest, details], 1)), 0.1)
+        change = self.change(torch.cat([hidden, details], 1))
+        fused = base + self.bound * brightest * torch.tanh(change)
+        return fused.clamp(0, 1), weights
+
+    def _encode(self, images: Tensor, seen: Tensor, m: int, kind: str) -> list[Tensor]:
+        """Features of one modality; where it was not seen is a second channel."""
+        return self.encoders[kind](torch.stack([images[:, m], seen[:, m]], 1))
+
+    def _check(self, images: Tensor, kinds: str | Sequence[str], valid: Tensor | None) -> list[int]:
+        """Refuse shapes that do not fit; the kinds as numbers."""
+        if images.ndim != self.spatial_dims + 2:
+            raise ValueError(
+                f"expected images (B, M, *S) with {self.spatial_dims} spatial axes, "
+                f"got {tuple(images.shape)}"
+            )
+        if valid is not None and valid.shape != images.shape:
+            raise ValueError(
+                f"expected valid of the images' shape {tuple(images.shape)}, "
+                f"got {tuple(valid.shape)}"
+            )
+        return kind_indices(kinds, images.shape[1])
+
+
+class _Encoder(nn.Module):
+    """Three levels of features, the channels of the coarsest gated by their mean over space."""
+
+    def __init__(self, spatial_dims: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        fine, middle, coarse = channels
+        self.fine = conv(2, fine, 3, padding=1)
+        self.middle = conv(fine, middle, 3, stride=2, padding=1)
+        self.coarse = nn.Sequential(
+            conv(middle, coarse, 3, stride=2, padding=1),
+            nn.LeakyReLU(0.1),
+            conv(coarse, coarse, 3, padding=1),
+        )
+        self.gate = nn.Sequential(
+            nn.Linear(coarse, coarse // 2),
+            nn.ReLU(),
+            nn.Linear(coarse // 2, coarse),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(B, 2, *S)`` to features at full, half and quarter resolution."""
+        fine = F.leaky_relu(self.fine(image), 0.1)
+        middle = F.leaky_relu(self.middle(fine), 0.1)
+        coarse = F.leaky_relu(self.coarse(middle), 0.1)
+        gate = self.gate(coarse.flatten(2).mean(2))
+        return [fine, middle, coarse * gate.view(*gate.shape, *[1] * (coarse.ndim - 2))]
+
+
+class _ModalityAttention(nn.Module):
+    """Self-attention among the modalities of one place; blind to their order."""
+
+    def __init__(self, spatial_dims: int, channels: int) -> None:
+        super().__init__()
+        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        self.query = conv(channels, channels, 1)
+        self.key = conv(channels, channels, 1)
+        self.value = conv(channels, channels, 1)
+        self.out = conv(channels, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, seen: Tensor) -> Tensor:
+        """``(B, M, C, *S)`` and how far each place was seen ``(B, M, *S)`` to the same shape."""
+        count, channels = features.shape[1], features.shape[2]
+        query, key, value = (
+            torch.stack([part(features[:, m]) for m in range(count)], 1)
+            for part in (self.query, self.key, self.value)
+        )
+        mixed = []
+        for m in range(count):
+            score = (query[:, m : m + 1] * key).sum(2) / channels**0.5
+            weight = _masked_softmax(score, seen)
+            heard = (weight.unsqueeze(2) * value).sum(1)
+            mixed.append(features[:, m] + self.out(F.leaky_relu(heard, 0.1)))
+        return torch.stack(mixed, 1)
+
+
+class _Decoder(nn.Module):
+    """From three levels back to full resolution, with skips."""
+
+    def __init__(self, spatial_dims: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        fine, middle, coarse = channels
+        self.mode = "trilinear" if spatial_dims == 3 else "bilinear"
+        self.narrow = conv(coarse, middle, 1)
+        self.middle = conv(middle, middle, 3, padding=1)
+        self.narrower = conv(middle, fine, 1)
+        self.fine = conv(fine, fine, 3, padding=1)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Features at full, half and quarter resolution to ``(B, fine, *S)``."""
+        fine, middle, coarse = levels
+        up = self._enlarge(self.narrow(coarse), middle)
+        middle = F.leaky_relu(self.middle(middle + up), 0.1)
+        return F.leaky_relu(self.fine(fine + self._enlarge(self.narrower(middle), fine)), 0.1)
+
+    def _enlarge(self, features: Tensor, like: Tensor) -> Tensor:
+        """To the shape of another level."""
+        return F.interpolate(features, size=like.shape[2:], mode=self.mode, align_corners=False)
+
+
+def _details(images: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
+    """What a mean takes away: details of the sources, as weighted and the strongest, at two scales.
+
+    They are measured within each field of view, whose border is no detail.
+    """
+    parts = []
+    for window in _WINDOWS:
+        local = _box_mean(images, window) / _box_mean(seen, window).clamp_min(1e-3)
+        detail = _GAIN * (images - local) * seen
+        strongest = detail[:, :1]
+        for m in range(1, detail.shape[1]):
+            one = detail[:, m : m + 1]
+            strongest = torch.where(one.abs() > strongest.abs(), one, strongest)
+        parts += [(weights * detail).sum(1, keepdim=True), strongest]
+    return torch.cat(parts, 1)
+
+
+def _box_mean(images: Tensor, window: int) -> Tensor:
+    """Mean over boxes, zeros beyond the border; one axis after the other, to be fast."""
+    pool = F.avg_pool3d if images.ndim == 5 else F.avg_pool2d
+    d = images.ndim - 2
+    for axis in range(d):
+        n = images.shape[2 + axis]
+        size = [min(window, n - 1 + n % 2) if a == axis else 1 for a in range(d)]
+        images = pool(images, size, 1, [n // 2 for n in size])
+    return images
+
+
+def _canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
+    """An order that depends on what the images are and not on where they stand."""
+    brightness = [
+        float(images[:, m].detach().contiguous().double().sum()) for m in range(images.shape[1])
+    ]
+    return sorted(range(images.shape[1]), key=lambda m: (index[m], brightness[m]))
+
+
+def _bounded(logits: Tensor) -> Tensor:
+    """Within ±8, so that no valid modality's weight is lost to rounding.
+
+    The factor makes the last layer learn as fast as the others, whose output is small.
+    """
+    return 8.0 * torch.tanh(4.0 * logits / 8.0)
+
+
+def _masked_softmax(logits: Tensor, seen: Tensor) -> Tensor:
+    """Softmax over axis 1 among those with positive ``seen``; all zero where there is none."""
+    blind = seen <= 0
+    top = logits.detach().masked_fill(blind, -1e4).amax(1, keepdim=True)
+    raised = torch.exp((logits - top).masked_fill(blind, -100.0)) * seen
+    return raised / raised.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def _shrink(seen: Tensor, shape: Sequence[int]) -> Tensor:
+    """The share of each coarse place that was seen."""
+    pool = nn.AdaptiveAvgPool3d if seen.ndim == 5 else nn.AdaptiveAvgPool2d
+    return pool(tuple(shape))(seen)

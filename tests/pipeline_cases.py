@@ -1,0 +1,74 @@
+"""Small patients on disk and a registration stand-in, for the tests of pipeline, CLI and bundle."""
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.harmonization import HarmonizationNet
+from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.register import Registration
+
+CT_AFFINE = np.array([[-1.5, 0, 0.1, 20], [0, 1.2, 0, -18], [0, 0.05, 3, -30], [0, 0, 0, 1.0]])
+OTHER_AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
+OTHER_AFFINE[:3, 3] = [-24, -20, -32]
+
+
+def body(shape, affine, rng):
+    """A bumpy ball of 20 mm around (0, 2, -2) mm, with a bar in it; each axis looks different."""
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    world = index @ affine[:3, :3].T + affine[:3, 3] - [0, 2, -2]
+    ball = np.linalg.norm(world / [18, 16, 22], axis=-1) < 1
+    bar = (np.abs(world[..., 0] - 4) < 4) & (np.abs(world[..., 1] + 2) < 9)
+    return ball + 0.6 * (bar & ball) + 0.03 * rng.standard_normal(shape)
+
+
+def write_case(folder, keys=("ct", "mr")):
+    """A path per key: CT in HU and others on another grid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(4)
+    paths = {}
+    for number, key in enumerate(keys):
+        ct = key.startswith("ct")
+        affine = CT_AFFINE if ct else OTHER_AFFINE
+        shape = (26, 30, 18) if ct else (24, 20, 26)
+        array = body(shape, affine, rng) * (1000 if ct else 300 + 50 * number)
+        paths[key] = folder / f"{key}.nii.gz"
+        nib.save(nib.Nifti1Image((array - 1000 * ct).astype(np.float32), affine), paths[key])
+    return paths
+
+
+def small_network(spatial_dims=3, seed=0):
+    torch.manual_seed(seed)
+    return MultimodalNet(
+        RegistrationNet(spatial_dims, channels=(4, 4, 4, 4), learned_features=2),
+        HarmonizationNet(spatial_dims, channels=4),
+        FusionNet(spatial_dims, channels=(2, 4, 8)),
+    )
+
+
+class ShiftRegister:
+    """Stands for the register stage: moves everything by 2 mm, and keeps what it is told."""
+
+    shift_mm = (2.0, 0.0, 0.0)
+
+    def __init__(self, network, *, refine_steps=0, working_spacing=None, device="cpu"):
+        self.calls = []
+
+    def __call__(self, fixed, moving, *, transform="deformable", fixed_mask=None, moving_mask=None):
+        self.calls.append((moving.key, transform, fixed_mask, moving_mask))
+        d = fixed.spatial_dims
+        matrix = np.eye(d + 1)
+        matrix[:d, d] = self.shift_mm[:d]
+        return Registration(
+            moving_from_fixed=matrix if transform != "none" else np.eye(d + 1),
+            ddf_mm=torch.zeros(d, *[2] * d),
+            working_affine=fixed.affine,
+            transform=transform,
+            ok=transform != "affine",
+            reason="an affine is not trusted here" if transform == "affine" else "",
+            similarity_before={"nmi": 1.1, "mind": 0.3},
+            similarity_after={"nmi": 1.2, "mind": 0.2},
+            error_mm=float("nan"),
+        )

@@ -1,0 +1,186 @@
+"""The traditional ways, each against a second library or a known answer."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage.exposure import match_histograms
+
+from fusion_pipeline.baselines import (
+    FuseBy,
+    HarmonizeByZScore,
+    Nyul,
+    RegisterByMutualInformation,
+    average,
+    laplacian_pyramid,
+    match_histogram,
+    maximum,
+    pca,
+    z_score,
+)
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import apply_affine, identity_points, rigid_matrix
+
+RULES = (average, maximum, pca, laplacian_pyramid)
+
+
+def _blobs(shape, seed, sigma=2.0):
+    blobs = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), sigma)
+    return torch.from_numpy((blobs - blobs.min()) / np.ptp(blobs)).float()
+
+
+def test_z_score_inside_the_mask():
+    image, mask = 40 * _blobs((20, 24, 9), 0) - 7, _blobs((20, 24, 9), 1) > 0.5
+    out = z_score(image, mask)
+    assert float(out[mask].mean()) == pytest.approx(0.5, abs=1e-3)
+    assert float(out[mask].std(correction=0)) == pytest.approx(1 / 8, abs=1e-3)
+
+
+def test_match_histogram_is_scikit_images():
+    image, template = _blobs((40, 37), 0), _blobs((31, 52), 1) ** 3
+    whole, other = torch.ones(40, 37, dtype=torch.bool), torch.ones(31, 52, dtype=torch.bool)
+    found = match_histogram(image, template, whole, other)
+    expected = match_histograms(image.numpy(), template.numpy())
+    apart = np.abs(found.numpy() - expected)
+    # the ends of the histogram rest on single pixels
+    assert np.quantile(apart, 0.99) < 0.01
+
+
+def test_match_histogram_of_itself_is_itself_with_a_flat_background():
+    image = _blobs((30, 28), 0)
+    image[:10] = 0
+    whole = torch.ones_like(image, dtype=torch.bool)
+    torch.testing.assert_close(
+        match_histogram(image, image, whole, whole), image, atol=0.01, rtol=0
+    )
+
+
+def test_nyul_undoes_another_scanner():
+    """Gain and offset of each image vanish; the landmarks land where they should."""
+    images = [
+        (_blobs((30, 26, 8), seed), torch.ones(30, 26, 8, dtype=torch.bool)) for seed in range(4)
+    ]
+    standard = Nyul().fit(images)
+    image, mask = images[0]
+    torch.testing.assert_close(
+        standard(30 * image + 5, mask), standard(image, mask), atol=1e-4, rtol=0
+    )
+    marks = np.percentile(standard(image, mask).numpy(), standard.percentiles)
+    np.testing.assert_allclose(marks, standard.standard, atol=2e-3)
+    assert standard.standard[0] == 0
+    assert standard.standard[-1] == 1
+    assert bool((standard(image, mask).flatten()[image.flatten().argsort()].diff() >= -1e-6).all())
+
+
+def test_nyul_needs_a_scale():
+    with pytest.raises(ValueError, match=r"call fit\(images\) first"):
+        Nyul()(torch.zeros(4, 4), torch.ones(4, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", [(33, 26), (18, 21, 15)])
+def test_rules(rule, shape):
+    images = torch.stack([_blobs(shape, seed) for seed in (0, 1, 2)])
+    seen = torch.ones_like(images)
+    seen[1, 10:] = 0
+    seen[:, :, :3] = 0
+    images = images * seen
+    fused, weights = rule(images, seen)
+    assert fused.shape == (1, *shape)
+    torch.testing.assert_close(weights.sum(0), seen.amax(0))
+    assert float(weights[seen == 0].abs().max()) == 0
+    assert float(fused[0][:, :3].abs().max()) == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_equal_sources_fuse_to_themselves(rule):
+    image = _blobs((33, 26), 4)[None]
+    fused, _ = rule(torch.cat([image, image]), torch.ones(2, 33, 26))
+    torch.testing.assert_close(fused, image, atol=1e-5, rtol=0)
+
+
+def test_pca_is_numpys():
+    a, b = _blobs((40, 30), 0), 3 * _blobs((40, 30), 1)
+    _, weights = pca(torch.stack([a, b]), torch.ones(2, 40, 30))
+    _, vectors = np.linalg.eigh(np.cov(a.numpy().ravel(), b.numpy().ravel()))
+    first = np.abs(vectors[:, -1])
+    np.testing.assert_allclose(weights[:, 0, 0].numpy(), first / first.sum(), atol=1e-5)
+
+
+def test_laplacian_pyramid_takes_the_stronger_detail():
+    """A fine pattern in one source, a flat other: the pattern stays, the mean is halved."""
+    pattern = torch.from_numpy(np.indices((32, 48)).sum(0) % 2).float()[None]
+    fused, weights = laplacian_pyramid(
+        torch.cat([pattern, torch.zeros_like(pattern)]), torch.ones(2, 32, 48)
+    )
+    inner = fused[0, 8:-8, 8:-8]
+    assert float(inner.max() - inner.min()) > 0.7
+    assert float(weights[0, 8:-8, 8:-8].mean()) > 0.9
+
+
+def test_stages(oblique_image):
+    other = oblique_image.with_array(oblique_image.array.sqrt().nan_to_num(), key="pet")
+    images = {oblique_image.key: oblique_image, "pet": other}
+    valid = {key: torch.ones_like(image.array) for key, image in images.items()}
+    harmonized = HarmonizeByZScore()(images, valid)
+    assert list(harmonized.images) == list(images)
+    for rule in RULES:
+        fusion = FuseBy(rule)(harmonized.images, valid)
+        assert fusion.fused.shape == oblique_image.shape
+        np.testing.assert_array_equal(fusion.fused.affine, oblique_image.affine)
+        assert 0 <= float(fusion.fused.array.min()) <= float(fusion.fused.array.max()) <= 1
+
+
+def _moved(spatial_dims):
+    """A smooth image and the same content elsewhere, in another contrast; the true map."""
+    shape = (44, 50) if spatial_dims == 2 else (30, 34, 28)
+    spacing = [2.0, 2.6] if spatial_dims == 2 else [2.5, 3.0, 2.8]
+    d = spatial_dims
+    affine = np.diag([-spacing[0], *spacing[1:], 1.0])
+    affine = rigid_matrix([25.0] if d == 2 else [10.0, -20.0, 30.0], [0.0] * d, [0.0] * d) @ affine
+    affine[:d, d] = [30.0, -12.0, 8.0][:d]
+    points = apply_affine(affine, identity_points(shape).numpy())
+    middle = points.reshape(-1, d).mean(0)
+    turn = rigid_matrix([6.0] * (1 if d == 2 else 3), [4.0, -3.0, 2.0][:d], middle)
+    rng = np.random.default_rng(1)
+    blobs = middle + rng.uniform(-28, 28, (14, d))
+    height, width = rng.uniform(0.4, 1.0, 14), rng.uniform(5, 11, 14)
+
+    def content(world):
+        distance = ((world[..., None, :] - blobs) ** 2).sum(-1)
+        return (height * np.exp(-distance / (2 * width**2))).sum(-1)
+
+    fixed = torch.from_numpy(content(points)).float()[None]
+    moving = torch.from_numpy(content(apply_affine(np.linalg.inv(turn), points))).float()[None]
+    return Image(fixed, affine, "ct"), Image(1 - moving.sqrt(), affine, "mr"), turn
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_mutual_information_finds_a_known_rigid_move(dims):
+    fixed, moving, truth = _moved(dims)
+    found = RegisterByMutualInformation()(fixed, moving, transform="rigid")
+    assert found.transform == "rigid"
+    points = apply_affine(fixed.affine, identity_points(fixed.shape).numpy()).reshape(-1, dims)
+    before = np.linalg.norm(apply_affine(truth, points) - points, axis=1).mean()
+    error = np.linalg.norm(found.moving_points(points) - apply_affine(truth, points), axis=1).mean()
+    assert error < 0.2 * before
+
+
+def test_b_spline_stays_near_the_truth():
+    """Rigid transform and deformation in the right order: the whole stays near the truth."""
+    fixed, moving, truth = _moved(2)
+    found = RegisterByMutualInformation(iterations=30)(fixed, moving)
+    assert found.transform == "deformable"
+    points = apply_affine(fixed.affine, identity_points(fixed.shape).numpy())[6:-6, 6:-6]
+    error = np.linalg.norm(found.moving_points(points) - apply_affine(truth, points), axis=-1)
+    assert float(error.mean()) < 2.5
+    inner = (slice(None), slice(8, -8), slice(8, -8))
+    pair = [i.array[inner].flatten().numpy() for i in (found.warp(moving, fixed), fixed)]
+    assert abs(np.corrcoef(*pair)[0, 1]) > 0.9
+
+
+def test_none_trusts_the_headers():
+    fixed, moving, _ = _moved(3)
+    found = RegisterByMutualInformation()(fixed, moving, transform="none")
+    np.testing.assert_array_equal(found.moving_from_fixed, np.eye(4))
+    assert float(found.ddf_mm.abs().max()) == 0

@@ -1,0 +1,325 @@
+"""The shipped bundle: what MONAI asks of it; it builds what Python and the command build."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import (
+    ConfigWorkflow,
+    create_workflow,
+    load,
+    verify_metadata,
+    verify_net_in_out,
+)
+from pipeline_cases import small_network, write_case
+
+from fusion_pipeline.data import InputError
+from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.pipeline import FusionPipeline, bundle_for, load_weights
+from fusion_pipeline.synthesis import synthetic_patient
+
+ROOT = Path(str(files("fusion_pipeline"))) / "bundles"
+BUNDLE = ROOT / "multimodal_fusion"
+CONFIGS = BUNDLE / "configs"
+# MONAI warns about every config that it evaluates
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def workflow(name="inference", **overrides):
+    config = str(CONFIGS / f"{name}.json")
+    kind = "train" if name == "train" else "inference"
+    return create_workflow(
+        config_file=config,
+        workflow_type=kind,
+        logging_file=False,
+        bundle_root=str(BUNDLE),
+        **overrides,
+    )
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A bundle that a test may spoil."""
+    return Path(shutil.copytree(BUNDLE, tmp_path / "bundle"))
+
+
+def test_the_files_of_a_bundle_are_there():
+    for name in ("LICENSE", "models/model.pt", "docs/README.md", "configs/logging.conf"):
+        assert (BUNDLE / name).is_file(), name
+    for name in ("metadata", "inference", "train", "evaluate"):
+        json.loads((CONFIGS / f"{name}.json").read_text())
+    assert (BUNDLE / "models" / "model.pt").stat().st_size < 16 * 2**20
+
+
+def test_every_key_of_the_weights_matches_the_network():
+    state = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    network = workflow().network_def
+    assert isinstance(network, MultimodalNet)
+    assert list(state) == list(network.state_dict())
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_the_metadata_fits_the_schema_without_a_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("no network here")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    verify_metadata(
+        meta_file=str(CONFIGS / "metadata.json"), filepath=str(ROOT / "metadata_schema.json")
+    )
+
+
+def test_the_schema_refuses_incomplete_metadata(tmp_path):
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    del metadata["network_data_format"]
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="network_data_format"):
+        verify_metadata(
+            meta_file=str(tmp_path / "metadata.json"), filepath=str(ROOT / "metadata_schema.json")
+        )
+
+
+def test_the_network_takes_and_gives_what_the_metadata_says():
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        device="cpu",
+        n=2,
+    )
+
+
+def test_monai_loads_the_trained_network():
+    found = load(name=BUNDLE.name, bundle_dir=str(ROOT), workflow_type="inference", device="cpu")
+    state = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    assert isinstance(found, MultimodalNet)
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("name", ["inference", "evaluate"])
+def test_the_properties_of_an_inference_workflow(name, tmp_path):
+    found = workflow(name, output_dir=str(tmp_path))
+    assert isinstance(found, ConfigWorkflow)
+    assert found.check_properties() == []
+    assert found.bundle_root == str(BUNDLE)
+    assert found.device == "cpu"
+    assert isinstance(found.inferer, FusionPipeline)
+    assert found.network_def is found.inferer.network
+    assert not found.network_def.training
+
+
+def test_the_properties_of_a_training_workflow(tmp_path):
+    found = workflow("train", output_dir=str(tmp_path))
+    assert found.check_properties() == []
+    assert (
+        found.max_epochs
+        == json.loads((CONFIGS / "train.json").read_text())["train"]["trainer"]["max_epochs"]
+    )
+
+
+def test_the_configs_share_one_network():
+    first, *others = (
+        json.loads((CONFIGS / f"{name}.json").read_text())["network_def"]
+        for name in ("inference", "evaluate", "train")
+    )
+    assert all(other == first for other in others)
+
+
+def test_targets_point_into_the_package():
+    text = "".join(path.read_text() for path in CONFIGS.glob("*.json"))
+    targets = [line.split('"')[3] for line in text.splitlines() if '"_target_"' in line]
+    assert targets
+    assert all(target.startswith("fusion_pipeline.") for target in targets)
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("name", "override"),
+        [
+            ("inference", "refine_step"),
+            ("inference", "inferer#refine_step"),
+            ("inference", "network_def#registration#spatial_dim"),
+            ("train", "max_epochs"),
+            ("train", "module#lambda"),
+        ],
+    )
+    def test_a_misspelt_name_is_refused(self, name, override):
+        with pytest.raises(RuntimeError) as caught:
+            workflow(name, **{override: 3})
+        assert f"unknown override: {override}" in str(caught.value.__cause__)
+
+    def test_a_name_of_the_config_or_of_a_component_is_taken(self, tmp_path):
+        found = workflow(
+            refine_steps=0, output_dir=str(tmp_path), **{"network_def#fusion#bound": 0.25}
+        )
+        assert found.inferer.settings["refine_steps"] == 0
+        assert found.network_def.fusion.bound == 0.25
+
+    def test_a_second_config_may_bring_names_of_its_own(self, tmp_path):
+        more = tmp_path / "more.json"
+        more.write_text('{"note": "mine", "refine_steps": 0}')
+        found = create_workflow(
+            config_file=[str(CONFIGS / "inference.json"), str(more)],
+            workflow_type="inference",
+            logging_file=False,
+            meta_file=str(CONFIGS / "metadata.json"),
+            bundle_root=str(BUNDLE),
+        )
+        assert found.inferer.settings["refine_steps"] == 0
+
+    def test_a_workflow_made_by_its_class_is_checked_as_well(self):
+        made = ConfigWorkflow(
+            str(CONFIGS / "inference.json"), logging_file=False, output_dri="elsewhere"
+        )
+        with pytest.raises(RuntimeError) as caught:
+            made.initialize()
+        assert "unknown override: output_dri" in str(caught.value.__cause__)
+
+
+class TestFromBundle:
+    def test_the_packaged_one_needs_no_path(self):
+        found, named = FusionPipeline.from_bundle(), FusionPipeline.from_bundle(BUNDLE)
+        assert found.settings == named.settings
+        for (name, a), b in zip(
+            found.network.state_dict().items(), named.network.state_dict().values(), strict=True
+        ):
+            assert torch.equal(a, b), name
+
+    def test_the_defaults_of_the_bundle_can_be_replaced(self):
+        found = FusionPipeline.from_bundle(BUNDLE, device="cpu", refine_steps=0)
+        assert found.settings["refine_steps"] == 0
+
+    def test_a_folder_that_is_no_bundle(self, tmp_path):
+        with pytest.raises(InputError, match=r"expected a bundle with configs/inference\.json"):
+            FusionPipeline.from_bundle(tmp_path)
+
+    def test_weights_of_another_network(self, copied):
+        torch.save(small_network().state_dict(), copied / "models" / "model.pt")
+        with pytest.raises(InputError, match=r"model\.pt: expected the weights of MultimodalNet"):
+            FusionPipeline.from_bundle(copied)
+
+    def test_no_weights(self, copied):
+        (copied / "models" / "model.pt").unlink()
+        with pytest.raises(InputError, match="got no such file"):
+            FusionPipeline.from_bundle(copied)
+
+    def test_a_config_that_breaks_for_another_reason(self, copied):
+        config = copied / "configs" / "inference.json"
+        config.write_text(config.read_text().replace("FusionNet", "FusionNot"))
+        with pytest.raises(Exception, match="FusionNot"):
+            FusionPipeline.from_bundle(copied)
+
+    def test_a_config_whose_inferer_is_something_else(self, copied):
+        config = copied / "configs" / "inference.json"
+        content = json.loads(config.read_text()) | {"inferer": "@network_def"}
+        config.write_text(json.dumps(content))
+        with pytest.raises(TypeError, match="'inferer' should be a FusionPipeline"):
+            FusionPipeline.from_bundle(copied)
+
+    def test_2d_without_a_bundle_for_it(self, monkeypatch, tmp_path):
+        import fusion_pipeline.pipeline.bundle as bundle
+
+        monkeypatch.setattr(bundle, "files", lambda _: tmp_path)
+        with pytest.raises(InputError, match="2D input: expected the bundle multimodal_fusion_2d"):
+            bundle_for(2)
+
+
+class TestLoadWeights:
+    @pytest.mark.parametrize("spoil", ["prefix", "missing", "garbage", "list"])
+    def test_what_does_not_match_key_by_key_is_refused(self, spoil, tmp_path):
+        network, path = small_network(2), tmp_path / "model.pt"
+        state = network.state_dict()
+        if spoil == "prefix":
+            torch.save({f"network.{name}": value for name, value in state.items()}, path)
+        elif spoil == "missing":
+            torch.save(dict(list(state.items())[1:]), path)
+        elif spoil == "list":
+            torch.save([1, 2], path)
+        else:
+            path.write_bytes(b"not weights")
+        with pytest.raises(InputError, match="expected the weights of MultimodalNet"):
+            load_weights(network, path)
+
+    def test_none_leaves_the_network_as_it_is(self):
+        network = small_network(2)
+        assert load_weights(network, None) is network
+
+
+def call(*arguments, folder):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
+    paths = write_case(tmp_path / "data", ("ct", "mr", "pet"))
+    entry = {"id": "p1", **{key: str(path) for key, path in paths.items()}}
+    datalist = tmp_path / "cases.json"
+    datalist.write_text(json.dumps({"testing": [entry]}))
+    config = str(CONFIGS / "inference.json")
+    common = ["--datalist", str(datalist), "--output_dir", "bundle", "--refine_steps", "0"]
+    call(
+        *("monai.bundle", "run", "--bundle_root", str(BUNDLE), "--config_file", config, *common),
+        folder=tmp_path,
+    )
+    common = ["--datalist", str(datalist), "--output", "command", "--refine-steps", "0"]
+    call("fusion_pipeline.cli", "run", *common, folder=tmp_path)
+    FusionPipeline.from_bundle(BUNDLE, refine_steps=0).run(entry, tmp_path / "python")
+    names = sorted(path.name for path in (tmp_path / "python" / "p1").iterdir())
+    assert len(names) == 11
+    for name in names:
+        made = [(tmp_path / way / "p1" / name) for way in ("bundle", "command", "python")]
+        if name == "report.json":
+            reports = [json.loads(path.read_text()) for path in made]
+            for report in reports:
+                del report["timings"], report["peak_memory_mb"]
+            assert reports[0] == reports[1] == reports[2]
+        elif name != "report.html":  # shows the timings
+            first, *others = (path.read_bytes() for path in made)
+            assert all(other == first for other in others), name
+
+
+@pytest.mark.slow
+def test_the_evaluation_config_runs_on_a_case_with_truth(tmp_path):
+    datalist = synthetic_patient(3).save(tmp_path / "data")
+    out = tmp_path / "out"
+    found = workflow(
+        "evaluate", output_dir=str(out), datalist=datalist.name, dataset_dir=str(datalist.parent)
+    )
+    found.run()
+    found.finalize()
+    means = json.loads((out / "evaluation.json").read_text())
+    assert means["cases"] == 1
+    assert set(means["mean"]) == {"mr", "pet"}
+    assert means["mean"]["mr"]["tre_mm_before"] > 0
+
+
+@pytest.mark.slow
+def test_the_training_config_makes_a_step(tmp_path):
+    config = str(CONFIGS / "train.json")
+    small = ["--data#shape", "[33,33,33]", "--data#samples_per_epoch", "1"]
+    short = ["--data#validation_samples", "1", "--train#trainer#max_epochs", "1"]
+    start = ["--train#trainer#accumulate", "1", "--output_dir", "run"]
+    call(
+        *("monai.bundle", "run", "--bundle_root", str(BUNDLE), "--config_file", config),
+        *(*small, *short, *start),
+        folder=tmp_path,
+    )
+    state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    before = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    assert list(state) == list(before)
+    assert any(not torch.equal(state[name], before[name]) for name in state)

@@ -1,0 +1,156 @@
+"""The fuse stage: windows, fields of view, colour, scores."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from fusion_pipeline.data import Image
+from fusion_pipeline.fuse import Fuse
+from fusion_pipeline.networks.fusion import FusionNet
+
+AFFINE = np.array(
+    [[1.4, 0.3, 0.0, -20.0], [-0.2, 1.5, 0.4, 8.0], [0.1, -0.3, 2.9, 40.0], [0, 0, 0, 1.0]]
+)
+
+
+def _case(shape=(30, 26, 22), keys=("ct", "mr", "pet")):
+    rng = np.random.default_rng(0)
+    affine = AFFINE if len(shape) == 3 else np.diag([-1.0, -1.0, 1.0])
+    images = {}
+    for key in keys:
+        blobs = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5)
+        array = torch.from_numpy((blobs - blobs.min()) / np.ptp(blobs)).float()[None]
+        array[:, :4] = 0
+        images[key] = Image(array, affine, key)
+    return images, {key: torch.ones(1, *shape) for key in keys}
+
+
+def _network(spatial_dims=3):
+    torch.manual_seed(0)
+    net = FusionNet(spatial_dims)
+    for last in (net.logit, net.change):
+        torch.nn.init.normal_(last.weight, std=0.7)
+    return net
+
+
+def test_result():
+    images, valid = _case()
+    valid["mr"][:, 20:] = 0
+    found = Fuse(_network())(images, valid)
+    assert found.fused.shape == images["ct"].shape
+    np.testing.assert_array_equal(found.fused.affine, AFFINE)
+    assert found.fused.array.dtype == found.weights.dtype == torch.float32
+    assert 0 <= float(found.fused.array.min()) < float(found.fused.array.max()) <= 1
+    assert found.weights.shape == (3, 30, 26, 22)
+    torch.testing.assert_close(found.weights.sum(0), torch.ones(30, 26, 22))
+    assert float(found.weights[1, 20:].abs().max()) == 0
+    assert float(found.fused.array[:, :4].abs().max()) == 0
+
+
+def test_one_window_is_the_network():
+    images, valid = _case()
+    net = _network()
+    found = Fuse(net)(images, valid)
+    stacked = torch.cat([i.array for i in images.values()])[None]
+    with torch.no_grad():
+        expected = net(stacked, ["ct", "mr", "nuclear"])
+    torch.testing.assert_close(found.fused.array, expected.fused[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.weights, expected.weights[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_windows_blend_to_nearly_the_same(dims):
+    """The network sees the whole in one case and pieces in the other."""
+    shape = (110, 83) if dims == 2 else (40, 37, 22)
+    images, valid = _case(shape)
+    net = _network(dims)
+    whole = Fuse(net, window=200)(images, valid)
+    pieces = Fuse(net, window=16 if dims == 2 else 24, overlap=0.5)(images, valid)
+    torch.testing.assert_close(pieces.weights.sum(0), torch.ones(shape))
+    assert float((whole.fused.array - pieces.fused.array).abs().mean()) < 0.02
+
+
+def test_untrained_is_the_average_whatever_the_windows():
+    images, valid = _case()
+    valid["pet"][..., :9] = 0
+    found = Fuse(FusionNet(), window=16)(images, valid)
+    stacked = torch.cat([images[k].array * valid[k] for k in images])
+    seen = torch.cat(list(valid.values()))
+    expected = stacked.sum(0, keepdim=True) / seen.sum(0)
+    torch.testing.assert_close(found.fused.array, expected, atol=1e-5, rtol=0)
+
+
+def test_windows_of_air_are_weighed_evenly():
+    images, valid = _case((40, 20, 18))
+    images = {
+        k: i.with_array(i.array * (torch.arange(40) >= 24).view(1, 40, 1, 1))
+        for k, i in images.items()
+    }
+    valid["mr"][:, :8] = 0
+    found = Fuse(_network(), window=16, overlap=0)(images, valid)
+    assert float(found.fused.array[:, :8].abs().max()) == 0
+    torch.testing.assert_close(found.weights[:, :8].mean((1, 2, 3)), torch.tensor([0.5, 0.0, 0.5]))
+
+
+def test_nobody_sees():
+    images, valid = _case()
+    for seen in valid.values():
+        seen[:, 25:] = 0
+    found = Fuse(_network())(images, valid)
+    assert float(found.weights[:, 25:].abs().max()) == 0
+    assert float(found.fused.array[:, 25:].abs().max()) == 0
+
+
+def test_order_of_moving_images_changes_nothing():
+    images, valid = _case()
+    net = _network()
+    first = Fuse(net)(images, valid)
+    second = Fuse(net)({k: images[k] for k in ("ct", "pet", "mr")}, valid)
+    assert torch.equal(first.fused.array, second.fused.array)
+    assert torch.equal(first.weights[[0, 2, 1]], second.weights)
+
+
+def test_scores():
+    images, valid = _case()
+    scores = Fuse(_network())(images, valid).scores
+    assert sum(scores[f"weight_{k}"] for k in images) == pytest.approx(1, abs=1e-4)
+    for name in ("ssim_min", "vif_min", "q_min", "nabf"):
+        assert -1 <= scores[name] <= 1
+    flat, seen = _case((60, 50), ("ct", "mr"))
+    assert {"weight_ct", "weight_mr", "ssim_ct"} <= set(Fuse(_network(2))(flat, seen).scores)
+
+
+def test_colour_comes_back_in_colour():
+    images, valid = _case((40, 36), ("ct", "pet"))
+    colour = 255 * images["pet"].array.repeat(3, 1, 1) * torch.tensor([1.0, 0.6, 0.1]).view(3, 1, 1)
+    images["pet"] = images["pet"].with_array(images["pet"].array, colour=colour)
+    fused = Fuse(_network(2))(images, valid).fused
+    assert fused.colour is not None
+    luma = (fused.colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    unclipped = (fused.colour.amax(0) < 255) & (fused.colour.amin(0) > 0)
+    torch.testing.assert_close(luma[unclipped], 255 * fused.array[0][unclipped], atol=0.5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 8}, "expected a window of at least 16 voxels, got 8"),
+        ({"overlap": 1.0}, r"expected an overlap 0 <= overlap < 1, got 1\.0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Fuse(FusionNet(), **options)
+
+
+def test_errors_say_what_came():
+    images, valid = _case()
+    run = Fuse(_network())
+    with pytest.raises(ValueError, match=r"expected valid\['pet'\] of shape .*, got nothing"):
+        run(images, {"ct": valid["ct"], "mr": valid["mr"]})
+    with pytest.raises(ValueError, match=r"got \(1, 3, 3, 3\)"):
+        run(images, {**valid, "mr": torch.ones(1, 3, 3, 3)})
+    images["mr"] = images["mr"].with_array(images["mr"].array[:, :-1])
+    with pytest.raises(ValueError, match="expected harmonized images of one shape"):
+        run(images, valid)

@@ -1,0 +1,114 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from fusion_pipeline.losses.mind import mind_ssc
+
+SHAPES = [(9, 11), (7, 8, 9)]
+
+
+def _noise(shape, seed=0):
+    return torch.randn((1, 1, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def _pairs(dims, dilation):
+    """In the documented order of the channels."""
+    unit = dilation * np.eye(dims, dtype=int)
+    for a in range(dims):
+        for b in range(a + 1, dims):
+            yield from ((unit[a], unit[b]), (-unit[b], -unit[a]))
+            yield from ((-unit[a], unit[b]), (-unit[b], unit[a]))
+
+
+def _by_loops(image, radius, dilation, mask=None):
+    """Straight from the paper's definition, voxel by voxel, float64."""
+    shape, dims = image.shape, image.ndim
+    mask = np.ones(shape, bool) if mask is None else mask
+    patch = np.array(list(product(range(-radius, radius + 1), repeat=dims)))
+    pairs = list(_pairs(dims, dilation))
+    at = lambda array, p: array[tuple(np.clip(p, 0, np.array(shape) - 1).T)]  # noqa: E731
+    distance = np.full((len(pairs), *shape), np.nan)
+    for x in np.ndindex(*shape):
+        for c, (p, q) in enumerate(pairs):
+            one, two = np.array(x) + p + patch, np.array(x) + q + patch
+            both = at(mask, one) & at(mask, two)
+            if both.any():
+                distance[(c, *x)] = np.mean((at(image, one) - at(image, two))[both] ** 2)
+    hidden = np.isnan(distance).all(0)
+    distance[:, hidden] = 0.0
+    distance = np.where(np.isnan(distance), np.nanmean(distance, 0), distance)
+    variance = distance.mean(0)
+    typical = variance[mask].mean()
+    variance = np.clip(variance, typical / 1000, typical * 1000)
+    return np.exp((distance.min(0) - distance) / variance) * mask
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (1, 1), (2, 3)])
+def test_equals_loops_over_the_definition(shape, radius, dilation):
+    image = _noise(shape)
+    expected = _by_loops(image[0, 0].double().numpy(), radius, dilation)
+    found = mind_ssc(image, radius=radius, dilation=dilation)
+    assert found.shape == (1, 4 if len(shape) == 2 else 12, *shape)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mask_equals_loops_over_the_voxels_inside(shape):
+    image, mask = _noise(shape), torch.zeros(1, 1, *shape)
+    mask[..., 1:6, 2:8] = 1
+    mask[..., 3, 4] = 0
+    expected = _by_loops(image[0, 0].double().numpy(), 1, 2, mask[0, 0].bool().numpy())
+    found = mind_ssc(image, mask=mask)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=2e-4, atol=1e-5)
+    hidden = torch.where(mask > 0, image, torch.full_like(image, 1e4))
+    assert torch.equal(mind_ssc(hidden, mask=mask), found)
+
+
+def test_full_mask_equals_no_mask():
+    image = _noise((7, 8, 9))
+    torch.testing.assert_close(mind_ssc(image, mask=torch.ones_like(image)), mind_ssc(image))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("gain", "offset"), [(3.0, 5.0), (-2.0, 1.0), (-0.01, -1.0)])
+def test_blind_to_gain_offset_and_inversion(shape, gain, offset):
+    image = _noise(shape)
+    torch.testing.assert_close(
+        mind_ssc(gain * image + offset), mind_ssc(image), atol=2e-4, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_moves_with_the_image(axis):
+    image = torch.nn.functional.pad(_noise((6, 7, 8)), [6] * 6)  # a roll is a shift
+    moved = mind_ssc(image.roll(2, axis))
+    inner = (..., slice(3, -3), slice(3, -3), slice(3, -3))
+    torch.testing.assert_close(moved[inner], mind_ssc(image).roll(2, axis)[inner])
+
+
+def test_batch_equals_each_alone():
+    images = torch.cat([_noise((7, 8, 9)), 100 * _noise((7, 8, 9), seed=1)])
+    alone = torch.cat([mind_ssc(image[None]) for image in images])
+    torch.testing.assert_close(mind_ssc(images), alone)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_constant_image_has_a_finite_descriptor_and_gradient(shape):
+    image = torch.full((1, 1, *shape), 3.0, requires_grad=True)
+    mind_ssc(image).sum().backward()
+    assert torch.isfinite(image.grad).all()
+    assert (mind_ssc(image) == 1).all()
+
+
+def test_gradient_reaches_every_voxel():
+    image = _noise((7, 8, 9)).requires_grad_()
+    mind_ssc(image).square().sum().backward()
+    assert (image.grad != 0).all()
+
+
+def test_empty_mask_gives_zeros():
+    image = _noise((7, 8, 9))
+    assert (mind_ssc(image, mask=torch.zeros_like(image)) == 0).all()

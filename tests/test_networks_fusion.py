@@ -1,0 +1,175 @@
+"""The fusion network: weights sum to one, order changes nothing, untrained is the average."""
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from fusion_pipeline.networks.fusion import FusionNet
+
+SHAPES = {2: (26, 21), 3: (13, 17, 10)}
+
+
+def _trained(spatial_dims: int) -> FusionNet:
+    """A network with weights that do something."""
+    torch.manual_seed(3)
+    net = FusionNet(spatial_dims)
+    for last in (net.logit, net.change):
+        torch.nn.init.normal_(last.weight, std=1.0)
+    return net.eval()
+
+
+def _case(spatial_dims: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.rand(2, count, *SHAPES[spatial_dims], generator=generator)
+    valid = torch.ones_like(images)
+    valid[:, 1, 8:] = 0
+    valid[1, 0, :4] = 0
+    return images, valid
+
+
+@pytest.fixture(params=[2, 3])
+def dims(request):
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FusionNet(1), "expected 2 or 3 spatial dimensions, got 1"),
+        (lambda: FusionNet(2, (4, 8)), r"expected channels of three levels, got \(4, 8\)"),
+        (
+            lambda: FusionNet(2)(torch.zeros(2, 4, 4), "ct"),
+            r"expected images \(B, M, \*S\) with 2 spatial axes, got \(2, 4, 4\)",
+        ),
+        (
+            lambda: FusionNet(2)(torch.zeros(1, 2, 4, 4), "ct", torch.zeros(1, 1, 4, 4)),
+            r"expected valid of the images' shape \(1, 2, 4, 4\), got \(1, 1, 4, 4\)",
+        ),
+        (
+            lambda: FusionNet(2)(torch.zeros(1, 2, 4, 4), ["ct", "mr", "mr"]),
+            "expected 2 kinds, one for each image, got 3",
+        ),
+    ],
+)
+def test_errors_say_what_came(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_untrained_is_the_average_of_those_present(dims, count):
+    images, valid = _case(dims, count)
+    out = FusionNet(dims)(images, "mr", valid)
+    expected = (images * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
+    torch.testing.assert_close(out.fused, expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_weights(dims, count):
+    images, valid = _case(dims, max(count, 2))
+    images, valid = images[:, :count], valid[:, :count]
+    with torch.no_grad():
+        fused, weights = _trained(dims)(images, "ct", valid)
+    assert weights.shape == images.shape
+    present = valid.amax(1)
+    torch.testing.assert_close(weights.sum(1), present)
+    assert float(weights[valid == 0].abs().sum()) == 0
+    assert float(weights[valid > 0].min()) > 0
+    assert float(fused[present.unsqueeze(1) == 0].abs().sum()) == 0
+    assert 0 <= float(fused.min()) <= float(fused.max()) <= 1
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_order_changes_nothing_to_the_last_bit(dims, order):
+    images, valid = _case(dims, 3)
+    kinds = ["mr", "mr", "nuclear"]
+    net = _trained(dims)
+    with torch.no_grad():
+        fused, weights = net(images, kinds, valid)
+        again, moved = net(images[:, order], [kinds[m] for m in order], valid[:, order])
+    assert torch.equal(again, fused)
+    assert torch.equal(moved, weights[:, order])
+
+
+def test_kinds_matter():
+    images, valid = _case(2, 2)
+    net = _trained(2)
+    with torch.no_grad():
+        one = net(images, ["ct", "mr"], valid).weights
+        other = net(images, ["mr", "ct"], valid).weights
+    assert not torch.allclose(one, other)
+
+
+def test_modalities_look_at_each_other():
+    """The features of one modality depend on what another shows."""
+    net = _trained(2)
+    images, _ = _case(2, 2)
+    seen = torch.ones(2, 2, 7, 6)
+    with torch.no_grad():
+        coarse = torch.stack([net.encoders["ct"](torch.stack([images[:, 0]] * 2, 1))[-1]] * 2, 1)
+        changed = coarse.clone()
+        changed[:, 1] += 1.0
+        before, after = net.across(coarse, seen), net.across(changed, seen)
+    assert not torch.allclose(before[:, 0], after[:, 0])
+
+
+def test_nothing_outside_a_field_of_view_counts(dims):
+    images, valid = _case(dims, 2)
+    net = _trained(dims)
+    with torch.no_grad():
+        fused, weights = net(images, "ct", valid)
+        again = net(torch.where(valid > 0, images, 0.9), "ct", valid)
+    assert torch.equal(fused, again.fused)
+    assert torch.equal(weights, again.weights)
+
+
+def test_nothing_is_added_to_nothing(dims):
+    images, _ = _case(dims, 2)
+    images[:, :, :6] = 0
+    with torch.no_grad():
+        fused = _trained(dims)(images, ["ct", "mr"]).fused
+    assert float(fused[:, :, :6].abs().max()) == 0
+
+
+def test_change_is_bounded(dims):
+    images, _ = _case(dims, 2)
+    net = _trained(dims)
+    with torch.no_grad():
+        fused, weights = net(images, ["ct", "mr"])
+    base = (weights * images).sum(1, keepdim=True)
+    assert bool(((fused - base).abs() <= net.bound * images.amax(1, keepdim=True) + 1e-6).all())
+    assert float((fused - base).abs().max()) > 0.01
+
+
+def test_batch_equals_each_alone(dims):
+    images, valid = _case(dims, 3)
+    net = _trained(dims)
+    with torch.no_grad():
+        together = net(images, ["ct", "mr", "nuclear"], valid).fused
+        alone = [
+            net(images[n : n + 1], ["ct", "mr", "nuclear"], valid[n : n + 1]).fused for n in (0, 1)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_every_parameter_gets_a_gradient(dims):
+    images, valid = _case(dims, 3)
+    net = _trained(dims)
+    fused, weights = net(images, ["ct", "mr", "nuclear"], valid)
+    (fused.square().sum() + weights.square().sum()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_gradient_reaches_the_images(dims):
+    images, valid = _case(dims, 2)
+    images.requires_grad_()
+    _trained(dims)(images, ["ct", "mr"], valid).fused.sum().backward()
+    assert float((images.grad.abs() * valid).sum()) > 0
+    assert float((images.grad.abs() * (1 - valid)).sum()) == 0
+
+
+def test_size():
+    assert sum(p.numel() for p in FusionNet(3).parameters()) < 300_000

@@ -1,0 +1,64 @@
+"""A checkout and a wheel hold the same package, each class exists once, and the README is true."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LINKED = ("bundles", "networks", "transforms")
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+
+
+def test_every_package_is_listed(settings):
+    own = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "fusion_pipeline").rglob("__init__.py")
+    }
+    linked = {f"fusion_pipeline.{name}" for name in LINKED}
+    assert set(settings["packages"]) == own | linked
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_folders_of_the_top_level_are_mapped_and_linked(settings, name):
+    assert settings["package-dir"][f"fusion_pipeline.{name}"] == name
+    link = ROOT / "fusion_pipeline" / name
+    assert link.is_symlink()
+    assert link.readlink() == Path("..") / name
+
+
+@pytest.mark.parametrize("name", ["networks", "transforms"])
+def test_the_bare_name_is_refused(name):
+    found = subprocess.run(
+        [sys.executable, "-c", f"import {name}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert f"import fusion_pipeline.{name}, not {name}" in found.stderr
+
+
+def test_constraints_name_torch_first():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    assert next(line for line in lines if line[:1].isalpha()).startswith("torch==")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path):
+    text = (ROOT / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert list(tmp_path.glob("out/*/report.html"))

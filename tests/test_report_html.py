@@ -1,0 +1,241 @@
+"""``report.html`` needs nothing but itself, and shows what it says."""
+
+import re
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from report_cases import HOT_MM, finished, lattice, paint, result_2d, result_3d
+
+from fusion_pipeline.data import Case
+from fusion_pipeline.register import Registration
+from fusion_pipeline.report import write_report
+from fusion_pipeline.report.field import field_on
+from fusion_pipeline.report.figures import alignment_section, glance_section
+from fusion_pipeline.report.looks import colour_at, covered_by, look_after, look_at, planes_for
+from fusion_pipeline.report.page import arrows, numbers_table
+from fusion_pipeline.report.planes import planes_through
+
+VOID = {"meta", "img", "br", "path"}
+
+
+class Balance(HTMLParser):
+    """Counts the tags that were opened and not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "case01"
+    write_report(result_3d(), folder)
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_the_page_is_whole_and_loads_nothing(page):
+    parser = Balance()
+    parser.feed(re.sub(r"<!doctype html>|<style>.*?</style>", "", page, flags=re.DOTALL))
+    assert [tag for tag in parser.open if tag not in ("p", "li")] == []
+    assert all(a.startswith(("data:image/", "#")) for a in parser.addresses)
+    assert "<script" not in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "$" not in page
+    assert len(page) < 6e6
+
+
+def test_verdicts_reasons_and_warnings_are_up_front(page):
+    top = page[: page.index("At a glance")]
+    assert top.count(">OK<") == 1
+    assert top.count(">CHECK<") == 1
+    assert "Less similar &lt;after&gt;." in top
+    assert "PET units were not named; SUV was assumed." in top
+    assert "1.6 mm" in top
+    assert "not estimated" in top
+    assert "file headers trusted" in top
+    # NMI rose, MIND (a distance) rose as well
+    assert re.search(r"1\.1 → 1\.2 <span class=\"up\">better", top)
+    assert re.search(r"0\.3 → 0\.4 <span class=\"down\">worse", top)
+
+
+def test_every_picture_that_was_promised_is_there(page):
+    pictures = page.count('class="frame"')
+    glance, alignment, fields, fusion = 4, 2 * 3 * 4, 3 * 3, 3 * 3 + 3 * 5
+    assert pictures == glance + alignment + fields + fusion
+    for letter, side in (("R", "left"), ("L", "right"), ("A", "top"), ("P", "bottom")):
+        assert f'<b class="{side}">{letter}</b>' in page
+    assert "Mean share within the body" in page
+    assert "not a medical device" in page
+
+
+def test_names_are_escaped(tmp_path):
+    result = result_2d()
+    write_report(replace(result, case=replace(result.case, id="<b>x</b>")), tmp_path)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<b>x</b>" not in page
+    assert "&lt;b&gt;x&lt;/b&gt;" in page
+
+
+def test_a_picture_case_has_one_plane_no_letters_and_pixels(tmp_path):
+    write_report(result_2d(), tmp_path)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert page.count('class="frame"') == 3 + 4 + 2 + 2 + 4
+    assert '<b class="left">' not in page
+    assert "0.4 px" in page
+    assert "90 × 80 pixels" in page
+
+
+def test_a_colour_picture_is_shown_in_its_colours():
+    result = result_2d()
+    red = torch.zeros(3, 90, 80)
+    red[0] = 255
+    fused = replace(result.fusion.fused, key="fused", colour=red)
+    (plane,) = planes_for(result, "mr", 60)
+    picture = colour_at(fused, plane)
+    assert picture.reshape(-1, 3).max(0) == pytest.approx([1, 0, 0])
+    assert colour_at(result.case.fixed, plane) is None
+    page = glance_section(replace(result, fusion=replace(result.fusion, fused=fused)), pixels=60)
+    assert page != glance_section(result, pixels=60)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    result = result_2d()
+    write_report(result, tmp_path)
+    write_report(result, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
+    broken = replace(result, fusion=replace(result.fusion, weights=torch.zeros(0, 90, 80)))
+    other = tmp_path / "other"
+    with pytest.raises(ValueError, match="at least one array"):
+        write_report(broken, other)
+    assert not any(p.name.endswith(".part") or p.suffix == ".html" for p in other.iterdir())
+
+
+def test_after_agrees_with_the_reference_and_before_does_not():
+    result = result_3d()
+    fixed, moving = result.case.fixed, result.case.images["mr_t1"]
+    for plane in planes_for(result, "mr_t1", 120):
+        reference = look_at(fixed, fixed, plane)
+        before = look_at(moving, moving, plane)
+        after = look_after(result, "mr_t1", plane)
+        both = before.present & after.present & reference.present
+        body = reference.unit[both] > 0.3
+        assert both.mean() > 0.3
+        off_before = (body != (before.unit[both] > 0.2)).mean()
+        off_after = (body != (after.unit[both] > 0.2)).mean()
+        assert off_after < off_before
+
+
+def test_a_point_is_covered_where_the_mapping_leads():
+    result = result_3d()
+    shift = np.eye(4)
+    shift[0, 3] = 60.0
+    found = replace(result.registrations["pet"], moving_from_fixed=shift)
+    moved = replace(result, registrations={"pet": found})
+    # the PET's lattice ends at 44 mm from the origin
+    points = np.array([[0.0, 0.0, 0.0], [-60.0, 0.0, 0.0], [-100.0, 0.0, 0.0]])
+    assert covered_by(moved, "pet", points).tolist() == [False, True, True]
+    assert covered_by(result, "pet", points).tolist() == [True, False, False]
+
+
+def test_pet_is_looked_at_where_it_is_hot():
+    axial, coronal, sagittal = planes_for(result_3d(), "pet", 100)
+    found = sagittal.points[0, 0, 0], coronal.points[0, 0, 1], axial.points[0, 0, 2]
+    assert found == pytest.approx(HOT_MM, abs=3.5)
+
+
+def test_emission_is_shown_black_on_white_and_nowhere_is_neither():
+    result = result_3d()
+    axial = planes_for(result, "pet", 100)[0]
+    look = look_after(result, "pet", axial)
+    assert look.present.any()
+    assert look.picture[look.present].max() > 0.95
+    hot = np.unravel_index(np.argmax(look.unit), look.unit.shape)
+    assert look.picture[hot].max() < 0.3
+
+
+def test_the_field_on_a_plane_is_that_of_the_mapping():
+    grown = np.diag([1.1, 0.9, 1.2, 1.0])
+    ddf = torch.zeros(3, 8, 9, 10)
+    found = Registration(grown, ddf, lattice((8, 9, 10), (4.0, 5.0, 6.0), np.eye(4)), "affine")
+    for plane in planes_through((1.0, 2.0, 3.0), np.full(3, -9.0), np.full(3, 9.0), pixels=12):
+        field = field_on(found, plane)
+        assert field.determinant == pytest.approx(1.1 * 0.9 * 1.2, rel=1e-5)
+        expected = plane.points * np.array([0.1, -0.1, 0.2])
+        assert field.displacement == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_fold_has_no_positive_determinant():
+    ddf = torch.zeros(3, 12, 12, 12)
+    ddf[0] = -2.0 * torch.arange(12.0)[:, None, None] * 4
+    affine = lattice((12, 12, 12), (4.0, 4.0, 4.0), np.eye(4)) @ np.diag([-1.0, 1, 1, 1])
+    affine[0, 3] = -22
+    plane = planes_through(np.zeros(3), np.full(3, -9.0), np.full(3, 9.0), pixels=12)[0]
+    assert field_on(Registration(np.eye(4), ddf, affine, "deformable"), plane).determinant.max() < 0
+
+
+def test_arrows_point_the_way_of_the_picture():
+    axial = planes_through(np.zeros(3), np.full(3, -20.0), np.full(3, 20.0), pixels=41)[0]
+    to_left_and_front = np.broadcast_to([-5.0, 8.0, 0.0], (41, 41, 3))
+    present = np.zeros((41, 41), bool)
+    present[10, 10] = True
+    svg = arrows(to_left_and_front, present, axial, along=2)
+    # patient's left is on the picture's right, anterior on top
+    assert 'd="M10 10L15.0 2.0' in svg
+    assert svg.count("M10 10") == 1
+    assert "M30" not in svg
+
+
+def test_two_emission_images_or_an_emission_reference_are_drawn_too():
+    eye = np.eye(4)
+    shape = (20, 24, 22)
+    affine = lattice(shape, (5.0, 5.0, 5.0), eye)
+    images = {
+        "pet": paint("pet", affine, shape, "SUV", eye),
+        "spect": paint("spect", affine, shape, "SUV", eye),
+        "ct": paint("ct", affine, shape, "HU", eye),
+    }
+    still = Registration(eye, torch.zeros(3, 5, 5, 5), np.diag([20.0, 20, 20, 1]), "none")
+    case = Case("emission", "pet", images, {"spect": "none", "ct": "none"})
+    result = finished(case, {"spect": still, "ct": still}, ())
+    assert "Overlay, before" in alignment_section(result, "ct", pixels=60)
+    html = alignment_section(result, "spect", pixels=60)
+    assert "Checkerboard, before" in html
+    assert "No displacement" in html
+
+
+def test_an_empty_table_is_left_out():
+    assert numbers_table("Fusion", {}) == ""
+
+
+@pytest.mark.slow
+def test_a_real_patient_is_quick_and_small(shared_data, tmp_path):
+    nib = pytest.importorskip("nibabel")
+    patient = shared_data / "3d_sarcoma_ct_mr_pet" / "sts015"
+    result = result_3d()
+    loaded = nib.load(patient / "sts015_ct.nii.gz")
+    array = torch.from_numpy(loaded.get_fdata(dtype=np.float32).copy())[None]
+    ct = replace(result.case.fixed, array=array, affine=np.asarray(loaded.affine, float))
+    pet = nib.load(patient / "sts015_pet-suv_space-ct.nii.gz")
+    values = torch.from_numpy(pet.get_fdata(dtype=np.float32).copy())[None]
+    pet = replace(result.case.images["pet"], array=values, affine=np.asarray(pet.affine, float))
+    case = Case("sts015", "ct", {"ct": ct, "pet": pet}, {"pet": "none"})
+    still = Registration(np.eye(4), torch.zeros(3, 2, 2, 2), ct.affine, "none")
+    result = finished(case, {"pet": still}, ())
+    start = time.process_time()
+    write_report(result, tmp_path)
+    assert time.process_time() - start < 10
+    assert (tmp_path / "report.html").stat().st_size < 6e6

@@ -1,0 +1,267 @@
+"""Where the body is, and where the image is padding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from monai.transforms.transform import Transform
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from skimage.filters import threshold_multiotsu
+from torch import Tensor
+
+from fusion_pipeline.transforms.arrays import ImageLike, plain, spacing_per_axis
+from fusion_pipeline.transforms.intensity import checked_modality
+
+Bool = npt.NDArray[np.bool_]
+Float = npt.NDArray[np.float32]
+
+_WORKING_MM = 2.5
+_AIR_BELOW_HU = -350.0
+_SMALLEST_SHARE = 0.1
+_AIR_TO_TISSUE = 0.3
+_BLOCKS = 80
+_CONVEX_SHARE = 0.93
+_PLANE_SHARE = 0.75
+
+
+class BodyMask(Transform):
+    """The body: one or several solid parts (two legs), cavities filled, table and air left out.
+
+    CT is cut at a fixed HU; other images between the two clusters of their compressed, smoothed
+    values. The work is done at about 2.5 mm, so a large volume costs little.
+
+    Args:
+        modality: ``ct``, ``mr``, ``pet`` or ``spect``.
+    """
+
+    def __init__(self, modality: str) -> None:
+        self.modality = checked_modality(modality)
+
+    def __call__(self, img: ImageLike, spacing: Sequence[float]) -> Tensor:
+        """Find the body.
+
+        Args:
+            img: ``(1, *S)`` in the image's own units.
+            spacing: voxel size along each axis in mm.
+
+        Returns:
+            ``(1, *S)`` bool; all True where no body can be told from air.
+        """
+        image = plain(img)
+        sizes = spacing_per_axis(spacing, image)
+        factors = [_factor(n, s) for n, s in zip(image.shape[1:], sizes, strict=True)]
+        small, small_spacing = _reduced(image, factors), np.asarray(sizes) * factors
+        body = self._body(small, small_spacing)
+        if not body.any():
+            return torch.ones_like(image[:1], dtype=torch.bool)
+        return torch.from_numpy(_enlarged(body, factors, image.shape[1:]))[None]
+
+    def _body(self, image: Float, spacing: npt.NDArray[np.float64]) -> Bool:
+        """The mask on the small lattice."""
+        raw = _above_air(image, spacing, self.modality)
+        # a table is thin: opening takes it off; an emission image has none, and is blurred anyway
+        radius = 5.0 if self.modality == "ct" else 2.5
+        parts = _large_parts(_opened(raw, spacing, radius))
+        solid = _filled(_closed(parts, spacing, 5.0))
+        return _large_parts(solid)
+
+
+def _factor(size: int, spacing: float) -> int:
+    """How many voxels to average along an axis; a lattice of 32 voxels is not made smaller."""
+    return max(1, min(int(_WORKING_MM / spacing + 0.3), size // 32))
+
+
+def _reduced(image: Tensor, factors: Sequence[int]) -> Float:
+    """Means over blocks of voxels, the last block repeated at the border."""
+    d = image.ndim - 1
+    pad = [p for n, f in zip(image.shape[:0:-1], factors[::-1], strict=True) for p in (0, -n % f)]
+    pool = F.avg_pool2d if d == 2 else F.avg_pool3d
+    padded = F.pad(image[None, :1], pad, mode="replicate")
+    return np.asarray(pool(padded, tuple(factors), tuple(factors))[0, 0].numpy())
+
+
+def _enlarged(mask: Bool, factors: Sequence[int], shape: Sequence[int]) -> Bool:
+    """Each voxel of the small lattice as a block."""
+    index = [np.arange(n) // f for n, f in zip(shape, factors, strict=True)]
+    return np.ascontiguousarray(mask[np.ix_(*index)])
+
+
+def _above_air(image: Float, spacing: npt.NDArray[np.float64], modality: str) -> Bool:
+    """Voxels brighter than air."""
+    if modality == "ct" and image.min() < 0:
+        return np.asarray(image > _AIR_BELOW_HU)
+    emission = modality in ("pet", "spect")
+    valid = _field_of_view(image)
+    smooth = ndimage.gaussian_filter(image, (3.0 if emission else 2.0) / spacing)
+    known = smooth[valid]  # padding is darker than air, and would be taken for it
+    floor = 0.1 * float(np.percentile(known, 75)) if emission else 0.02 * float(known.max())
+    if floor <= 0 or known.min() == known.max():
+        return np.asarray((smooth > 0) & valid)
+    # Air, muscle, fat (or body, tumour) differ by factors: their logarithms are evenly spaced.
+    values = np.log(np.clip(known, 0, None) + floor)
+    for threshold in threshold_multiotsu(values, classes=3):
+        air = float(np.median(known[values <= threshold]))
+        dim = float(np.percentile(known[values > threshold], 25))
+        if (
+            air < _AIR_TO_TISSUE * dim
+        ):  # the edge of the body lies half way, not at the geometric mean
+            return np.asarray((smooth > air + 0.4 * (dim - air)) & valid)
+    return valid
+
+
+def _ball(spacing: npt.NDArray[np.float64], radius: float) -> Bool:
+    """A ball of ``radius`` mm, at least one voxel wide along each axis."""
+    reach = np.maximum(1, np.floor(radius / spacing)).astype(int)
+    grid = np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij")
+    distance = sum((g / r) ** 2 for g, r in zip(grid, reach, strict=True))
+    return np.asarray(distance <= 1.0)
+
+
+def _padded(
+    mask: Bool, spacing: npt.NDArray[np.float64], radius: float
+) -> tuple[Bool, tuple[slice, ...]]:
+    """The mask continued beyond its border: a body cut by the lattice goes on there."""
+    reach = [int(r) for r in np.maximum(1, np.ceil(radius / spacing))]
+    inner = tuple(slice(r, r + n) for r, n in zip(reach, mask.shape, strict=True))
+    return np.pad(mask, [(r, r) for r in reach], mode="edge"), inner
+
+
+def _opened(mask: Bool, spacing: npt.NDArray[np.float64], radius: float) -> Bool:
+    padded, inner = _padded(mask, spacing, radius)
+    return np.asarray(ndimage.binary_opening(padded, _ball(spacing, radius))[inner])
+
+
+def _closed(mask: Bool, spacing: npt.NDArray[np.float64], radius: float) -> Bool:
+    padded, inner = _padded(mask, spacing, radius)
+    return np.asarray(ndimage.binary_closing(padded, _ball(spacing, radius))[inner])
+
+
+def _large_parts(mask: Bool) -> Bool:
+    """The largest component and those of at least a tenth of its size."""
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray((sizes >= _SMALLEST_SHARE * sizes.max())[labels] & mask)
+
+
+def _filled(mask: Bool) -> Bool:
+    """Cavities closed, also those that the end of the field of view opens (lungs)."""
+    out = np.asarray(ndimage.binary_fill_holes(mask))
+    if mask.ndim == 2:
+        return out
+    for axis in range(3):
+        plane = np.ones((3, 3, 3), bool)
+        plane &= ndimage.generate_binary_structure(3, 1)
+        plane[tuple(slice(0, 3, 2) if a == axis else slice(None) for a in range(3))] = False
+        out |= ndimage.binary_fill_holes(mask, structure=plane)
+    return out
+
+
+class FieldOfView(Transform):
+    """Where an image is data: False in the padding that resampling or a scanner put around it.
+
+    Padding is a constant value that touches the lattice border and ends on planes (a turned or
+    shifted box). Air that was masked to a constant ends on the skin, and stays True; so does noisy
+    air.
+    """
+
+    def __call__(self, img: ImageLike) -> Tensor:
+        """Find the field of view.
+
+        Args:
+            img: ``(1, *S)`` in any unit.
+
+        Returns:
+            ``(1, *S)`` bool; all True where there is no padding.
+        """
+        image = plain(img)[:1]
+        return torch.from_numpy(_field_of_view(image[0].numpy()))[None]
+
+
+def _field_of_view(image: Float) -> Bool:
+    """True where the image is not padding."""
+    everything = np.ones(image.shape, bool)
+    value, share = _border_constant(image)
+    if share < 0.01:
+        return everything
+    same = image == value
+    # on blocks of voxels that are padding throughout, so that a large volume costs little
+    factors = [max(1, n // _BLOCKS) for n in image.shape]
+    region = _padding(_all_in_blocks(same, factors), 2.0 if max(factors) == 1 else 1.0)
+    rim = region if max(factors) == 1 else ndimage.binary_dilation(region, iterations=2)
+    valid = ~(same & _enlarged(rim, factors, image.shape))
+    # clipped noise (a CT's air at -1000) has the same value all over the air, padding is solid
+    if np.count_nonzero(same & valid) > 0.5 * np.count_nonzero(~valid):
+        return everything
+    return valid if not valid.all() and _is_cut_by_planes(~region) else everything
+
+
+def _all_in_blocks(mask: Bool, factors: Sequence[int]) -> Bool:
+    """True for the blocks of voxels that are True throughout."""
+    out = mask
+    for axis, factor in enumerate(factors):
+        out = np.logical_and.reduceat(out, np.arange(0, out.shape[axis], factor), axis=axis)
+    return np.asarray(out)
+
+
+def _padding(same: Bool, radius: float) -> Bool:
+    """The solid regions that touch the border, with their thin ends."""
+    solid = _opened(same, np.ones(same.ndim), radius)
+    labels, _ = ndimage.label(ndimage.binary_propagation(solid, mask=same))
+    touching = np.unique(np.concatenate([face.ravel() for face in _faces(labels)]))
+    return np.isin(labels, touching[touching > 0])
+
+
+def _faces(array: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
+    """The outermost layers of an array."""
+    return [np.take(array, end, axis) for axis in range(array.ndim) for end in (0, -1)]
+
+
+def _border_constant(image: Float) -> tuple[float, float]:
+    """The most frequent value on the lattice's faces, and its share of them."""
+    values, counts = np.unique(
+        np.concatenate([f.ravel() for f in _faces(image)]), return_counts=True
+    )
+    return float(values[counts.argmax()]), float(counts.max() / counts.sum())
+
+
+def _is_cut_by_planes(valid: Bool) -> bool:
+    """Whether a region is convex and ends, inside the lattice, on at most ``2 d`` planes."""
+    d = valid.ndim
+    outline = valid & ~ndimage.binary_erosion(valid, np.ones((3,) * d, bool), border_value=0)
+    points = np.argwhere(outline).astype(float)
+    if len(points) < 2 * 3**d or (np.ptp(points, axis=0) < 2).any():
+        return False
+    hull = ConvexHull(points)
+    if valid.sum() < _CONVEX_SHARE * hull.volume:
+        return False
+    corners = points[hull.simplices]
+    last = np.asarray(valid.shape) - 1
+    on_face = ((corners == 0).all(1) | (corners == last).all(1)).any(1)
+    areas, normals = _areas(corners)[~on_face], hull.equations[~on_face, :d]
+    if areas.sum() < 0.01 * hull.area:
+        return False
+    return _share_on_planes(areas, normals, 2 * d) > _PLANE_SHARE
+
+
+def _areas(corners: Float) -> Float:
+    """Lengths of edges ``(n, 2, 2)`` or areas of triangles ``(n, 3, 3)``."""
+    sides = corners[:, 1:] - corners[:, :1]
+    if sides.shape[1] == 1:
+        return np.asarray(np.linalg.norm(sides[:, 0], axis=-1))
+    return np.asarray(np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=-1) / 2)
+
+
+def _share_on_planes(areas: Float, normals: Float, count: int) -> float:
+    """How much of a surface faces the ``count`` directions that most of it faces (within 8°)."""
+    total, near = float(areas.sum()), normals @ normals.T > np.cos(np.deg2rad(8.0))
+    left = areas.copy()
+    for _ in range(count):
+        best = near[int((near @ left).argmax())]
+        left[best] = 0
+    return 1.0 - float(left.sum()) / total
