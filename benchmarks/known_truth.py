@@ -1,8 +1,8 @@
 """Registration cases with known truth: one image of an aligned pair, moved by a known map.
 
 The map goes from the fixed world to the moved world, ``phi(x) = A (x + d(x))`` in mm: d is a smooth
-random deformation, A a rigid or affine matrix about the centre of the field of view. The moved image
-is the original one read at ``phi^-1``, in one linear interpolation, cut to the fixed image's
+random deformation, A a rigid or affine matrix about the centre of the field of view. The moved
+image is the original one read at ``phi^-1``, in one linear interpolation, cut to the fixed image's
 grid with padding outside, and given 1.5 % noise: with an odd seed in the padding too.
 """
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranges:
-    """How far a severity moves an image: degrees, mm, share of size, mm of elastic, mm of smoothness."""
+    """How far a severity moves an image: degrees, mm, share of size, mm of elastic, its width."""
 
     rotation: tuple[float, float]
     translation: tuple[float, float]
@@ -89,7 +89,8 @@ def known_map(seed: int, severity: Severity, affine: Array, shape: tuple[int, ..
         stretch[:3, 3] = centre - stretch[:3, :3] @ centre
         matrix = matrix @ stretch
     # the deformation lives on a 4 mm lattice with a wide margin
-    corners = apply_affine(affine, np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T)
+    ends = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+    corners = apply_affine(affine, ends)
     low, high = corners.min(0) - 40, corners.max(0) + 40
     grid = np.diag([4.0, 4.0, 4.0, 1.0])
     grid[:3, 3] = low

@@ -3,11 +3,12 @@
     python benchmarks/train_registration.py --data ../shared/data/open --out runs/registration \
         --hours 1.5 [--resume runs/registration/last.pt] [--spatial-dims 2]
 
-Pairs are paintings of label maps (brains of the training subjects, generated heads, trunks and limbs,
-an abdomen, random shapes) and, for real texture, images of the sarcoma *training* patients under random
-tone curves and as CT-MR and CT-PET pairs. One image of a pair is deformed by a known field; the loss is
-the distance to it, of a first pass and of a second pass on the first one's result, so that the network
-learns to improve its own output. Stops after ``--hours``; ``last.pt`` holds all that a later run needs.
+Pairs are paintings of label maps (brains of the training subjects, generated heads, trunks and
+limbs, an abdomen, random shapes) and, for real texture, images of the sarcoma *training* patients
+under random tone curves and as CT-MR and CT-PET pairs. One image of a pair is deformed by a known
+field; the loss is the distance to it, of a first pass and of a second pass on the first one's
+result, so that the network learns to improve its own output. Stops after ``--hours``; ``last.pt``
+holds all that a later run needs.
 """
 
 import argparse
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -62,7 +62,7 @@ class Pairs(IterableDataset[dict[str, Tensor]]):
         self.cache, self.size, self.dims, self.seed = cache, size, spatial_dims, seed
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yield ``fixed``, ``moving`` ``(1, *S)``, ``ddf`` ``(d, *S)`` and ``weight`` ``(1, *S)``."""
+        """Yield ``fixed``, ``moving``, ``weight`` ``(1, *S)`` and ``ddf`` ``(d, *S)``."""
         torch.set_num_threads(1)
         info = torch.utils.data.get_worker_info()
         seed = self.seed * 1000 + (info.id if info else 0)
@@ -71,7 +71,9 @@ class Pairs(IterableDataset[dict[str, Tensor]]):
         while True:
             yield self.draw(stored, generator)
 
-    def draw(self, stored: dict[str, list[Tensor]], generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(
+        self, stored: dict[str, list[Tensor]], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """One pair."""
         shape = (self.size,) * self.dims
         ddf = random_ddf(shape, generator)
@@ -82,9 +84,7 @@ class Pairs(IterableDataset[dict[str, Tensor]]):
                 labels = _flipped(labels, generator)
             target = warp(labels[None].float(), ddf, mode="nearest", fill=None)[0].long()
             vary = _chance(generator, 0.3)
-            fixed, moving = (
-                paint(x, generator, vary_structures=vary)[0] for x in (target, labels)
-            )
+            fixed, moving = (paint(x, generator, vary_structures=vary)[0] for x in (target, labels))
             body = (target > 0).float()
         else:
             fixed, moving, body = self._real(stored, shape, ddf, generator)
@@ -144,7 +144,8 @@ def random_ddf(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.zeros((1, d, *shape))
     strength = float(torch.rand((), generator=generator))
     smooth = 7.0 + 13.0 * float(torch.rand((), generator=generator))
-    ddf = integrate(random_velocity(shape, generator, min(6.5, 0.55 * smooth) * strength, smooth), 5)
+    peak = min(6.5, 0.55 * smooth) * strength
+    ddf = integrate(random_velocity(shape, generator, peak, smooth), 5)
     if _chance(generator, 0.3):
         return ddf
     unit = torch.rand(3 * d + 3, generator=generator).numpy() * 2 - 1
@@ -262,7 +263,7 @@ def build_cache(data: Path, path: Path, spacing: float = 2.0) -> None:
 def loss_of(
     network: RegistrationNet, batch: dict[str, Tensor], *, twice: bool
 ) -> tuple[Tensor, dict[str, float]]:
-    """Distance to the true field after one pass (and a second one), the search's own error, smoothness."""
+    """Distance to the true field after one pass (or two), the search's own error, smoothness."""
     fixed, moving, truth, weight = (batch[k] for k in ("fixed", "moving", "ddf", "weight"))
     first, belief = network.ddf_and_match(fixed, moving)
     error = _distance(first, truth, weight)
@@ -273,7 +274,7 @@ def loss_of(
         start = _distance(torch.zeros_like(truth), truth, weight)
     numbers = {"start": start, "first": error, "match": match}
     if twice:
-        # The second pass sees the first one's result as given: the network has to improve on itself.
+        # The second pass takes the first one's result as given: the net has to improve on it.
         seen = first.detach()
         second = compose(network(fixed, warp(moving, seen, fill=None)), seen)
         again = _distance(second, truth, weight)
@@ -283,7 +284,7 @@ def loss_of(
 
 
 def _match_loss(belief: Tensor, truth: Tensor, weight: Tensor, radius: int) -> Tensor:
-    """Negative log belief in the true shift (shared linearly by its neighbours), inside the body."""
+    """Negative log belief in the true shift (its neighbours share linearly), inside the body."""
     d = truth.shape[1]
     lattice = belief.shape[2:]
     grid = tuple(slice(None, n * 4, 4) for n in truth.shape[2:])

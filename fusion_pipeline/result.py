@@ -20,7 +20,7 @@ class CaseResult:
         harmonization: harmonized images of all keys, 0..1, on the reference's native grid.
         fusion: the fused image and the weights.
         warnings: sentences, those of the case first.
-        timings: seconds per stage, wall and CPU: ``{"register": {"wall_s": 3.1, "cpu_s": 5.9}, …}``.
+        timings: seconds per stage, wall and CPU: ``{"register": {"wall_s": 3.1, "cpu_s": 5.9}}``.
         peak_memory_mb: largest resident memory of the process so far.
     """
 

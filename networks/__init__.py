@@ -2,7 +2,8 @@
 
 if __name__ != "fusion_pipeline.networks":
     raise ImportError(
-        f"import fusion_pipeline.networks, not {__name__}: under two names every class would exist twice"
+        f"import fusion_pipeline.networks, not {__name__}: "
+        "under two names every class would exist twice"
     )
 
 from fusion_pipeline.networks.fusion import FusionNet, FusionOutput

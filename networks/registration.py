@@ -1,4 +1,4 @@
-"""The registration network: contrast-blind features, a local search, and a LocalNet-style decoder."""
+"""The registration network: contrast-blind features, a local search, a LocalNet-style decoder."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -14,7 +14,7 @@ _LEVELS = 4
 
 
 class RegistrationNet(nn.Module):
-    """Predict a stationary velocity field and integrate it, ``D = exp(F_θ(I_r, I_m))`` (METHOD 3.1).
+    """Predict a stationary velocity and integrate it, ``D = exp(F_θ(I_r, I_m))`` (METHOD 3.1).
 
     Both images pass one feature extractor (self-similarities and a few learned channels on half the
     resolution). The features are compared over a window of shifts on a quarter of the resolution;
@@ -89,17 +89,15 @@ class RegistrationNet(nn.Module):
         self.heads = nn.ModuleList(
             [conv(c, spatial_dims, 3, padding=1) for c in (fourth, third, second, first)]
         )
-        for head in self.heads:
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        # untrained, the descriptors are the self-similarities alone
-        nn.init.zeros_(self.describe[-1].weight)
-        nn.init.zeros_(self.describe[-1].bias)
+        # untrained, the heads add nothing and the descriptors are the self-similarities alone
+        for layer in (*self.heads, self.describe[-1]):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
         self.log_sharpness = nn.Parameter(torch.tensor(4.0))
-        # how much of the soft minimum is believed, voxel by voxel; little before training
+        # how far the near average of the shifts is believed over the far one; little before training
         self.trust = conv(second, 1, 1)
         nn.init.zeros_(self.trust.weight)
-        nn.init.constant_(self.trust.bias, -3.0)
+        self.trust.bias = nn.Parameter(torch.full((1,), -3.0))
 
     def forward(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """The displacement field of a pair.
@@ -143,7 +141,7 @@ class RegistrationNet(nn.Module):
         f, m = self.features(fixed), self.features(moving)
         skip = self.encode[0](torch.cat([f, m], 1))
         quarter = self.encode[1](skip)
-        cost, shift, belief = self._search(_halve(f), _halve(m))
+        cost, shift, spread, belief = self._search(_halve(f), _halve(m))
         found = self.search(torch.cat([cost, shift], 1))
         quarter = torch.cat([quarter, found], 1)
         eighth = self.encode[2](quarter)
@@ -156,7 +154,8 @@ class RegistrationNet(nn.Module):
             x = decode(torch.cat([resize(x, size), below], 1))
             velocity = resize_ddf(velocity, size) + head(x)
             if below is quarter:
-                velocity = velocity + torch.sigmoid(self.trust(x)) * shift
+                far, near = _agreed(shift, spread, 8), _agreed(shift, spread, 2)
+                velocity = velocity + far + torch.sigmoid(self.trust(x)) * (near - far)
         return velocity.float(), belief
 
     def features(self, image: Tensor) -> Tensor:
@@ -180,8 +179,8 @@ class RegistrationNet(nn.Module):
         learned = self.describe(torch.cat([similar, _halve(padded)], 1))
         return torch.cat([similar, torch.tanh(learned)], 1)
 
-    def _search(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compare features over all shifts: costs, their soft minimum in voxels, the log belief."""
+    def _search(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compare features over all shifts: costs, their soft minimum, its variance, the log belief."""
         d, r = self.spatial_dims, self.radius
         padded = F.pad(moving, [r] * (2 * d), mode="replicate")
         size = fixed.shape[2:]
@@ -197,7 +196,20 @@ class RegistrationNet(nn.Module):
         belief = torch.log_softmax(-self.log_sharpness.exp() * cost, dim=1)
         offsets = cost.new_tensor(shifts) - r
         shift = torch.einsum("bn...,nc->bc...", belief.exp(), offsets)
-        return 10.0 * (cost - cost.mean(1, keepdim=True)), shift, belief
+        squares = torch.einsum("bn...,n->b...", belief.exp(), offsets.square().sum(1))[:, None]
+        spread = squares - shift.square().sum(1, keepdim=True)
+        return 10.0 * (cost - cost.mean(1, keepdim=True)), shift, spread, belief
+
+
+def _agreed(shift: Tensor, spread: Tensor, reach: int) -> Tensor:
+    """The average of a voxel's surroundings, in which certain shifts count most."""
+    weight = (spread + 0.05) ** -2
+    d = shift.ndim - 2
+    pool = F.avg_pool3d if d == 3 else F.avg_pool2d
+    both = torch.cat([weight * shift, weight], 1)
+    for _ in range(reach):
+        both = pool(F.pad(both, [1] * (2 * d), mode="replicate"), 3, stride=1)
+    return both[:, :-1] / both[:, -1:]
 
 
 def _padded(shape: Sequence[int]) -> tuple[int, ...]:

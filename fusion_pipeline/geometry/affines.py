@@ -36,6 +36,15 @@ def apply_affine(b_from_a: Matrix, points: npt.ArrayLike) -> Matrix:
     return np.asarray(p @ b_from_a[:d, :d].T + b_from_a[:d, d])
 
 
+def inverse_affine(b_from_a: Matrix) -> Matrix:
+    """The map back, ``a_from_b``.
+
+    >>> inverse_affine(np.diag([2.0, 4.0, 1.0])).diagonal().tolist()
+    [0.5, 0.25, 1.0]
+    """
+    return np.asarray(np.linalg.inv(b_from_a), dtype=np.float64)
+
+
 def lps_from_ras(spatial_dims: int) -> Matrix:
     """RAS+ mm (NIfTI, this package) to LPS mm (ITK, DICOM); its own inverse.
 
@@ -56,8 +65,8 @@ def rescaled_affine(
         spacing: voxel size of the new lattice in mm.
 
     Returns:
-        ``world_from_voxel`` and shape of the new lattice. It is centred on the old one and its voxels
-        cover at least the old ones' extent.
+        ``world_from_voxel`` and shape of the new lattice. It is centred on the old one and its
+        voxels cover at least the old ones' extent.
     """
     d = len(shape)
     old = spacing_of(world_from_voxel)

@@ -101,8 +101,8 @@ def resample(
 
     Args:
         image: ``(B, C, *S)``.
-        image_from_target: ``(d + 1, d + 1)`` or ``(B, d + 1, d + 1)``, voxels of the target lattice to
-            voxels of the image.
+        image_from_target: ``(d + 1, d + 1)`` or ``(B, d + 1, d + 1)``, voxels of the target lattice
+            to voxels of the image.
         shape: spatial shape of the target lattice.
         mode: see `sample`.
         fill: value outside the image.
@@ -134,7 +134,8 @@ def resize(image: Tensor, shape: Sequence[int], *, mode: Mode = "bilinear") -> T
         return image
     if mode == "nearest":
         size = image.new_tensor(list(shape)).float()
-        scale = (torch.as_tensor(image.shape[2:], device=image.device) - 1) / (size - 1).clamp_min(1)
+        old = torch.as_tensor(image.shape[2:], device=image.device)
+        scale = (old - 1) / (size - 1).clamp_min(1)
         points = identity_points(shape, device=image.device) * scale
         return sample(image, points.expand(image.shape[0], *points.shape), mode="nearest")
     return F.interpolate(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import resample, rescaled_affine, spacing_of
+from fusion_pipeline.geometry import inverse_affine, resample, rescaled_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register.views import smoothed
 from fusion_pipeline.transforms import BodyMask, NormalizeModality
@@ -47,13 +47,12 @@ def working_lattice(fixed: Image, moving: Image, spacing: float | None = None) -
         spacing: mm; None chooses as said.
     """
     if spacing is None:
-        sizes = [float(np.prod(image.spacing)) ** (1 / image.spatial_dims) for image in (fixed, moving)]
-        if fixed.spatial_dims == 2:
-            spacing = sizes[0]
-        else:
-            spacing = float(np.clip(np.mean(sizes), _FINEST_MM, _COARSEST_MM))
+        d = fixed.spatial_dims
+        sizes = [float(np.prod(image.spacing)) ** (1 / d) for image in (fixed, moving)]
+        between = float(np.clip(np.mean(sizes), _FINEST_MM, _COARSEST_MM))
+        spacing = sizes[0] if d == 2 else between
         extent = float(np.prod(fixed.spacing * np.asarray(fixed.shape)))
-        spacing = max(spacing, (extent / _MOST_VOXELS) ** (1 / fixed.spatial_dims))
+        spacing = max(spacing, (extent / _MOST_VOXELS) ** (1 / d))
     affine, shape = rescaled_affine(fixed.affine, fixed.shape, spacing)
     # one more voxel where a size is even: half the lattice then keeps both corner voxels
     return Lattice(affine, tuple(max(17, n + 1 - n % 2) for n in shape))
@@ -89,8 +88,8 @@ def on_lattice(
     sigma = 0.35 * lattice.spacing * (image.spacing < lattice.spacing)
     blurred = smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
     pose = np.eye(len(lattice.affine)) if image_from_fixed is None else image_from_fixed
-    voxels = torch.from_numpy(np.linalg.inv(image.affine) @ pose @ lattice.affine)
+    voxels = torch.from_numpy(inverse_affine(image.affine) @ pose @ lattice.affine)
     small = resample(blurred[None, None], voxels, lattice.shape, fill=image.outside)[0]
     seen = resample(known[None], voxels, lattice.shape, fill=0.0)
-    body = BodyMask(image.modality)(small, spacing_of(lattice.affine)) & (seen[0] > 0.5)
+    body = BodyMask(image.modality)(small, spacing_of(lattice.affine).tolist()) & (seen[0] > 0.5)
     return OnLattice(NormalizeModality(image.modality)(small, body)[None], seen, body[None].float())

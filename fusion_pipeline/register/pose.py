@@ -1,9 +1,10 @@
 """The rigid and affine stage: mutual information at points, from many starts, drift held back.
 
 Plain mutual information over a shrinking overlap runs away on partial fields of view. Four things
-stop it here: points come from the image that shows less tissue, so that the overlap cannot shrink by
-sliding it off; the information is corrected for the number of points that carry it; lost overlap
-costs; and pairs of one image's air with the other's tissue count little, since such air may be padding.
+stop it here: points come from the image that shows less tissue, so that the overlap cannot shrink
+by sliding it off; the information is corrected for the number of points that carry it; lost overlap
+costs; and pairs of one image's air with the other's tissue count little, since such air may be
+padding.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import sample
+from fusion_pipeline.geometry import inverse_affine, sample
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register.views import View, make_view
 
@@ -47,7 +48,7 @@ class Pose:
 
 
 class PointScore:
-    """How much the values at points of one view tell about the values of another, batched over poses.
+    """How much the values at points of one view tell about those of another, batched over poses.
 
     Args:
         source: view that the points are drawn from.
@@ -69,14 +70,15 @@ class PointScore:
         chosen = where[torch.randperm(len(where), generator=generator)[:count]].float()
         # off the lattice: grid points that meet grid points make false peaks
         chosen = chosen + torch.rand(chosen.shape, generator=generator) - 0.5
-        self.source_doubt, self.target_doubt = float(source.dark_is_doubtful), float(target.dark_is_doubtful)
+        self.source_doubt = float(source.dark_is_doubtful)
+        self.target_doubt = float(target.dark_is_doubtful)
         self.values = sample(source.values, chosen[None], fill=None)[0, 0].clamp(0, 1)
         self.weight = sample(source.known, chosen[None], fill=0.0)[0, 0]
         self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]
         self.centre = source.centre()
         self.points = source.world(chosen) - self.centre
         self.target = torch.cat([target.values, target.known, target.tissue], 1)
-        self.voxel_from_world = torch.from_numpy(np.linalg.inv(target.affine))
+        self.voxel_from_world = torch.from_numpy(inverse_affine(target.affine))
         self.target_centre = target.centre()
 
     def __call__(self, matrices: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class PointScore:
         return (information - bias).clamp_min(0.0) * overlap.clamp(1e-3, 1.0)
 
     def _information(self, value: Tensor, weight: Tensor) -> Tensor:
-        """Mutual information in nats, ``(P,)``, from linear shares in a smoothed joint histogram."""
+        """Mutual information in nats, ``(P,)``: linear shares in a smoothed joint histogram."""
         a, low_a = _shares(self.values[None])
         b, low_b = _shares(value)
         joint = value.new_zeros(len(value), _BINS * _BINS)
@@ -162,8 +164,11 @@ def find_pose(
         The pose; it is the caller's to decide whether it is better enough than the start.
     """
     coarse, middle, fine = (
-        [make_view(image, k, spacing=s, blur_mm=b) for image, k in zip((fixed, moving), known, strict=True)]
-        for s, b in ((spacing, 0.8 * spacing), (0.6 * spacing, 0.4 * spacing), (0.4 * spacing, 0.25 * spacing))
+        [
+            make_view(image, k, spacing=size * spacing, blur_mm=blur * spacing)
+            for image, k in zip((fixed, moving), known, strict=True)
+        ]
+        for size, blur in ((1.0, 0.8), (0.6, 0.4), (0.4, 0.25))
     )
     backward = coarse[1].tissue_extent < coarse[0].tissue_extent
     if backward:
@@ -190,7 +195,7 @@ def find_pose(
         start = float(score(_matrices(torch.zeros_like(rigid)))[0])
     matrices = [_world_matrix(pose, score.centre) for pose in (rigid, best)]
     if backward:
-        matrices = [np.linalg.inv(m) for m in matrices]
+        matrices = [inverse_affine(m) for m in matrices]
     return Pose(matrices[0], matrices[1], start, rigid_score, best_score)
 
 
@@ -206,7 +211,8 @@ def _start_poses(score: PointScore, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     extent = float(score.points.abs().max()) * 2
     poses = torch.zeros(count, turns + d + strains)
-    reach = torch.tensor([math.radians(35.0) * _MM_PER_RADIAN] * turns + [min(45.0, 0.4 * extent)] * d)
+    turn, shift = math.radians(35.0) * _MM_PER_RADIAN, min(45.0, 0.4 * extent)
+    reach = torch.tensor([turn] * turns + [shift] * d)
     unit = torch.rand(count, turns + d, generator=generator) * 2 - 1
     poses[:, : turns + d] = unit * reach * torch.rand(count, 1, generator=generator).sqrt()
     between = score.target_centre - score.centre

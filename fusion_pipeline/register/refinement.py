@@ -1,4 +1,4 @@
-"""Instance optimization: a few steps on the velocity of one pair, from where the network left it."""
+"""Instance optimization: a few steps on one pair's velocity, from where the network left it."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 from fusion_pipeline.geometry import integrate, resize_ddf, warp
 from fusion_pipeline.losses import diffusion_energy, mind_ssc
 
-_SMOOTHNESS = 0.6
+_SMOOTHNESS = 4.0
 _PATIENCE = 8
 _RATE = 0.25  # voxels of the half lattice
 
@@ -49,7 +49,7 @@ def refine(
     """
     if steps == 0:
         return velocity
-    descriptors = [_described(image, seen) for image, seen in ((fixed, known), (moving, moving_known))]
+    descriptors = [_described(fixed, known), _described(moving, moving_known)]
     coarse = [_halved(x) for x in descriptors]
     out = _optimize(coarse[0], coarse[1], velocity, steps, _RATE)
     return _optimize(descriptors[0], descriptors[1], out, steps // 3, 0.4 * _RATE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.data import Image, TransformKind
-from fusion_pipeline.geometry import apply_affine, identity_points, sample
+from fusion_pipeline.geometry import apply_affine, identity_points, inverse_affine, sample
 from fusion_pipeline.geometry.affines import Matrix
 
 _SLAB_VOXELS = 4_000_000
@@ -18,7 +18,7 @@ _SLAB_VOXELS = 4_000_000
 class Registration:
     """The mapping from the reference's world to a moving image's world.
 
-    ``φ(x) = moving_from_fixed @ (x + d(x))``: the deformation is applied first, the affine after it.
+    ``φ(x) = moving_from_fixed @ (x + d(x))``: the deformation comes first, the affine after it.
 
     Convention:
         - direction: pull-back; a point of the fixed world goes to the point of the moving world
@@ -63,7 +63,7 @@ class Registration:
             ``(..., d)`` RAS mm, float64.
         """
         points = np.asarray(fixed_points, dtype=np.float64)
-        voxels = apply_affine(np.linalg.inv(self.working_affine), points)
+        voxels = apply_affine(inverse_affine(self.working_affine), points)
         d = points.shape[-1]
         flat = torch.from_numpy(voxels.reshape(1, -1, d)).float()
         shift = sample(self.ddf_mm[None].float(), flat)[0].T.double().numpy()
@@ -96,7 +96,7 @@ class Registration:
         """
         array = torch.empty((1, *fixed.shape))
         colour = None if moving.colour is None else torch.empty((3, *fixed.shape))
-        moving_from_world = np.linalg.inv(moving.affine)
+        moving_from_world = inverse_affine(moving.affine)
         for start, stop, world in _slabs(fixed):
             voxels = apply_affine(moving_from_world, self.moving_points(world))
             points = torch.from_numpy(voxels)[None]

@@ -1,4 +1,4 @@
-"""An image as the pose search sees it: blurred, isotropic, 0..1, with what is known and what is tissue."""
+"""An image as the pose search sees it: blurred, isotropic, 0..1; what is known, what is tissue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, resample, rescaled_affine, spacing_of
+from fusion_pipeline.geometry import (
+    apply_affine,
+    inverse_affine,
+    resample,
+    rescaled_affine,
+    spacing_of,
+)
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.transforms import BodyMask, FieldOfView
 
@@ -73,14 +79,12 @@ def known_region(image: Image, mask: Image | None = None) -> Tensor:
     known = FieldOfView()(image.array).float()
     if mask is None:
         return known
-    voxels = torch.from_numpy(np.linalg.inv(mask.affine) @ image.affine)
+    voxels = torch.from_numpy(inverse_affine(mask.affine) @ image.affine)
     inside = resample(mask.array[None].float(), voxels, image.shape, mode="nearest")[0]
     return known * (inside > 0.5)
 
 
-def make_view(
-    image: Image, known: Tensor, *, spacing: float, blur_mm: float
-) -> View:
+def make_view(image: Image, known: Tensor, *, spacing: float, blur_mm: float) -> View:
     """Blur, bring to isotropic voxels, scale to 0..1.
 
     Padding must not bleed into the image: the blur is weighted by what is known. Intensities are
@@ -95,14 +99,12 @@ def make_view(
     sigma = max(blur_mm, _EMISSION_BLUR_MM if image.modality in ("pet", "spect") else 0.0)
     blurred = smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
     affine, shape = rescaled_affine(image.affine, image.shape, spacing)
-    voxels = torch.from_numpy(np.linalg.inv(image.affine) @ affine)
+    voxels = torch.from_numpy(inverse_affine(image.affine) @ affine)
     small = resample(blurred[None, None], voxels, shape, fill=None)[0]
     inside = resample(known[None], voxels, shape, fill=0.0)
-    body = BodyMask(image.modality)(small, spacing_of(affine))
+    body = BodyMask(image.modality)(small, spacing_of(affine).tolist())
     tissue = body.float() * (inside[0] > 0.5)
-    return View(
-        _ranked(small, tissue)[None], inside, tissue[None], affine, image.modality != "ct"
-    )
+    return View(_ranked(small, tissue)[None], inside, tissue[None], affine, image.modality != "ct")
 
 
 def _ranked(image: Tensor, tissue: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, inside
+from fusion_pipeline.geometry import apply_affine, inside, inverse_affine
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.report import pictures
 from fusion_pipeline.report.pictures import Mask, Picture
@@ -79,7 +79,7 @@ def look_after(result: CaseResult, key: str, plane: Plane) -> Look:
 
 def _within(image: Image, points: Matrix) -> Mask:
     """Which points of the world lie in an image."""
-    voxels = apply_affine(np.asarray(np.linalg.inv(image.affine)), points)
+    voxels = apply_affine(inverse_affine(image.affine), points)
     return np.asarray(inside(torch.from_numpy(voxels), image.shape).numpy())
 
 

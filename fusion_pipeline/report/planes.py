@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, sample
+from fusion_pipeline.geometry import apply_affine, inverse_affine, sample
 from fusion_pipeline.geometry.affines import Matrix
 
 Pixels = npt.NDArray[np.float32]
@@ -110,7 +110,7 @@ def read(array: Tensor, affine: Matrix, points: Matrix) -> Pixels:
     Returns:
         ``(H, W)`` float32; NaN outside the image.
     """
-    voxels = apply_affine(np.asarray(np.linalg.inv(affine)), points)
+    voxels = apply_affine(inverse_affine(affine), points)
     d = points.shape[-1]
     flat = torch.from_numpy(voxels.reshape(1, -1, *[1] * (d - 1), d))
     values = sample(array[None].float(), flat, fill=float("nan"))

@@ -8,7 +8,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusion_pipeline.geometry import apply_affine, identity_points, rigid_matrix, sample
+from fusion_pipeline.geometry import (
+    apply_affine,
+    identity_points,
+    inverse_affine,
+    rigid_matrix,
+    sample,
+)
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.synthesis.noise import smooth_noise, uniform
 
@@ -49,7 +55,7 @@ class Motion:
 
     def elastic_at(self, points: Matrix) -> Matrix:
         """The elastic displacement at world points ``(*S, d)``, mm."""
-        voxels = torch.from_numpy(apply_affine(inverse(self.lattice_affine), points))
+        voxels = torch.from_numpy(apply_affine(inverse_affine(self.lattice_affine), points))
         return sample(self.elastic, voxels[None])[0].movedim(0, -1).double().numpy()
 
     def forward(self, points: Matrix) -> Matrix:
@@ -58,16 +64,11 @@ class Motion:
 
     def backward(self, points: Matrix) -> Matrix:
         """Moving world to fixed world, by fixed-point iteration: ``x = A⁻¹ y − d(x)``."""
-        rigid = apply_affine(inverse(self.moving_from_fixed), points)
+        rigid = apply_affine(inverse_affine(self.moving_from_fixed), points)
         out = rigid
         for _ in range(6):  # the slope of d is about 0.3: 6 turns leave 6 mm · 0.3⁶ = 0.004 mm
             out = rigid - self.elastic_at(out)
         return out
-
-
-def inverse(matrix: Matrix) -> Matrix:
-    """``a_from_b`` of ``b_from_a``."""
-    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
 def centred_affine(

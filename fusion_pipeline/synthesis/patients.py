@@ -19,13 +19,13 @@ from fusion_pipeline.data import (
     write_labels,
     written_whole,
 )
-from fusion_pipeline.geometry import apply_affine, rigid_matrix, sample
+from fusion_pipeline.geometry import apply_affine, inverse_affine, rigid_matrix, sample
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.sampling import Mode
 from fusion_pipeline.synthesis.anatomy import draw_body
 from fusion_pipeline.synthesis.frame import Frame, slab_points
 from fusion_pipeline.synthesis.lesions import with_lesions
-from fusion_pipeline.synthesis.motion import Lattice, Motion, centred_affine, inverse, random_motion
+from fusion_pipeline.synthesis.motion import Lattice, Motion, centred_affine, random_motion
 from fusion_pipeline.synthesis.noise import uniform
 from fusion_pipeline.synthesis.scanner import acquire, tissue_image
 from fusion_pipeline.synthesis.tissues import Contrast
@@ -227,7 +227,7 @@ class _Canvas:
 
     def read(self, image: Tensor, points: Matrix, *, nearest: bool = False) -> Tensor:
         """Values of ``(*S)`` at world points ``(*T, d)``; the border goes on."""
-        voxels = torch.from_numpy(apply_affine(inverse(self.lattice.affine), points))
+        voxels = torch.from_numpy(apply_affine(inverse_affine(self.lattice.affine), points))
         mode: Mode = "nearest" if nearest else "bilinear"
         return sample(image[None, None].float(), voxels[None], mode=mode)[0, 0]
 

@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+import torch
+
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import apply_affine, rigid_matrix
+from fusion_pipeline.register.lattice import on_lattice, working_lattice
+from fusion_pipeline.register.pose import PointScore, find_pose, pose_parameters
+from fusion_pipeline.register.views import known_region, make_view, smoothed
+from register_cases import rigid_pair
+
+
+def search(pair, *, affine=False, masks=(None, None), **options):
+    known = known_region(pair.fixed, masks[0]), known_region(pair.moving, masks[1])
+    return find_pose(pair.fixed, pair.moving, known, affine=affine, **options)
+
+
+def assert_rigid(matrix):
+    d = len(matrix) - 1
+    linear = matrix[:d, :d]
+    np.testing.assert_allclose(linear @ linear.T, np.eye(d), atol=1e-9)
+    assert np.linalg.det(linear) == pytest.approx(1.0, abs=1e-9)
+    np.testing.assert_array_equal(matrix[d], [*[0.0] * d, 1.0])
+
+
+class TestKnownMoves:
+    @pytest.mark.parametrize("key", ["mr", "pet"])
+    def test_ten_degrees_and_twelve_mm(self, key):
+        pair = rigid_pair(3, key=key)
+        pose = search(pair)
+        assert_rigid(pose.rigid)
+        np.testing.assert_array_equal(pose.rigid, pose.matrix)
+        error = pair.error(apply_affine(pose.rigid, pair.points))
+        assert error < pair.coarser_voxel
+        assert error < 0.5 * pair.error_before
+        assert pose.rigid_score > pose.start > 0
+
+    @pytest.mark.parametrize("seed", [1, 2, 3])
+    def test_pictures(self, seed):
+        pair = rigid_pair(seed, d=2, degrees=10.0, mm=6.0)
+        pose = search(pair)
+        assert_rigid(pose.rigid)
+        error = pair.error(apply_affine(pose.rigid, pair.points))
+        assert error < 1.0
+        assert error < 0.25 * pair.error_before
+
+    def test_an_aligned_pair_stays(self):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        assert pair.error(apply_affine(search(pair).rigid, pair.points)) < 0.5
+
+    def test_a_stretch_is_found_where_it_is_allowed(self):
+        pair = rigid_pair(2, d=2, degrees=4.0, mm=3.0)
+        grow = np.diag([1.08, 0.96, 1.0])
+        moving = pair.moving.with_array(pair.moving.array, affine=grow @ pair.moving.affine)
+        known = known_region(pair.fixed), known_region(moving)
+        pose = find_pose(pair.fixed, moving, known, affine=True)
+        true = apply_affine(grow @ pair.truth, pair.points)
+        errors = {
+            name: np.linalg.norm(apply_affine(m, pair.points) - true, axis=1).mean()
+            for name, m in (("rigid", pose.rigid), ("affine", pose.matrix))
+        }
+        assert errors["affine"] < 1.0
+        assert errors["affine"] < 0.7 * errors["rigid"]
+        assert_rigid(pose.rigid)
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_points_may_come_from_either_image(self, swapped):
+        pair = rigid_pair(3, d=2, degrees=6.0, mm=5.0)
+        half = pair.moving.array[:, :, : pair.moving.shape[1] * 2 // 3]
+        moving = pair.moving.with_array(half)  # shows less: the points then come from it
+        images = (moving, pair.fixed) if swapped else (pair.fixed, moving)
+        pose = find_pose(*images, (known_region(images[0]), known_region(images[1])), affine=False)
+        matrix = np.linalg.inv(pose.rigid) if swapped else pose.rigid
+        assert pair.error(apply_affine(matrix, pair.points)) < 1.5
+
+    def test_the_same_bits_each_time(self):
+        pair = rigid_pair(1, d=2)
+        first, second = search(pair, affine=True), search(pair, affine=True)
+        np.testing.assert_array_equal(first.matrix, second.matrix)
+        assert (first.start, first.score) == (second.start, second.score)
+
+    def test_a_mask_hides_what_does_not_belong(self):
+        pair = rigid_pair(3, d=2, degrees=8.0, mm=6.0)
+        array = pair.moving.array.clone()
+        cut = array.shape[1] // 3
+        array[:, :cut] = array[:, :cut].flip(2) * 1.5
+        moving = pair.moving.with_array(array)
+        open_part = torch.ones_like(array)
+        open_part[:, : cut + 2] = 0
+        known = known_region(pair.fixed), known_region(moving, moving.with_array(open_part))
+        pose = find_pose(pair.fixed, moving, known, affine=False)
+        assert pair.error(apply_affine(pose.rigid, pair.points)) < 1.5
+
+    def test_images_of_nothing_give_a_finite_pose(self):
+        flat = Image(torch.zeros(1, 40, 33), np.diag([-1.0, -1.0, 1.0]), "mr")
+        pose = find_pose(flat, flat, (known_region(flat), known_region(flat)), affine=True, starts=9)
+        assert np.isfinite(pose.matrix).all()
+        nothing = torch.zeros_like(flat.array)
+        pose = find_pose(flat, flat, (nothing, nothing), affine=False, starts=9)
+        assert np.isfinite(pose.rigid).all()
+        assert np.isfinite([pose.start, pose.score]).all()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", [1, 2, 4, 5])
+    @pytest.mark.parametrize("key", ["mr", "pet"])
+    def test_more_patients(self, seed, key):
+        pair = rigid_pair(seed, key=key)
+        error = pair.error(apply_affine(search(pair).rigid, pair.points))
+        assert error < pair.coarser_voxel
+
+
+class TestPointScore:
+    @pytest.fixture(scope="class")
+    def score(self):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        views = [make_view(i, known_region(i), spacing=2.0, blur_mm=1.0) for i in (pair.fixed, pair.moving)]
+        return PointScore(views[0], views[1], 3000, seed=0)
+
+    @staticmethod
+    def shifts(*mm):
+        still = torch.eye(2).expand(len(mm), 2, 2)
+        return torch.cat([still, torch.tensor([[[x], [0.0]] for x in mm])], 2)
+
+    def test_is_highest_where_the_images_agree(self, score):
+        values = score(self.shifts(0.0, 3.0, -8.0, 30.0))
+        assert values.argmax() == 0
+        assert float(values[0]) > 2 * float(values[3])
+
+    def test_far_away_is_worth_nothing(self, score):
+        assert float(score(self.shifts(5000.0))[0]) == 0.0
+
+    def test_a_batch_is_each_alone(self, score):
+        together = score(self.shifts(0.0, 4.0, 9.0))
+        alone = torch.cat([score(self.shifts(x)) for x in (0.0, 4.0, 9.0)])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+    def test_the_slope_points_uphill(self, score):
+        poses = self.shifts(2.5).requires_grad_()
+        score(poses).sum().backward()
+        assert float(poses.grad[0, 0, 2]) < 0
+
+    def test_how_many_numbers_a_pose_has(self):
+        assert pose_parameters(2) == (1, 3)
+        assert pose_parameters(3) == (3, 6)
+
+
+class TestViews:
+    def test_a_view_keeps_the_world(self, oblique_image):
+        known = known_region(oblique_image)
+        view = make_view(oblique_image, known, spacing=4.0, blur_mm=2.0)
+        np.testing.assert_allclose(np.linalg.norm(view.affine[:3, :3], axis=0), 4.0)
+        middle = [apply_affine(a, (np.asarray(s) - 1) / 2) for a, s in (
+            (view.affine, view.values.shape[2:]), (oblique_image.affine, oblique_image.shape))]
+        np.testing.assert_allclose(middle[0], middle[1], atol=1e-9)
+        assert 0 <= float(view.values.min()) < float(view.values.max()) <= 1
+        assert view.dark_is_doubtful
+        assert view.tissue_extent > 0
+
+    def test_without_tissue_the_lattice_is_the_measure(self, oblique_image):
+        nothing = torch.zeros_like(oblique_image.array)
+        view = make_view(oblique_image, nothing, spacing=4.0, blur_mm=0.0)
+        assert view.tissue_extent == 0.0
+        centre = apply_affine(view.affine, (np.asarray(view.values.shape[2:]) - 1) / 2)
+        np.testing.assert_allclose(view.centre().numpy(), centre, atol=1e-3)
+
+    def test_a_mask_on_any_lattice_counts(self, oblique_image, oblique_affine):
+        turn = oblique_affine @ np.diag([-0.5, 1.0, 2.0, 1.0])
+        turn[:3, 3] = apply_affine(oblique_affine, [19.5, 0.0, 0.5])
+        half = torch.ones(1, 41, 24, 14)
+        half[:, :20] = 0  # its first axis runs the other way, at half the voxel size
+        known = known_region(oblique_image, oblique_image.with_array(half, affine=turn))
+        assert set(known.unique().tolist()) == {0.0, 1.0}
+        assert bool((known[0, 11:, 2:-2, 2:-2] == 0).all())
+        assert float(known[0, 1:9, 2:-2, 2:-2].mean()) == 1.0
+
+    def test_a_blur_does_not_read_what_is_unknown(self):
+        known = torch.ones(15, 20)
+        known[:, 12:] = 0
+        image = torch.full((15, 20), 3.0)
+        other = image.clone()
+        other[:, 12:] = -500.0
+        for sigma in ((2.0, 1.0), (0.0, 2.0)):
+            blurred = smoothed(other, known, sigma)
+            torch.testing.assert_close(blurred[:, :12], image[:, :12])
+        torch.testing.assert_close(smoothed(image, known, (0.0, 0.0)), image)
+
+
+class TestLattice:
+    def test_lies_between_both_images(self, oblique_image):
+        coarse = oblique_image.with_array(
+            oblique_image.array, affine=oblique_image.affine @ np.diag([3.0, 3.0, 3.0, 1.0])
+        )
+        fine = working_lattice(oblique_image, oblique_image)
+        assert fine.spacing == pytest.approx(2.0)
+        assert working_lattice(oblique_image, coarse).spacing == pytest.approx(3.30, abs=0.01)
+        assert working_lattice(coarse, coarse).spacing == pytest.approx(4.0)
+        assert all(n % 2 == 1 and n >= 17 for n in fine.shape)
+
+    def test_takes_the_spacing_it_is_given(self, oblique_image):
+        assert working_lattice(oblique_image, oblique_image, 2.5).spacing == pytest.approx(2.5)
+
+    def test_stays_small_for_huge_images(self):
+        huge = Image(torch.zeros(1, 1, 1, 1).expand(1, 600, 500, 700), np.eye(4), "ct")
+        lattice = working_lattice(huge, huge)
+        assert np.prod(lattice.shape) < 1.3e6
+
+    def test_reads_an_image_at_its_pose(self):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        lattice = working_lattice(pair.fixed, pair.moving, 2.0)
+        known = known_region(pair.moving)
+        still = on_lattice(pair.moving, known, lattice)
+        shift = rigid_matrix([0.0], [2 * lattice.spacing * s for s in (-1, 0)], [0.0, 0.0])
+        # the picture's first axis runs to the left: two voxels on
+        moved = on_lattice(pair.moving, known, lattice, shift)
+        inner = (0, 0, slice(6, -8), slice(6, -6))
+        ahead = (0, 0, slice(8, -6), slice(6, -6))
+        assert still.image.shape == (1, 1, *lattice.shape)
+        assert set(still.body.unique().tolist()) <= {0.0, 1.0}
+        # normalized within its own body, hence not to the last digit
+        assert float((moved.image[inner] - still.image[ahead]).abs().mean()) < 0.05
