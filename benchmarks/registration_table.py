@@ -80,7 +80,9 @@ def _summary(group: str, severity: str, method: str, rows: Sequence[Row]) -> Row
         "before_in_view": _mean(_column(rows, "before_in_view", "mean")),
         "mean_in_view": _mean(_column(rows, "after_in_view", "mean")),
         "worse": float((after > before).mean()),
-        "success": float((after < _SUCCESS_MM).mean()),
+        "success": float(
+            np.mean(["raised" not in r and r["after"]["mean"] < _SUCCESS_MM for r in rows])
+        ),
         "not_ok": sum(not r["ok"] for r in rows),
         "folded_worst": max(r["folded_fraction"] for r in rows),
         "cpu_s": float(np.mean([r["cpu_s"] for r in rows])),

@@ -216,19 +216,21 @@ def boards(entry: dict[str, str], key: str, folder: Path) -> Picture:
             plane.mm_per_pixel,
             plane.letters,
         )
-        looks = _look(moving, plane), _look(moving, moved, known)
+        looks = _look(fixed, moving, plane), _look(fixed, moving, moved, known)
         rows.append([_board(fixed, look, plane) for look in looks])
     return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
 
 
-def _look(moving: Image, plane: Plane, known: np.ndarray | None = None) -> Look:
-    """The moving image on a plane; of a PET the faint uptake as well, for its outline."""
+def _look(fixed: Image, moving: Image, plane: Plane, known: np.ndarray | None = None) -> Look:
+    """The moving image on a plane; of a PET the background uptake, for the body's outline."""
     look = look_at(moving, moving, plane, known)
     if not is_emission(moving):
         return look
+    # a tumour or bladder would leave all else black
+    body = read(moving.array, moving.affine, coarse_content(fixed).points[None])
+    high = max(3 * float(np.nanmedian(body)), 1e-3)
     values = read(moving.array, moving.affine, plane.points)
-    high = float(np.percentile(coarse_content(moving).values, 98))
-    unit = np.sqrt(Window(0.0, max(high, 1e-3)).unit(values)) * look.present
+    unit = Window(0.0, high).unit(values) * look.present
     return Look(unit, look.present, grey(unit, look.present))
 
 

@@ -94,7 +94,7 @@ class RegistrationNet(nn.Module):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
         self.log_sharpness = nn.Parameter(torch.tensor(4.0))
-        # how far the near average of the shifts is believed over the far one; little before training
+        # how far the near average of the shifts is believed over the far one; at first hardly
         self.trust = conv(second, 1, 1)
         nn.init.zeros_(self.trust.weight)
         self.trust.bias = nn.Parameter(torch.full((1,), -3.0))
@@ -180,7 +180,7 @@ class RegistrationNet(nn.Module):
         return torch.cat([similar, torch.tanh(learned)], 1)
 
     def _search(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Compare features over all shifts: costs, their soft minimum, its variance, the log belief."""
+        """Compare features over all shifts: costs, soft minimum, its variance, log belief."""
         d, r = self.spatial_dims, self.radius
         padded = F.pad(moving, [r] * (2 * d), mode="replicate")
         size = fixed.shape[2:]

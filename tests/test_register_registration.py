@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from register_cases import LPS, itk_affine, itk_field, itk_image
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, identity_points, rigid_matrix
 from fusion_pipeline.register import Registration
-from register_cases import LPS, itk_affine, itk_field, itk_image
 
 
 def lattice(d, kind):

@@ -46,7 +46,7 @@ class FusionPipeline:
         self,
         network: MultimodalNet,
         *,
-        refine_steps: int = 40,
+        refine_steps: int = 30,
         working_spacing: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image
@@ -15,6 +16,7 @@ from fusion_pipeline.transforms import BodyMask, NormalizeModality
 _FINEST_MM = 2.0
 _COARSEST_MM = 4.0
 _MOST_VOXELS = 1_200_000
+_RIM_MM = 10.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class OnLattice:
 
     Attributes:
         image: ``(1, 1, *S)`` normalized.
-        known: ``(1, 1, *S)`` 0..1, inside its field of view (and mask).
+        known: ``(1, 1, *S)`` 0..1, inside its field of view (and mask), in the body or near it:
+            beyond, air and padding that has noise on it cannot be told apart.
         body: ``(1, 1, *S)`` 0/1.
     """
 
@@ -92,4 +95,13 @@ def on_lattice(
     small = resample(blurred[None, None], voxels, lattice.shape, fill=image.outside)[0]
     seen = resample(known[None], voxels, lattice.shape, fill=0.0)
     body = BodyMask(image.modality)(small, spacing_of(lattice.affine).tolist()) & (seen[0] > 0.5)
-    return OnLattice(NormalizeModality(image.modality)(small, body)[None], seen, body[None].float())
+    scaled = NormalizeModality(image.modality)(small, body)[None]
+    solid = body[None].float()
+    return OnLattice(scaled, seen * _grown(solid, lattice.spacing), solid)
+
+
+def _grown(body: Tensor, spacing: float) -> Tensor:
+    """The body and 10 mm around it: the skin is worth aligning, the air beyond is not."""
+    reach = max(1, round(_RIM_MM / spacing))
+    pool = F.max_pool3d if body.ndim == 5 else F.max_pool2d
+    return pool(body, 2 * reach + 1, 1, reach)

@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from fusion_pipeline.geometry import (
+    identity_points,
+    integrate,
+    invert,
+    jacobian_determinant,
+    resize_ddf,
+    warp,
+)
+from fusion_pipeline.register.refinement import refine, smooth
+
+SHAPES = {2: (65, 49), 3: (33, 41, 37)}
+
+
+def texture(shape, seed=0):
+    """A smooth random image with detail everywhere, about -2..2, within a round body."""
+    g = torch.Generator().manual_seed(seed)
+    image = torch.randn((1, 1, *shape), generator=g)
+    for _ in range(2):
+        image = smooth(image)
+    image = image / image.std()
+    points = identity_points(shape)
+    size = torch.tensor(shape)
+    body = (((points - (size - 1) / 2) / (0.42 * size)).square().sum(-1) < 1).float()
+    return image * body, body[None, None]
+
+
+def half(shape):
+    return tuple((n + 1) // 2 for n in shape)
+
+
+def waves(shape, size=1.0):
+    """A slow velocity on half the lattice, of up to ``size`` of its voxels along each axis."""
+    points = identity_points(half(shape))
+    d = len(shape)
+    parts = [torch.sin(points[..., (c + 1) % d] / (6.0 + c) + c) for c in range(d)]
+    return size * torch.stack(parts)[None]
+
+
+def pair(d, size=1.0):
+    """Fixed, moving of the opposite contrast, the true field, and the body."""
+    shape = SHAPES[d]
+    fixed, body = texture(shape)
+    ddf = resize_ddf(integrate(waves(shape, size)), shape)
+    moving = 1.5 - 0.8 * warp(fixed, invert(ddf), fill=None)  # moving(x + ddf) shows fixed(x)
+    return fixed, moving, ddf, body
+
+
+def field(velocity, d):
+    return resize_ddf(integrate(velocity), SHAPES[d])
+
+
+def error(found, true, body):
+    return float(((found - true).norm(dim=1, keepdim=True) * body).sum() / body.sum())
+
+
+def still(d):
+    return torch.zeros(1, d, *half(SHAPES[d]))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+class TestRefine:
+    def test_no_steps_give_the_start_back(self, d):
+        fixed, moving, _, body = pair(d)
+        start = waves(SHAPES[d])
+        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=0)
+        assert found is start
+
+    def test_finds_a_known_deformation_across_contrasts(self, d):
+        fixed, moving, ddf, body = pair(d)
+        found = field(refine(fixed, moving, still(d), body, torch.ones_like(body), steps=40), d)
+        before = error(torch.zeros_like(ddf), ddf, body)
+        assert before > 1.0
+        assert error(found, ddf, body) < 0.5 * before
+        assert float((jacobian_determinant(found) <= 0).float().mean()) == 0.0
+
+    def test_a_right_start_stays_right(self, d):
+        fixed, moving, ddf, body = pair(d)
+        everywhere = torch.ones_like(body)
+        found = refine(fixed, moving, waves(SHAPES[d]), everywhere, everywhere, steps=15)
+        assert error(field(found, d), ddf, body) < 0.3
+
+    def test_equal_images_stay(self, d):
+        fixed, _, ddf, body = pair(d)
+        everywhere = torch.ones_like(body)
+        found = refine(fixed, fixed, still(d), everywhere, everywhere, steps=15)
+        assert error(field(found, d), torch.zeros_like(ddf), body) < 0.1
+
+    def test_leaves_its_start_untouched(self, d):
+        fixed, moving, _, body = pair(d)
+        start = waves(SHAPES[d], 0.5)
+        kept = start.clone()
+        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=3)
+        assert torch.equal(start, kept)
+        assert not found.requires_grad
+        assert found.shape == start.shape
+
+    def test_what_is_not_known_does_not_count(self, d):
+        fixed, moving, _, body = pair(d)
+        known, moving_known = torch.ones_like(body), torch.ones_like(body)
+        known[..., :6] = 0
+        moving_known[..., -9:] = 0
+        other = torch.where(known > 0, fixed, 9.0), torch.where(moving_known > 0, moving, -9.0)
+        first = refine(fixed, moving, still(d), known, moving_known, steps=6)
+        second = refine(*other, still(d), known, moving_known, steps=6)
+        torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
+
+    def test_nothing_known_moves_nothing(self, d):
+        fixed, moving, _, body = pair(d)
+        nothing = torch.zeros_like(body)
+        found = refine(fixed, moving, still(d), nothing, nothing, steps=6)
+        assert float(found.abs().max()) < 1e-6
+
+    def test_the_same_bits_each_time(self, d):
+        fixed, moving, _, body = pair(d)
+        first, second = (refine(fixed, moving, still(d), body, body, steps=6) for _ in range(2))
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_smooth_keeps_constants_and_slopes(d):
+    flat = torch.full((1, d, *half(SHAPES[d])), 1.7)
+    torch.testing.assert_close(smooth(flat), flat)
+    slope = identity_points(half(SHAPES[d])).movedim(-1, 0)[None]
+    inner = (slice(None), slice(None), *[slice(2, -2)] * d)
+    torch.testing.assert_close(smooth(slope)[inner], slope[inner], atol=1e-4, rtol=1e-5)
+    noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    assert float(smooth(noise).std()) < 0.5 * float(noise.std())

@@ -1,0 +1,270 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from register_cases import rigid_pair
+
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import apply_affine, ddf_from_ddf_mm, jacobian_determinant
+from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.register import Register
+from fusion_pipeline.synthesis import synthetic_patient
+
+
+def stage(d, **options):
+    """The stage with a small untrained network: what is tested here must not depend on training."""
+    torch.manual_seed(0)
+    net = RegistrationNet(d, channels=(4, 6, 6, 8), learned_features=3)
+    return Register(net, **{"refine_steps": 9, **options})
+
+
+def numbers(found):
+    """All that a result holds, to compare or look for NaN."""
+    scores = [*found.similarity_before.values(), *found.similarity_after.values()]
+    details = [v for v in found.details.values() if isinstance(v, float)]
+    return np.concatenate(
+        [
+            found.moving_from_fixed.ravel(),
+            found.ddf_mm.numpy().ravel(),
+            found.working_affine.ravel(),
+            [*scores, *details, found.folded_fraction],
+        ]
+    )
+
+
+def assert_rigid(matrix):
+    d = len(matrix) - 1
+    np.testing.assert_allclose(matrix[:d, :d] @ matrix[:d, :d].T, np.eye(d), atol=1e-9)
+    assert np.linalg.det(matrix[:d, :d]) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def volumes():
+    return rigid_pair(3, key="mr")
+
+
+@pytest.fixture(scope="module")
+def rigid_result(volumes):
+    return stage(3)(volumes.fixed, volumes.moving, transform="rigid")
+
+
+@pytest.fixture(scope="module")
+def deformable_result(volumes):
+    return stage(3)(volumes.fixed, volumes.moving)
+
+
+class TestVolumes:
+    def test_ten_degrees_and_twelve_mm_are_found(self, volumes, rigid_result):
+        error = volumes.error(rigid_result.moving_points(volumes.points))
+        assert error < volumes.coarser_voxel
+        assert error < 0.5 * volumes.error_before
+        assert rigid_result.transform == "rigid"
+        assert rigid_result.ok
+        assert rigid_result.similarity_after["nmi"] > rigid_result.similarity_before["nmi"]
+        assert rigid_result.similarity_after["mind"] < rigid_result.similarity_before["mind"]
+
+    def test_rigid_turns_and_shifts_and_does_nothing_else(self, rigid_result):
+        assert_rigid(rigid_result.moving_from_fixed)
+        assert float(rigid_result.ddf_mm.abs().max()) == 0.0
+        assert rigid_result.folded_fraction == 0.0
+
+    def test_the_warped_image_is_alike(self, volumes, rigid_result):
+        warped = rigid_result.warp(volumes.moving, volumes.fixed)
+        truth = dataclasses.replace(rigid_result, moving_from_fixed=volumes.truth)
+        true = truth.warp(volumes.moving, volumes.fixed).array
+        body = (true > 0.2 * true.max()).flatten()
+        found, before = (
+            torch.corrcoef(torch.stack([x.flatten()[body], true.flatten()[body]]))[0, 1]
+            for x in (
+                warped.array,
+                dataclasses.replace(truth, moving_from_fixed=np.eye(4))
+                .warp(volumes.moving, volumes.fixed)
+                .array,
+            )
+        )
+        assert found > 0.9
+        assert found > before
+
+    def test_a_deformation_is_finite_and_does_not_fold(self, deformable_result):
+        assert np.isfinite(numbers(deformable_result)).all()
+        assert deformable_result.folded_fraction == 0.0
+        working = torch.from_numpy(deformable_result.working_affine)
+        ddf = ddf_from_ddf_mm(deformable_result.ddf_mm[None], working)
+        assert bool((jacobian_determinant(ddf) > 0).all())
+        assert deformable_result.ddf_mm.shape[1:] == deformable_result.error_map_mm.shape
+        assert float(deformable_result.error_map_mm.min()) >= 0
+        assert deformable_result.error_mm > 0
+
+    def test_whatever_was_kept_is_better_than_doing_nothing(self, volumes, deformable_result):
+        error = volumes.error(deformable_result.moving_points(volumes.points))
+        assert error < 0.5 * volumes.error_before
+
+    @pytest.mark.slow
+    def test_the_same_bits_each_time(self, volumes, deformable_result):
+        again = stage(3)(volumes.fixed, volumes.moving)
+        np.testing.assert_array_equal(numbers(again), numbers(deformable_result))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("body", ["head", "trunk"])
+    @pytest.mark.parametrize("key", ["mr", "pet"])
+    def test_patients_come_closer_or_stay(self, body, key):
+        case = synthetic_patient(5, body=body, size="small").case
+        found = stage(3)(case.fixed, case.images[key], transform="affine")
+        true, points = case.landmarks[key], case.landmarks["ct"]
+        before = np.linalg.norm(true - points, axis=1).mean()
+        after = np.linalg.norm(true - found.moving_points(points), axis=1).mean()
+        # where no pose was clearly better the headers stay: no gain, and no loss
+        assert after < before if found.transform != "none" else after == before
+
+
+class TestPictures:
+    @pytest.mark.parametrize("seed", [1, 2, 3])
+    @pytest.mark.parametrize("transform", ["rigid", "affine", "deformable"])
+    def test_a_known_move_is_found(self, seed, transform):
+        pair = rigid_pair(seed, d=2, degrees=10.0, mm=6.0)
+        found = stage(2)(pair.fixed, pair.moving, transform=transform)
+        error = pair.error(found.moving_points(pair.points))
+        assert error < (1.0 if transform == "rigid" else 2.0)
+        assert error < 0.4 * pair.error_before
+        assert found.folded_fraction == 0.0
+        assert np.isfinite(numbers(found)).all()
+
+    @pytest.mark.parametrize("seed", [1, 2, 3])
+    @pytest.mark.parametrize("key", ["mr", "pet"])
+    def test_a_good_start_is_not_made_worse(self, seed, key):
+        pair = rigid_pair(seed, d=2, key=key, degrees=0.0, mm=0.0)
+        found = stage(2)(pair.fixed, pair.moving, transform="affine")
+        assert pair.error(found.moving_points(pair.points)) < 0.5
+
+    @pytest.mark.parametrize("transform", ["rigid", "affine"])
+    def test_a_stretch_is_taken_only_where_it_is_allowed(self, transform):
+        pair = rigid_pair(2, d=2, degrees=6.0, mm=5.0)
+        grow = np.diag([1.12, 0.9, 1.0])
+        moving = pair.moving.with_array(pair.moving.array, affine=grow @ pair.moving.affine)
+        found = stage(2)(pair.fixed, moving, transform=transform)
+        if transform == "rigid":
+            assert_rigid(found.moving_from_fixed)
+        else:
+            assert found.transform == "affine"
+            stretched = dataclasses.replace(pair, moving=moving, truth=grow @ pair.truth)
+            error = stretched.error(found.moving_points(pair.points))
+            assert error < 2.0
+            assert error < 0.25 * stretched.error_before
+
+    def test_the_same_image_stays_where_it_is(self):
+        pair = rigid_pair(2, d=2)
+        found = stage(2)(pair.fixed, pair.fixed)
+        shift = found.moving_points(pair.points) - pair.points
+        assert float(np.linalg.norm(shift, axis=1).mean()) < 0.3
+        assert found.ok
+
+    def test_the_same_bits_each_time(self):
+        pair = rigid_pair(1, d=2)
+        first, second = (stage(2)(pair.fixed, pair.moving) for _ in range(2))
+        np.testing.assert_array_equal(numbers(first), numbers(second))
+
+    def test_without_refinement(self):
+        pair = rigid_pair(1, d=2)
+        found = stage(2, refine_steps=0)(pair.fixed, pair.moving)
+        assert pair.error(found.moving_points(pair.points)) < 0.5 * pair.error_before
+
+    def test_inputs_are_left_alone(self):
+        pair = rigid_pair(1, d=2)
+        kept = pair.fixed.array.clone(), pair.moving.array.clone(), pair.moving.affine.copy()
+        stage(2)(pair.fixed, pair.moving)
+        assert torch.equal(pair.fixed.array, kept[0])
+        assert torch.equal(pair.moving.array, kept[1])
+        np.testing.assert_array_equal(pair.moving.affine, kept[2])
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_none_leaves_the_headers(d, volumes):
+    pair = volumes if d == 3 else rigid_pair(1, d=2)
+    found = stage(d)(pair.fixed, pair.moving, transform="none")
+    assert found.transform == "none"
+    np.testing.assert_array_equal(found.moving_from_fixed, np.eye(d + 1))
+    assert float(found.ddf_mm.abs().max()) == 0.0
+    assert found.similarity_before == found.similarity_after
+    np.testing.assert_allclose(found.moving_points(pair.points), pair.points, atol=1e-9)
+    assert found.ok
+
+
+class TestMasks:
+    @staticmethod
+    def spoilt():
+        """A pair whose moving image is nonsense in one third, and the mask of the rest."""
+        pair = rigid_pair(3, d=2, degrees=8.0, mm=6.0)
+        array = pair.moving.array.clone()
+        cut = array.shape[1] // 3
+        array[:, :cut] = array[:, :cut].flip(2) * 1.5
+        open_part = torch.ones_like(array)
+        open_part[:, : cut + 2] = 0
+        moving = pair.moving.with_array(array)
+        return dataclasses.replace(pair, moving=moving), moving.with_array(open_part)
+
+    def test_of_the_moving_image(self):
+        pair, mask = self.spoilt()
+        found = stage(2)(pair.fixed, pair.moving, transform="rigid", moving_mask=mask)
+        assert pair.error(found.moving_points(pair.points)) < 1.5
+
+    def test_of_the_reference(self):
+        pair, mask = self.spoilt()
+        back = np.linalg.inv(pair.truth)
+        found = stage(2)(pair.moving, pair.fixed, transform="rigid", fixed_mask=mask)
+        points = apply_affine(pair.truth, pair.points)
+        error = np.linalg.norm(found.moving_points(points) - apply_affine(back, points), axis=1)
+        assert error.mean() < 1.5
+
+    def test_an_empty_mask_moves_nothing_and_says_so(self):
+        pair = rigid_pair(1, d=2)
+        empty = pair.fixed.with_array(torch.zeros_like(pair.fixed.array))
+        found = stage(2)(pair.fixed, pair.moving, fixed_mask=empty)
+        assert not found.ok
+        assert "share only 0%" in found.reason
+        assert np.isfinite(numbers(found)).all()
+        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
+
+
+class TestDoubt:
+    def test_images_that_hardly_meet(self):
+        pair = rigid_pair(1, d=2)
+        away = pair.moving.affine.copy()
+        away[0, 2] += 400.0
+        moving = pair.moving.with_array(pair.moving.array, affine=away)
+        found = stage(2)(pair.fixed, moving, transform="none")
+        assert not found.ok
+        assert "of the reference's body" in found.reason
+
+    def test_flat_images_give_no_nan(self):
+        flat = Image(torch.zeros(1, 40, 33), np.diag([-1.0, -1.0, 1.0]), "mr")
+        found = stage(2)(flat, flat)
+        assert np.isfinite(numbers(found)).all()
+        assert float(found.displacement_mm(flat).abs().max()) < 1e-3
+
+    def test_a_reason_is_given_where_the_headers_are_kept(self):
+        pair = rigid_pair(2, d=2)
+        found = stage(2)(pair.fixed, pair.fixed, transform="rigid")
+        assert found.transform == "none"
+        assert "headers" in found.reason
+        assert found.ok
+
+
+class TestOptions:
+    def test_a_working_spacing_is_taken(self):
+        pair = rigid_pair(1, d=2)
+        found = stage(2, working_spacing=2.5)(pair.fixed, pair.moving, transform="rigid")
+        assert found.details["working_spacing_mm"] == pytest.approx(2.5)
+        assert pair.error(found.moving_points(pair.points)) < 2.5
+
+    def test_bad_options_are_refused(self):
+        with pytest.raises(ValueError, match="refine_steps >= 0, got -1"):
+            stage(2, refine_steps=-1)
+        for spacing in (0.0, -2.0, float("nan")):
+            with pytest.raises(ValueError, match="working_spacing > 0 mm, got"):
+                stage(2, working_spacing=spacing)
+
+    def test_volumes_and_pictures_do_not_mix(self, volumes):
+        picture = rigid_pair(1, d=2).fixed
+        with pytest.raises(ValueError, match="two images of 3 dimensions, got 2"):
+            stage(3)(volumes.fixed, picture)
