@@ -39,6 +39,7 @@ _DEFORMABLE_GAIN = {"ct": 0.03, "mr": 0.03, "pet": 0.10, "spect": 0.10}
 _SECOND_OPINION = 0.02  # share by which NMI has to rise as well
 _TAPER_MM = 20.0
 _LEAST_OVERLAP = 0.1
+_DOUBTFUL_MM = 5.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Register:
 
     Headers, then a rigid or affine pose, then the network's deformation, then its refinement. Each
     step is judged by similarity over the field of view that both images share and dropped where it
-    is not better, so that a good start is never made worse and a rigid case stays rigid.
+    is not clearly better: a good start is to be kept, and a rigid case to stay rigid.
 
     Args:
         network: predicts the deformation.
@@ -268,7 +269,7 @@ def _result(
     before, after = _similarity(start), _similarity(pair, ddf)
     numbers = dict(details or {})
     error, error_map = numbers.pop("error_mm", float("nan")), numbers.pop("error_map_mm", None)
-    doubt = _doubt(before, after)
+    doubt = _doubt(before, after, float(error))
     return Registration(
         moving_from_fixed=matrix,
         ddf_mm=ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0],
@@ -288,10 +289,12 @@ def _result(
     )
 
 
-def _doubt(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+def _doubt(before: Mapping[str, float], after: Mapping[str, float], error_mm: float) -> str:
     """Why the result is probably wrong, or nothing."""
     if after["overlap"] < _LEAST_OVERLAP:
         return f"the images share only {after['overlap']:.0%} of the reference's body"
     if after["nmi"] < before["nmi"] and after["mind"] > before["mind"]:
         return "the images are less alike than before"
+    if error_mm > _DOUBTFUL_MM:  # chosen on few training patients
+        return f"the network would move the result by another {error_mm:.0f} mm: look at it"
     return ""
