@@ -150,7 +150,7 @@ def test_batch_equals_each_alone(dims):
         alone = [
             net(images[n : n + 1], ["ct", "mr", "nuclear"], valid[n : n + 1]).fused for n in (0, 1)
         ]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
 
 
 def test_every_parameter_gets_a_gradient(dims):

@@ -125,7 +125,7 @@ def test_batch_equals_each_alone(dims):
     with torch.no_grad():
         together = net(images, kinds)
         alone = torch.cat([net(images[n : n + 1], kinds[n]) for n in range(3)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
 def test_padding_does_not_count(dims):
