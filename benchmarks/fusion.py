@@ -1,7 +1,7 @@
 r"""Fusion on the evaluation patients, source by source, against the traditional rules.
 
-    python benchmarks/fusion.py --harmonization /work/weights/harmonization_3d.pt \
-        --fusion /work/weights/fusion_3d.pt --judge ../shared/bench --out docs/figures
+    python benchmarks/fusion.py --harmonization ../weights/harmonization_3d.pt \
+        --fusion ../weights/fusion_3d.pt --judge ../shared/bench --out docs/figures
 
 CT, MR and PET by their headers, harmonized by the network; every rule fuses the same sources. Pairs
 and the triple are judged on three slices inside the MR's field of view (at a quarter, a half and

@@ -1,6 +1,6 @@
 """Harmonization on the evaluation patients: agreement between modalities and protocols, edges kept.
 
-    python benchmarks/harmonization.py --weights /work/weights/harmonization_3d.pt --out
+    python benchmarks/harmonization.py --weights ../weights/harmonization_3d.pt --out
     docs/figures
 
 CT, MR and PET by their headers. Every method gives [0, 1] from the same z-scored images:

@@ -1,7 +1,7 @@
 """Train the harmonization network, then the fusion network, on real patients: one CPU core each.
 
-    python benchmarks/train_harmonize_fuse.py harmonize --minutes 30 --out /work/weights
-    python benchmarks/train_harmonize_fuse.py fuse --minutes 40 --out /work/weights
+    python benchmarks/train_harmonize_fuse.py harmonize --minutes 30 --out ../weights
+    python benchmarks/train_harmonize_fuse.py fuse --minutes 40 --out ../weights
 
 Data: the 20 training patients of the open soft-tissue sarcoma collection (CT, T1 MR, FDG-PET; CC BY
 3.0; Vallières 2015, TCIA), aligned by their headers. ``<name>.pt`` holds the state dict,
