@@ -295,6 +295,6 @@ def _doubt(before: Mapping[str, float], after: Mapping[str, float], error_mm: fl
         return f"the images share only {after['overlap']:.0%} of the reference's body"
     if after["nmi"] < before["nmi"] and after["mind"] > before["mind"]:
         return "the images are less alike than before"
-    if error_mm > _DOUBTFUL_MM:  # chosen on few training patients
+    if error_mm > _DOUBTFUL_MM:  # a first guess: estimates of few cases
         return f"the network would move the result by another {error_mm:.0f} mm: look at it"
     return ""
