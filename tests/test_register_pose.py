@@ -4,10 +4,10 @@ import torch
 from register_cases import rigid_pair
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, rigid_matrix
+from fusion_pipeline.geometry import apply_affine, rigid_matrix, sample
 from fusion_pipeline.register.lattice import on_lattice, working_lattice
-from fusion_pipeline.register.pose import PointScore, find_pose, pose_parameters
-from fusion_pipeline.register.views import known_region, make_view, smoothed
+from fusion_pipeline.register.pose import Points, PointScore, find_pose, pose_parameters
+from fusion_pipeline.register.views import View, grown, known_region, make_view, smoothed
 
 
 def search(pair, *, affine=False, masks=(None, None), **options):
@@ -59,7 +59,7 @@ class TestKnownMoves:
             name: np.linalg.norm(apply_affine(m, pair.points) - true, axis=1).mean()
             for name, m in (("rigid", pose.rigid), ("affine", pose.matrix))
         }
-        assert errors["affine"] < 1.0
+        assert errors["affine"] < 1.25 * pair.coarser_voxel
         assert errors["affine"] < 0.7 * errors["rigid"]
         assert_rigid(pose.rigid)
 
@@ -123,7 +123,7 @@ class TestPointScore:
             make_view(image, known_region(image), spacing=2.0, blur_mm=1.0)
             for image in (pair.fixed, pair.moving)
         ]
-        return PointScore(views[0], views[1], 3000, seed=0)
+        return PointScore(Points(views[0], 3000, seed=0), views[1])
 
     @staticmethod
     def shifts(*mm):
@@ -148,6 +148,49 @@ class TestPointScore:
         score(poses).sum().backward()
         assert float(poses.grad[0, 0, 2]) < 0
 
+    def test_structure_tells_places_of_equal_values_apart(self):
+        # stripes along one axis and along the other, grey values strewn alike
+        stripes = torch.sin(torch.arange(60.0) / 2).expand(60, 60)
+        views = [
+            View(x[None, None] / 2 + 0.5, *[torch.ones(1, 1, 60, 60)] * 2, np.eye(3), False)
+            for x in (stripes, stripes.T)
+        ]
+        score = [PointScore(Points(views[0], 2000, seed=0), view) for view in views]
+        still = self.shifts(0.0)
+        along, across = (float(s(still)[0]) for s in score)
+        assert along > across + 0.5
+
+    def test_how_an_image_is_stored_does_not_matter(self):
+        # descriptors are made along axes: a flipped and transposed copy must score the same
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        moving = pair.moving
+        turned = moving.array.flip(1).transpose(1, 2).contiguous()
+        swap = np.array([[0.0, -1.0, moving.shape[0] - 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        other = moving.with_array(turned, affine=moving.affine @ swap)
+        fixed = make_view(pair.fixed, known_region(pair.fixed), spacing=2.0, blur_mm=1.0)
+        points = Points(fixed, 3000, seed=0)
+        poses = self.shifts(0.0, 4.0)
+        values = []
+        for image in (moving, other):
+            view = make_view(image, known_region(image), spacing=2.0, blur_mm=1.0)
+            values.append(PointScore(points, view)(poses))
+        torch.testing.assert_close(values[0], values[1], atol=0.03, rtol=0.02)
+
+    def test_a_turned_target_is_described_along_the_points_axes(self):
+        pair = rigid_pair(2, d=2, degrees=30.0, mm=0.0)
+        views = [
+            make_view(image, known_region(image), spacing=2.0, blur_mm=1.0)
+            for image in (pair.fixed, pair.moving)
+        ]
+        points = Points(views[0], 3000, seed=0)
+        d, c = 2, points.centre.numpy()
+        true = pair.truth
+        shift = true[:d, d] - c + true[:d, :d] @ c
+        pose = torch.from_numpy(np.column_stack([true[:d, :d], shift]))[None].float()
+        turned = PointScore(points, views[1], pose=true, room_mm=20.0)(pose)
+        plain = PointScore(points, views[1])(pose)
+        assert float(turned[0]) > float(plain[0])
+
     def test_how_many_numbers_a_pose_has(self):
         assert pose_parameters(2) == (1, 3)
         assert pose_parameters(3) == (3, 6)
@@ -169,6 +212,33 @@ class TestViews:
         assert 0 <= float(view.values.min()) < float(view.values.max()) <= 1
         assert view.dark_is_doubtful
         assert view.tissue_extent > 0
+
+    def test_along_another_view_the_world_stays(self, oblique_image):
+        known = known_region(oblique_image)
+        view = make_view(oblique_image, known, spacing=3.0, blur_mm=1.0)
+        straight = View(*[torch.zeros(1, 1, 9, 9, 9)] * 3, np.diag([3.0, 3.0, 3.0, 1.0]), False)
+        turn = rigid_matrix([10.0, 0.0, -20.0], [5.0, 1.0, 2.0], [0.0] * 3)
+        other = view.along(straight, turn, None)
+        np.testing.assert_allclose(other.affine[:3, :3], (turn @ straight.affine)[:3, :3])
+        middle = view.world(torch.tensor([[n / 2 for n in view.values.shape[2:]]]))
+        read = [
+            sample(v.values, torch.from_numpy(apply_affine(np.linalg.inv(v.affine), middle))[None])
+            for v in (view, other)
+        ]
+        torch.testing.assert_close(read[0], read[1], atol=0.1, rtol=0.1)
+        assert float(other.known.sum()) == pytest.approx(float(view.known.sum()), rel=0.1)
+        near = view.along(straight, turn, 6.0)
+        assert all(n <= 9 + 2 * 2 for n in near.values.shape[2:])
+        nowhere = rigid_matrix([0.0] * 3, [9e3, 0.0, 0.0], [0.0] * 3)
+        assert float(view.along(straight, nowhere, 6.0).known.sum()) == 0.0
+
+    def test_a_grown_mask_is_a_box_larger(self):
+        mask = torch.zeros(1, 1, 9, 11)
+        mask[0, 0, 4, 5] = 1
+        out = grown(mask, 2.2)
+        assert float(out.sum()) == 25
+        assert bool((out[0, 0, 2:7, 3:8] == 1).all())
+        assert float(grown(mask, 0.1).sum()) == 9
 
     def test_without_tissue_the_lattice_is_the_measure(self, oblique_image):
         nothing = torch.zeros_like(oblique_image.array)

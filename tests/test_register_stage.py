@@ -150,7 +150,7 @@ class TestPictures:
             stretched = dataclasses.replace(pair, moving=moving, truth=grow @ pair.truth)
             error = stretched.error(found.moving_points(pair.points))
             assert error < 2.0
-            assert error < 0.25 * stretched.error_before
+            assert error < 0.35 * stretched.error_before
 
     def test_the_same_image_stays_where_it_is(self):
         pair = rigid_pair(2, d=2)

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import inverse_affine, resample, rescaled_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.views import smoothed
+from fusion_pipeline.register.views import grown, smoothed
 from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
 _FINEST_MM = 2.0
@@ -97,11 +96,4 @@ def on_lattice(
     body = BodyMask(image.modality)(small, spacing_of(lattice.affine).tolist()) & (seen[0] > 0.5)
     scaled = NormalizeModality(image.modality)(small, body)[None]
     solid = body[None].float()
-    return OnLattice(scaled, seen * _grown(solid, lattice.spacing), solid)
-
-
-def _grown(body: Tensor, spacing: float) -> Tensor:
-    """The body and 10 mm around it: the skin is worth aligning, the air beyond is not."""
-    reach = max(1, round(_RIM_MM / spacing))
-    pool = F.max_pool3d if body.ndim == 5 else F.max_pool2d
-    return pool(body, 2 * reach + 1, 1, reach)
+    return OnLattice(scaled, seen * grown(solid, _RIM_MM / lattice.spacing), solid)

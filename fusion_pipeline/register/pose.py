@@ -1,10 +1,11 @@
-"""The rigid and affine stage: mutual information at points, from many starts, drift held back.
+"""The rigid and affine stage: information and self-similarity at points, from many starts.
 
-Plain mutual information over a shrinking overlap runs away on partial fields of view. Four things
+Plain mutual information over a shrinking overlap runs away on partial fields of view. Five things
 stop it here: points come from the image that shows less tissue, so that the overlap cannot shrink
 by sliding it off; the information is corrected for the number of points that carry it; lost overlap
-costs; and pairs of one image's air with the other's tissue count little, since such air may be
-padding.
+costs; pairs of one image's air with the other's tissue count little, since such air may be padding;
+and the structure around the points has to agree as well (MIND-SSC), which a muscle laid on another
+muscle does not show.
 """
 
 import math
@@ -18,14 +19,19 @@ from torch import Tensor
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import inverse_affine, sample
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.views import View, make_view
+from fusion_pipeline.losses import mind_ssc
+from fusion_pipeline.register.views import View, grown, make_view
 
 _BINS = 24
 _SMOOTHED_BINS = 0.6 * _BINS  # bins that are independent after the histogram is smoothed
 _MARGIN_MM = 10.0  # points lie in the tissue and so far around it
 _AIR_ON_TISSUE = 0.1
 _MM_PER_RADIAN = 50.0  # makes a step of the optimiser alike for angles and shifts
-_STRAIN_PENALTY = 1.0
+# nats per squared strain; of a volume less is seen, and strain takes up what does not fit
+_STRAIN_PENALTY = {2: 1.0, 3: 10.0}
+_STRUCTURE = 6.0  # nats that a unit of the descriptors' distance is worth
+_FAR_COSTS = 0.003  # nats per mm (or 1.1°): of two equal places the headers' is likelier
+_ROOM_MM = 20.0  # how far around its points a target is kept, on the finer levels
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Pose:
         start: score of the headers.
         rigid_score: score of ``rigid``.
         score: score of ``matrix``.
+        far: what ``rigid`` costs for being far from the headers' pose, by the prior of the search.
     """
 
     rigid: Matrix
@@ -45,41 +52,72 @@ class Pose:
     start: float
     rigid_score: float
     score: float
+    far: float
 
 
-class PointScore:
-    """How much the values at points of one view tell about those of another, batched over poses.
+class Points:
+    """Points in and near the tissue of one view, and what the view shows there.
 
     Args:
         source: view that the points are drawn from.
-        target: view that is read at the mapped points.
         count: number of points.
         seed: of the points.
     """
 
-    def __init__(self, source: View, target: View, count: int, seed: int) -> None:
+    def __init__(self, source: View, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        d = source.values.ndim - 2
-        spacing = float(np.linalg.norm(source.affine[:d, 0]))
-        reach = max(1, round(_MARGIN_MM / spacing))
-        pool = F.max_pool3d if d == 3 else F.max_pool2d
-        near = pool(source.tissue, 2 * reach + 1, 1, reach) * (source.known > 0.5)
+        self.source = source
+        near = grown(source.tissue, _MARGIN_MM / source.spacing) * (source.known > 0.5)
         where = (near[0, 0] > 0.5).nonzero()
         if len(where) == 0:
             where = torch.ones_like(near[0, 0]).nonzero()
         chosen = where[torch.randperm(len(where), generator=generator)[:count]].float()
         # off the lattice: grid points that meet grid points make false peaks
         chosen = chosen + torch.rand(chosen.shape, generator=generator) - 0.5
-        self.source_doubt = float(source.dark_is_doubtful)
-        self.target_doubt = float(target.dark_is_doubtful)
         self.values = sample(source.values, chosen[None], fill=None)[0, 0].clamp(0, 1)
         self.weight = sample(source.known, chosen[None], fill=0.0)[0, 0]
         self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]
+        self.structure = sample(_structure(source), chosen[None], fill=None)[0]
         self.centre = source.centre()
-        self.points = source.world(chosen) - self.centre
-        self.target = torch.cat([target.values, target.known, target.tissue], 1)
+        self.places = source.world(chosen) - self.centre
+
+
+class PointScore:
+    """How well the values and the structure at points of one view fit another, for many poses.
+
+    Args:
+        points: of the source.
+        target: view that is read at the mapped points.
+        pose: ``(d + 1, d + 1)`` target_from_source, world to world, about which the poses that are
+            asked for lie. Descriptors of structure turn with the axes that they are made along:
+            the target's are made along the source's, after this pose.
+        room_mm: how far beyond the source the target is kept; None: all of it.
+    """
+
+    def __init__(
+        self,
+        points: Points,
+        target: View,
+        *,
+        pose: Matrix | None = None,
+        room_mm: float | None = None,
+    ) -> None:
+        d = points.places.shape[1]
+        source = points.source
+        target = target.along(source, np.eye(d + 1) if pose is None else pose, room_mm)
+        described = _structure(target)
+        self.points = points
+        self.source_doubt = float(source.dark_is_doubtful)
+        self.target_doubt = float(target.dark_is_doubtful)
+        self.target = torch.cat([target.values, target.known, target.tissue, described], 1)
         self.voxel_from_world = torch.from_numpy(inverse_affine(target.affine))
         self.target_centre = target.centre()
+        self.unrelated = self._unrelated(described, target.tissue)
+
+    @property
+    def centre(self) -> Tensor:
+        """World mm about which poses turn, ``(d,)``."""
+        return self.points.centre
 
     def __call__(self, matrices: Tensor) -> Tensor:
         """Score poses; higher is better, about 0 for unrelated images.
@@ -90,29 +128,44 @@ class PointScore:
         Returns:
             ``(P,)`` nats.
         """
-        d = self.points.shape[1]
-        world = torch.einsum("pab,nb->pna", matrices[:, :, :d], self.points)
-        world = world + (matrices[:, :, d] + self.centre)[:, None]
+        seen = self.points
+        d = seen.places.shape[1]
+        world = torch.einsum("pab,nb->pna", matrices[:, :, :d], seen.places)
+        world = world + (matrices[:, :, d] + seen.centre)[:, None]
         inverse = self.voxel_from_world
         voxels = world @ inverse[:d, :d].T.float() + inverse[:d, d].float()
         poses, count = voxels.shape[:2]
-        read = sample(self.target, voxels.reshape(1, poses * count, d), fill=None)
-        value, known, tissue = read.reshape(3, poses, count)
+        read = sample(self.target, voxels.reshape(1, poses * count, d), fill=None)[0]
+        read = read.reshape(-1, poses, count)
+        value, known, tissue = read[:3]
         size = torch.tensor(self.target.shape[2:])
         # fades over half a voxel, so that the score has a slope where points leave the image
         within = ((voxels + 0.5).clamp(0, 1) * (size - 0.5 - voxels).clamp(0, 1)).prod(-1)
-        weight = self.weight * known * within
-        doubtful = (1 - self.tissue) * tissue * self.source_doubt
-        doubtful = doubtful + self.tissue * (1 - tissue) * self.target_doubt
+        weight = seen.weight * known * within
+        doubtful = (1 - seen.tissue) * tissue * self.source_doubt
+        doubtful = doubtful + seen.tissue * (1 - tissue) * self.target_doubt
         weight = weight * (1 - (1 - _AIR_ON_TISSUE) * doubtful)
         information = self._information(value.clamp(0, 1), weight)
         bias = 0.5 * _SMOOTHED_BINS**2 / weight.sum(1).clamp_min(1.0)
-        overlap = (weight * self.tissue).sum(1) / (self.weight * self.tissue).sum().clamp_min(1e-6)
-        return (information - bias).clamp_min(0.0) * overlap.clamp(1e-3, 1.0)
+        overlap = (weight * seen.tissue).sum(1) / (seen.weight * seen.tissue).sum().clamp_min(1e-6)
+        informed = (information - bias).clamp_min(0.0) * overlap.clamp(1e-3, 1.0)
+        # what is seen nowhere is as unlike as any two places: losing overlap must not pay
+        unlike = (read[3:] - seen.structure[:, None]).square().mean(0)
+        alike = (weight * (self.unrelated - unlike)).sum(1) / seen.weight.sum().clamp_min(1.0)
+        return informed + _STRUCTURE * alike
+
+    def _unrelated(self, described: Tensor, tissue: Tensor) -> Tensor:
+        """Expected squared distance of the descriptors of places with nothing in common."""
+        mine = self.points.structure
+        inside = described[0, :, tissue[0, 0] > 0.5]
+        if inside.shape[1] == 0:
+            return mine.new_zeros(())
+        spread = mine.var(1, correction=0) + inside.var(1, correction=0)
+        return (spread + (mine.mean(1) - inside.mean(1)).square()).mean()
 
     def _information(self, value: Tensor, weight: Tensor) -> Tensor:
         """Mutual information in nats, ``(P,)``: linear shares in a smoothed joint histogram."""
-        a, low_a = _shares(self.values[None])
+        a, low_a = _shares(self.points.values[None])
         b, low_b = _shares(value)
         joint = value.new_zeros(len(value), _BINS * _BINS)
         for i in (0, 1):
@@ -131,6 +184,11 @@ def _shares(value: Tensor) -> tuple[Tensor, Tensor]:
     place = value * (_BINS - 1)
     low = place.detach().floor().clamp(0, _BINS - 2)
     return place - low, low.long()
+
+
+def _structure(view: View) -> Tensor:
+    """MIND-SSC of what is known, ``(1, C, *S)``."""
+    return mind_ssc(view.values, mask=(view.known > 0.5).float())
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -173,30 +231,35 @@ def find_pose(
     backward = coarse[1].tissue_extent < coarse[0].tissue_extent
     if backward:
         coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
-    score = PointScore(coarse[0], coarse[1], 6000, seed=0)
+    score = PointScore(Points(coarse[0], 6000, seed=0), coarse[1])
     with torch.no_grad():
         poses = _start_poses(score, starts)
         values = torch.cat([score(_matrices(part)) for part in poses.split(100)])
-    poses = poses[_distinct(poses, values, 9)]
-    poses, values = _climb(score, poses, steps=40, rate=2.0)
-    poses = poses[values.argsort(descending=True)[:3]]
-    for views, count, steps, rate in ((middle, 12000, 30, 0.7), (fine, 20000, 20, 0.25)):
-        finer = PointScore(views[0], views[1], count, seed=1)
-        poses = _recentred(poses, score.centre, finer.centre)
-        score = finer
-        poses, values = _climb(score, poses, steps=steps, rate=rate)
-        poses = poses[values.argsort(descending=True)[:1]]
-    rigid, rigid_score = poses, float(values.max())
+    poses = poses[_distinct(poses, values - _far(poses), 24)]
+    poses, values = _climb(score, poses, steps=16, rate=2.5)
+    poses = poses[_distinct(poses, values - _far(poses), 9)[:9]]
+    found = [(pose[None], score) for pose in poses]
+    for views, count, steps, rate, kept in ((middle, 8000, 20, 1.0, 2), (fine, 12000, 20, 0.3, 1)):
+        points = Points(views[0], count, seed=1)
+        climbed = [
+            _climb_anew(points, views[1], pose, score.centre, steps=steps, rate=rate)
+            for pose, score in found
+        ]
+        climbed.sort(key=lambda one: float(one[1] - _far(one[0])), reverse=True)
+        found = [(pose, score) for pose, _, score in climbed[:kept]]
+    rigid, values, score = climbed[0]
+    rigid_score = float(values)
     best, best_score = rigid, rigid_score
     if affine:
-        best, values = _climb(score, rigid, steps=40, rate=0.3, strain=True)
+        best, values = _climb(score, rigid, steps=40, rate=0.4, strain=True)
         best_score = float(values.max())
     with torch.no_grad():
-        start = float(score(_matrices(torch.zeros_like(rigid)))[0])
+        headers = PointScore(points, fine[1], room_mm=_ROOM_MM)
+        start = float(headers(_matrices(torch.zeros_like(rigid)))[0])
     matrices = [_world_matrix(pose, score.centre) for pose in (rigid, best)]
     if backward:
         matrices = [inverse_affine(m) for m in matrices]
-    return Pose(matrices[0], matrices[1], start, rigid_score, best_score)
+    return Pose(matrices[0], matrices[1], start, rigid_score, best_score, float(_far(rigid)))
 
 
 def pose_parameters(d: int) -> tuple[int, int]:
@@ -206,10 +269,10 @@ def pose_parameters(d: int) -> tuple[int, int]:
 
 def _start_poses(score: PointScore, count: int) -> Tensor:
     """Random poses, denser near the middle: half around the headers, half around the centres."""
-    d = score.points.shape[1]
+    d = len(score.centre)
     turns, strains = pose_parameters(d)
     generator = torch.Generator().manual_seed(0)
-    extent = float(score.points.abs().max()) * 2
+    extent = float(score.points.places.abs().max()) * 2
     poses = torch.zeros(count, turns + d + strains)
     turn, shift = math.radians(35.0) * _MM_PER_RADIAN, min(45.0, 0.4 * extent)
     reach = torch.tensor([turn] * turns + [shift] * d)
@@ -220,6 +283,25 @@ def _start_poses(score: PointScore, count: int) -> Tensor:
     poses[:2] = 0.0
     poses[1, turns : turns + d] = between
     return poses
+
+
+def _far(poses: Tensor) -> Tensor:
+    """What a pose costs for being far from the headers', ``(P,)`` nats."""
+    return _FAR_COSTS * poses.norm(dim=1)
+
+
+def _climb_anew(
+    points: Points, target: View, pose: Tensor, centre: Tensor, *, steps: int, rate: float
+) -> tuple[Tensor, Tensor, PointScore]:
+    """Climb from one pose on other views, the target's structure seen from that pose.
+
+    Returns:
+        The pose, its score ``(1,)``, and what scored it.
+    """
+    matrix = _world_matrix(pose, centre)
+    score = PointScore(points, target, pose=matrix, room_mm=_ROOM_MM)
+    poses, values = _climb(score, _recentred(pose, centre, score.centre), steps=steps, rate=rate)
+    return poses, values, score
 
 
 def _distinct(poses: Tensor, values: Tensor, count: int) -> list[int]:
@@ -237,7 +319,7 @@ def _climb(
     score: PointScore, poses: Tensor, *, steps: int, rate: float, strain: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Gradient ascent of all poses at once; each keeps the best place it has been."""
-    d = score.points.shape[1]
+    d = len(score.centre)
     strains = pose_parameters(d)[1]
     current = poses.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([current], lr=rate)
@@ -249,7 +331,7 @@ def _climb(
         values = score(_matrices(current))
         if strain:
             amount = current[:, -strains:] / _MM_PER_RADIAN
-            values = values - _STRAIN_PENALTY * amount.square().sum(1)
+            values = values - _STRAIN_PENALTY[d] * amount.square().sum(1)
         (-values.sum()).backward()
         if not strain and current.grad is not None:
             current.grad[:, -strains:] = 0.0

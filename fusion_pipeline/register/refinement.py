@@ -7,7 +7,7 @@ from torch import Tensor
 from fusion_pipeline.geometry import integrate, resize_ddf, warp
 from fusion_pipeline.losses import diffusion_energy, mind_ssc
 
-_SMOOTHNESS = 20.0
+_SMOOTHNESS = 80.0
 _PATIENCE = 8
 _RATE = 0.25  # voxels of the half lattice
 

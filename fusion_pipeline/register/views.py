@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -49,13 +50,49 @@ class View:
         points = apply_affine(self.affine, voxels.double().numpy())
         return torch.from_numpy(points).to(torch.float32)
 
+    def along(self, other: "View", pose: Matrix, room: float | None) -> "View":
+        """The same image on a lattice with another view's axes and voxels, after a pose.
+
+        Args:
+            other: whose axes to take.
+            pose: ``(d + 1, d + 1)`` world of this view from the world of the other.
+            room: mm beyond the other view's field that are kept; None: this view's whole field.
+        """
+        affine = pose @ other.affine
+        size = np.array(self.values.shape[2:])
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij"), -1)
+        voxels = apply_affine(
+            inverse_affine(affine) @ self.affine, corners.reshape(-1, len(size)).astype(float)
+        )
+        low, high = np.floor(voxels.min(0)), np.ceil(voxels.max(0))
+        if room is not None:
+            margin = np.ceil(room / spacing_of(other.affine))
+            low = np.maximum(low, -margin)
+            high = np.minimum(high, np.array(other.values.shape[2:]) - 1 + margin)
+        high = np.maximum(high, low + 4)  # nothing in common: any small piece will do
+        affine = affine @ _shift(low)
+        shape = tuple(int(n) for n in high - low + 1)
+        back = torch.from_numpy(inverse_affine(self.affine) @ affine)
+        return View(
+            resample(self.values, back, shape, fill=None),
+            resample(self.known, back, shape, fill=0.0),
+            resample(self.tissue, back, shape, mode="nearest", fill=0.0),
+            affine,
+            self.dark_is_doubtful,
+        )
+
+    @property
+    def spacing(self) -> float:
+        """Voxel size in mm."""
+        return float(spacing_of(self.affine)[0])
+
     @property
     def tissue_extent(self) -> float:
         """mm³ (mm² in 2D) of the box around the tissue: how much of the body is shown."""
         where = (self.tissue[0, 0] > 0.5).nonzero()
         if len(where) == 0:
             return 0.0
-        sides = (where.amax(0) - where.amin(0) + 1).double() * float(spacing_of(self.affine)[0])
+        sides = (where.amax(0) - where.amin(0) + 1).double() * self.spacing
         return float(sides.prod())
 
     def centre(self) -> Tensor:
@@ -64,6 +101,13 @@ class View:
         if len(where) == 0:
             where = torch.ones_like(self.tissue[0, 0]).nonzero()
         return self.world(where.double().mean(0, keepdim=True))[0]
+
+
+def _shift(voxels: np.ndarray) -> Matrix:
+    """The affine that moves the origin by so many voxels."""
+    out = np.eye(len(voxels) + 1)
+    out[:-1, -1] = voxels
+    return out
 
 
 def known_region(image: Image, mask: Image | None = None) -> Tensor:
@@ -141,3 +185,19 @@ def smoothed(image: Tensor, known: Tensor, sigma: Sequence[float]) -> Tensor:
     share = ndimage.gaussian_filter(weight, sigma, truncate=2.5, mode="nearest")
     blurred = np.where(share > 1e-3, total / np.maximum(share, 1e-3), values)
     return torch.from_numpy(blurred.astype(np.float32))
+
+
+def grown(mask: Tensor, reach: float) -> Tensor:
+    """The mask and a box of so many voxels around each of its voxels.
+
+    Args:
+        mask: ``(1, 1, *S)`` 0/1.
+        reach: voxels, at least one.
+    """
+    n = max(1, round(reach))
+    d = mask.ndim - 2
+    pool = F.max_pool3d if d == 3 else F.max_pool2d
+    for axis in range(d):  # one axis after the other: the same box, many times faster
+        size = [2 * n + 1 if a == axis else 1 for a in range(d)]
+        mask = pool(mask, size, 1, [k // 2 for k in size])
+    return mask
