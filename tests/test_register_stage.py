@@ -6,9 +6,16 @@ import torch
 from register_cases import rigid_pair
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, ddf_from_ddf_mm, jacobian_determinant
+from fusion_pipeline.geometry import (
+    apply_affine,
+    ddf_from_ddf_mm,
+    jacobian_determinant,
+    rigid_matrix,
+)
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register import Register
+from fusion_pipeline.register import stage as stages
+from fusion_pipeline.register.pose import Pose
 from fusion_pipeline.synthesis import synthetic_patient
 
 
@@ -248,6 +255,44 @@ class TestDoubt:
         assert found.transform == "none"
         assert "headers" in found.reason
         assert found.ok
+
+
+class TestSecondOpinions:
+    """What the stage makes of a pose that the search thinks well of."""
+
+    @staticmethod
+    def found_by_search(monkeypatch, matrix):
+        pose = Pose(matrix, matrix, start=0.1, rigid_score=0.9, score=0.9, far=0.0)
+        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+
+    def test_a_pose_that_spoils_the_structure_is_not_taken(self, monkeypatch):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        self.found_by_search(monkeypatch, rigid_matrix([15.0], [12.0, -9.0], [0.0, 0.0]))
+        found = stage(2)(pair.fixed, pair.moving, transform="rigid")
+        assert found.transform == "none"
+        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
+        assert "headers" in found.reason
+
+    @pytest.mark.parametrize(("after", "taken"), [(2.0, True), (2.4, True), (2.6, False)])
+    def test_a_pose_that_the_network_doubts_more_is_not_taken(self, monkeypatch, after, taken):
+        pair = rigid_pair(2, d=2, degrees=8.0, mm=6.0)
+        self.found_by_search(monkeypatch, pair.truth)
+        seen = iter([2.0, after, 1.0])
+        monkeypatch.setattr(Register, "_disagreement", lambda *_: {"error_mm": next(seen)})
+        found = stage(2)(pair.fixed, pair.moving, transform="rigid")
+        assert found.transform == ("rigid" if taken else "none")
+
+    def test_of_a_small_move_of_a_pet_a_part_is_taken(self, monkeypatch):
+        pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)
+        for mm, share in ((4.5, 0.5), (45.0, 100 / 101)):
+            move = rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0])
+            self.found_by_search(monkeypatch, move)
+            found = stage(2)(pair.fixed, pair.moving, transform="rigid")
+            assert found.moving_from_fixed[0, 2] == pytest.approx(share * mm)
+        mr = rigid_pair(2, d=2, degrees=0.0, mm=4.5)
+        self.found_by_search(monkeypatch, mr.truth)
+        found = stage(2)(mr.fixed, mr.moving, transform="rigid")
+        np.testing.assert_array_equal(found.moving_from_fixed, mr.truth)
 
 
 class TestOptions:
