@@ -284,7 +284,7 @@ class TestSecondOpinions:
 
     def test_of_a_small_move_of_a_pet_a_part_is_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)
-        for mm, share in ((4.5, 0.5), (45.0, 100 / 101)):
+        for mm, share in ((4.0, 0.5), (40.0, 100 / 101)):
             move = rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0])
             self.found_by_search(monkeypatch, move)
             found = stage(2)(pair.fixed, pair.moving, transform="rigid")

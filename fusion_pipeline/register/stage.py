@@ -36,7 +36,7 @@ _SMALL_MOVE_MM = 2.0
 # Emission images carry little structure: on training patients the best pose lies so many mm from
 # the scanner's own. A move of m mm is taken for m² / (m² + s²) of itself, as an estimate with that
 # error is worth against headers that are off by about m.
-_POSE_ERROR_MM = {"ct": 0.0, "mr": 0.0, "pet": 4.5, "spect": 4.5}
+_POSE_ERROR_MM = {"ct": 0.0, "mr": 0.0, "pet": 4.0, "spect": 4.0}
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
 # Share of the self-similarity distance that a deformation must remove. Emission images carry little
 # structure: on training patients small gains there were noise.

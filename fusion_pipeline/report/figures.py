@@ -71,9 +71,18 @@ def fusion_section(result: CaseResult, *, pixels: int) -> str:
         planes_table(
             [f"{label(k)}, harmonized" for k in keys], harmonized, "One scale for all: 0 to 1."
         )
-        + planes_table(titles, fused, "Weights are positive and sum to one at each voxel.")
+        + planes_table(titles, fused, _fusion_caption(result))
         + legend("Mean share within the body:", entries)
         + colour_bar("weight", pictures.bar_uri("viridis"), ("0", "0.5", "1"))
+    )
+
+
+def _fusion_caption(result: CaseResult) -> str:
+    """What the weights are, and between which of its values the fused image is shown."""
+    window = _fused_window(result.fusion.fused)
+    return (
+        "Weights are positive and sum to one at each voxel. "
+        f"The fused image is shown from {window.low:.2f} to {window.high:.2f}."
     )
 
 
@@ -149,7 +158,7 @@ def _fused_row(result: CaseResult, plane: Plane) -> list[Cell]:
     """The fused image, its sources by colour, and each weight map."""
     fused = result.fusion.fused
     values = read(fused.array, fused.affine, plane.points)
-    unit, present = Window(0.0, 1.0).unit(values), np.isfinite(values)
+    unit, present = _fused_window(fused).unit(values), np.isfinite(values)
     weights = [read(w[None], fused.affine, plane.points) for w in result.fusion.weights]
     colours = [pictures.MODALITY_COLOURS[i % 6] for i in range(len(weights))]
     sources = pictures.mixture(unit, np.stack(weights), colours)
@@ -159,6 +168,13 @@ def _fused_row(result: CaseResult, plane: Plane) -> list[Cell]:
         *[pictures.on_page(pictures.coloured(w, "viridis"), present) for w in weights],
     ]
     return [Cell(picture) for picture in shown]
+
+
+def _fused_window(fused: Image) -> Window:
+    """From the air's value, which is not 0 after harmonization, to the brightest structures."""
+    thin = tuple(slice(None, None, max(1, n // 96)) for n in fused.shape)
+    low, high = np.percentile(fused.array[0][thin].float().numpy(), [1.0, 99.8])
+    return Window(float(low), float(max(high, low + 1e-3)))
 
 
 def _mean_shares(result: CaseResult) -> Sequence[float]:
