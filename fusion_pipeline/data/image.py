@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import nibabel as nib
+import numpy as np
 from torch import Tensor
 
 from fusion_pipeline.geometry import spacing_of
@@ -76,6 +78,22 @@ class Image:
     def with_array(self, array: Tensor, **changes: object) -> "Image":
         """The same image with other values (and other attributes where named)."""
         return replace(self, array=array, **changes)  # type: ignore[arg-type]
+
+    def in_canonical_axes(self) -> "Image":
+        """The same image with its axes flipped and swapped to lie nearest to R, A and S (R, A).
+
+        No value is interpolated: each voxel keeps its place in the world.
+        """
+        turn = nib.orientations.io_orientation(self.affine)
+        order = [int(axis) for axis in np.argsort(turn[:, 0])]
+        flips = [1 + k for k, axis in enumerate(order) if turn[axis, 1] < 0]
+
+        def turned(array: Tensor) -> Tensor:
+            return array.permute(0, *[1 + axis for axis in order]).flip(flips).contiguous()
+
+        affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
+        colour = None if self.colour is None else turned(self.colour)
+        return replace(self, array=turned(self.array), affine=affine, colour=colour)
 
 
 @dataclass(frozen=True)

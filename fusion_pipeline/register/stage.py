@@ -20,6 +20,7 @@ from fusion_pipeline.geometry import (
     warp,
 )
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.losses import diffusion_energy
 from fusion_pipeline.metrics import mind_distance, normalized_mutual_information
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register.lattice import Lattice, OnLattice, on_lattice, working_lattice
@@ -45,16 +46,34 @@ _SECOND_OPINION = 0.02  # share by which NMI has to rise as well
 _TAPER_MM = 20.0
 _LEAST_OVERLAP = 0.1
 _DOUBTFUL_MM = 5.0
-_ERROR_MAY_RISE_MM = 0.5  # by right poses of 17 training pairs: 0.1 at most; by a wrong one: 1.2
+_JUDGED_ON = 1.5  # times the working spacing: a third of the time
+_STRAIN_COSTS = 8.0  # of the self-similarity distance, per mean squared strain
+# By so much must a pose next to the headers be better than they are; one as far away as headers
+# can be wrong, at all. Set on 18 training patients with headers 3 to 16 mm off.
+_NEAR_MUST_GAIN = 0.05
+_ERROR_OF_HEADERS_MM = 25.0
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Both images on the lattice, after the pose, and where they are compared."""
+    """Both images on the lattice, after the pose, and where they are compared.
+
+    Attributes:
+        fixed: the reference.
+        moving: the moving image after the pose.
+        lattice: where both are sampled.
+        least_gain: share of the self-similarity distance that a deformation must remove.
+    """
 
     fixed: OnLattice
     moving: OnLattice
     lattice: Lattice
+    least_gain: float
+
+    def moved(self, ddf: Tensor | None = None) -> Tensor:
+        """``(1, 1, *S)`` the moving image after a deformation in voxels of the lattice."""
+        image = self.moving.image
+        return image if ddf is None else warp(image, ddf, fill=None)
 
     def compared(self, ddf: Tensor | None = None) -> Tensor:
         """``(1, 1, *S)`` 0/1: the fixed body where the moving image is data."""
@@ -121,6 +140,8 @@ class Register:
             raise ValueError(
                 f"expected two images of {fixed.spatial_dims} dimensions, got {moving.spatial_dims}"
             )
+        # the search must not depend on the axes in which a file happens to be stored
+        fixed, moving = fixed.in_canonical_axes(), moving.in_canonical_axes()
         known = known_region(fixed, fixed_mask), known_region(moving, moving_mask)
         lattice = working_lattice(fixed, moving, self.working_spacing)
         start = _on(fixed, moving, known, lattice, np.eye(fixed.spatial_dims + 1))
@@ -130,15 +151,15 @@ class Register:
         pair = start if kept == "none" else _on(fixed, moving, known, lattice, matrix)
         # emission images show too little structure for a second opinion
         doubted = kept != "none" and _pose_error(fixed, moving) == 0
-        if doubted and not self._believable(start, pair):
+        deforms = transform == "deformable"
+        if doubted and self._headers_do_as_well(
+            pair, matrix, (fixed, moving), known, deforms=deforms
+        ):
             matrix, kept, pair = np.eye(fixed.spatial_dims + 1), "none", start
         reason = "" if kept != "none" else "the headers' pose was kept: no other was clearly better"
         ddf = None
-        if transform == "deformable":
-            with torch.no_grad():
-                velocity = self._predict(pair)
-            gain = max(_DEFORMABLE_GAIN[image.modality] for image in (fixed, moving))
-            ddf = self._deformation(pair, velocity, gain)
+        if deforms:
+            ddf = self._deformation(pair)
             details["mind_pose"] = _distance(pair, None)
             if ddf is not None:
                 details["mind_deformed"] = _distance(pair, ddf)
@@ -159,24 +180,50 @@ class Register:
         crop = (slice(None), slice(None), *[slice(n) for n in size])
         fixed, moving = pair.fixed.image.to(self.device), pair.moving.image.to(self.device)
         velocity = self.network.velocity(fixed, moving)[0][crop].cpu() * _taper(pair)
-        found = _distance(pair, resize_ddf(integrate(velocity), pair.lattice.shape))
-        return velocity if found < _distance(pair, None) else torch.zeros_like(velocity)
+        return (
+            velocity
+            if _distance(pair, _ddf(velocity, pair)) < _distance(pair, None)
+            else torch.zeros_like(velocity)
+        )
 
-    def _believable(self, start: _Pair, pair: _Pair) -> bool:
-        """Whether a pose fits no worse by what the search did not look at: two second opinions.
+    def _headers_do_as_well(
+        self,
+        pair: _Pair,
+        matrix: Matrix,
+        images: tuple[Image, Image],
+        known: tuple[Tensor, Tensor],
+        *,
+        deforms: bool,
+    ) -> bool:
+        """Whether the headers, with what a deformation adds, explain the images like the pose.
 
-        On blurred views a small homogeneous field of view can score higher 10 to 50 mm off. The
-        one such pose among 18 of training patients raised the self-similarity distance on the
-        fine lattice and the error that the network sees; the right ones lowered the first and
-        raised the second by 0.1 mm at most. Where both prefer a wrong place, this does not help.
+        The search sees rigid moves only, and what a soft tissue has moved by itself costs it dear:
+        it tilts bones until the skin fits. So both starts are deformed on a coarser lattice and
+        compared where both results are seen. Strain costs; and the nearer the pose is to the
+        headers, the more it has to gain, since a small error is likelier than a large one.
         """
-        if _similarity(pair)["mind"] > _similarity(start)["mind"]:
+        fixed, moving = images
+        lattice = working_lattice(fixed, moving, _JUDGED_ON * pair.lattice.spacing)
+        ends: list[tuple[_Pair, Tensor | None]] = []
+        for start in (np.eye(len(matrix)), matrix):
+            rival = _on(fixed, moving, known, lattice, start)
+            velocity = self._velocities(rival)[1] if deforms else None
+            ends.append((rival, None if velocity is None else _ddf(velocity, rival)))
+        where = torch.ones_like(ends[0][0].fixed.known)
+        for end, ddf in ends:
+            where = where * end.compared() * end.compared(ddf)
+        if float(where.sum()) == 0:
             return False
-        before, after = (self._disagreement(x, None)["error_mm"] for x in (start, pair))
-        return not float(after) > float(before) + _ERROR_MAY_RISE_MM
+        headers, pose = (_unlikely(end, ddf, where) for end, ddf in ends)
+        if not deforms:
+            return headers < pose
+        near = max(0.0, 1 - _mean_move(fixed, matrix) / _ERROR_OF_HEADERS_MM)
+        return headers < pose * (1 + _NEAR_MUST_GAIN * near)
 
-    def _deformation(self, pair: _Pair, velocity: Tensor, gain: float) -> Tensor | None:
-        """The refined deformation in voxels of the lattice; None where it earns no place."""
+    def _velocities(self, pair: _Pair) -> tuple[Tensor, Tensor]:
+        """The network's velocity and the refined one, on half the lattice."""
+        with torch.no_grad():
+            velocity = self._predict(pair)
         refined = refine(
             pair.fixed.image,
             pair.moving.image,
@@ -185,10 +232,14 @@ class Register:
             pair.moving.known,
             steps=self.refine_steps,
         )
-        best, lowest = None, _distance(pair, None) * (1 - gain)
+        return velocity, refined
+
+    def _deformation(self, pair: _Pair) -> Tensor | None:
+        """The refined deformation in voxels of the lattice; None where it earns no place."""
+        best, lowest = None, _distance(pair, None) * (1 - pair.least_gain)
         least = _similarity(pair)["nmi"] - 1
-        for candidate in (velocity, refined):
-            ddf = resize_ddf(integrate(candidate), pair.lattice.shape)
+        for candidate in self._velocities(pair):
+            ddf = _ddf(candidate, pair)
             found = _similarity(pair, ddf)
             # a second opinion: self-similarity alone can fall while a good pose is bent away
             if found["mind"] < lowest and found["nmi"] - 1 > least * (1 + _SECOND_OPINION):
@@ -197,8 +248,7 @@ class Register:
 
     def _disagreement(self, pair: _Pair, ddf: Tensor | None) -> dict[str, float | Tensor]:
         """How far the network would still move the result, forth and back: estimates the error."""
-        moved = pair.moving.image if ddf is None else warp(pair.moving.image, ddf, fill=None)
-        fixed, moved = pair.fixed.image.to(self.device), moved.to(self.device)
+        fixed, moved = pair.fixed.image.to(self.device), pair.moved(ddf).to(self.device)
         with torch.no_grad():
             forth, back = self.network(fixed, moved), self.network(moved, fixed)
             apart = compose(forth, back)
@@ -214,7 +264,10 @@ def _on(
 ) -> _Pair:
     """Both images on the lattice."""
     return _Pair(
-        on_lattice(fixed, known[0], lattice), on_lattice(moving, known[1], lattice, pose), lattice
+        on_lattice(fixed, known[0], lattice),
+        on_lattice(moving, known[1], lattice, pose),
+        lattice,
+        max(_DEFORMABLE_GAIN[image.modality] for image in (fixed, moving)),
     )
 
 
@@ -266,19 +319,38 @@ def _taper(pair: _Pair) -> Tensor:
     return half
 
 
+def _ddf(velocity: Tensor, pair: _Pair) -> Tensor:
+    """The displacement in voxels of the lattice that a velocity on half of it leads to."""
+    return resize_ddf(integrate(velocity), pair.lattice.shape)
+
+
+def _unlikely(pair: _Pair, ddf: Tensor | None, where: Tensor) -> float:
+    """What a pose and its deformation leave unexplained over a region.
+
+    The self-similarity distances after the pose alone and after the deformation, and what the
+    strain costs. After the deformation alone, even exact rigid moves are no better than headers
+    that are bent (generated phantoms).
+    """
+    left = float(mind_distance(pair.fixed.image, pair.moved(), where))
+    if ddf is None:
+        return left
+    left += float(mind_distance(pair.fixed.image, pair.moved(ddf), where))
+    strain = diffusion_energy(ddf, [1.0] * (ddf.ndim - 2)).sum()
+    return left + _STRAIN_COSTS * float(strain)
+
+
 def _distance(pair: _Pair, ddf: Tensor | None) -> float:
     """Self-similarity distance over what is seen both before and after the deformation."""
     where = pair.compared() * pair.compared(ddf)
     if float(where.sum()) == 0:
         return 1.0
-    moved = pair.moving.image if ddf is None else warp(pair.moving.image, ddf, fill=None)
-    return float(mind_distance(pair.fixed.image, moved, where))
+    return float(mind_distance(pair.fixed.image, pair.moved(ddf), where))
 
 
 def _similarity(pair: _Pair, ddf: Tensor | None = None) -> dict[str, float]:
     """NMI (higher is better), self-similarity distance (lower is) over the overlap; the overlap."""
     where = pair.compared(ddf)
-    moved = pair.moving.image if ddf is None else warp(pair.moving.image, ddf, fill=None)
+    moved = pair.moved(ddf)
     share = float(where.sum() / pair.fixed.body.sum().clamp_min(1.0))
     if float(where.sum()) < 100:
         return {"nmi": 1.0, "mind": 1.0, "overlap": share}
