@@ -294,6 +294,31 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--datalist", "broken.json"], "broken.json: expected valid JSON"),
+        (["--datalst", "cases.json"], "unknown override: datalst"),
+        (["--network#path", "broken.json"], "broken.json: expected the weights of MultimodalNet"),
+    ],
+)
+def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, arguments, line):
+    (tmp_path / "broken.json").write_text("{")
+    config = str(CONFIGS / "inference.json")
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
+    done = subprocess.run(
+        [*command, "--bundle_root", str(BUNDLE), "--config_file", config, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_the_evaluation_config_runs_on_a_case_with_truth(tmp_path):
     datalist = synthetic_patient(3).save(tmp_path / "data")
     out = tmp_path / "out"

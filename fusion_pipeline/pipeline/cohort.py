@@ -20,6 +20,7 @@ from fusion_pipeline.data import (
     written_whole,
 )
 from fusion_pipeline.evaluation import Scores, mean_scores
+from fusion_pipeline.pipeline.bundle import one_line_refusals
 from fusion_pipeline.pipeline.demo import SyntheticCases
 from fusion_pipeline.pipeline.folder import REPORT
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
@@ -52,6 +53,7 @@ class Outcome:
         return isinstance(self.error, InputError)
 
 
+@one_line_refusals()
 def case_dataset(
     datalist: Path | str | None, *, dataset_dir: Path | str = ".", output_dir: Path | str = "out"
 ) -> Sequence[CaseFiles]:
@@ -61,6 +63,9 @@ def case_dataset(
         datalist: JSON file; a relative path counts from ``dataset_dir``.
         dataset_dir: folder of the datalist.
         output_dir: where the synthetic patient is written.
+
+    Raises:
+        InputError: the datalist is missing or malformed.
     """
     if datalist is None:
         return SyntheticCases(output_dir)

@@ -75,10 +75,14 @@ class _Pair:
         image = self.moving.image
         return image if ddf is None else warp(image, ddf, fill=None)
 
-    def compared(self, ddf: Tensor | None = None) -> Tensor:
-        """``(1, 1, *S)`` 0/1: the fixed body where the moving image is data."""
+    def compared(self, ddf: Tensor | None = None, *, either: bool = False) -> Tensor:
+        """``(1, 1, *S)`` 0/1: the fixed body, or either's, where both images are data."""
         known = self.moving.known if ddf is None else warp(self.moving.known, ddf)
-        return ((self.fixed.body > 0) & (self.fixed.known > 0.5) & (known > 0.5)).float()
+        body = self.fixed.body > 0
+        if either:
+            moved = self.moving.body if ddf is None else warp(self.moving.body, ddf)
+            body = body | (moved > 0.5)
+        return (body & (self.fixed.known > 0.5) & (known > 0.5)).float()
 
 
 class Register:
@@ -210,8 +214,8 @@ class Register:
             velocity = self._velocities(rival)[1] if deforms else None
             ends.append((rival, None if velocity is None else _ddf(velocity, rival)))
         where = torch.ones_like(ends[0][0].fixed.known)
-        for end, ddf in ends:
-            where = where * end.compared() * end.compared(ddf)
+        for end, ddf in ends:  # a limb that lies on air speaks against a pose
+            where = where * end.compared(either=True) * end.compared(ddf, either=True)
         if float(where.sum()) == 0:
             return False
         headers, pose = (_unlikely(end, ddf, where) for end, ddf in ends)
