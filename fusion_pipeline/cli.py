@@ -238,45 +238,33 @@ def _quiet() -> None:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
-class _Level(logging.Filter):
-    """Messages of one level alone."""
+class Terminal(logging.Handler):
+    """Our own messages: progress to stdout, failures to stderr, each on its own lines alone.
 
-    def __init__(self, wanted: int) -> None:
-        super().__init__()
-        self._wanted = wanted
+    Args:
+        debug: show the traceback of a failure as well.
+    """
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message is wanted."""
-        return record.levelno == self._wanted
-
-
-class _OneLine(logging.Formatter):
-    """The message, and its traceback only when asked for."""
-
-    def __init__(self, *, debug: bool) -> None:
-        super().__init__("%(message)s")
+    def __init__(self, *, debug: bool = False) -> None:
+        super().__init__(logging.INFO)
         self._debug = debug
 
-    def formatException(self, ei: Any) -> str:  # noqa: ANN401, N802 - logging's signature
-        """The traceback, or nothing."""
-        return super().formatException(ei) if self._debug else ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        record.exc_text = None
-        return super().format(record).rstrip("\n")
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        text = record.getMessage()
+        if self._debug and record.exc_info:
+            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        stream.write(text.rstrip("\n") + "\n")
+        stream.flush()
 
 
 def _log_to_terminal(*, debug: bool) -> None:
-    """Our own messages: progress to stdout, failures to stderr."""
+    """Our messages, and nobody else's."""
     logger.handlers.clear()
     logger.propagate = False
-    logger.setLevel(logging.INFO)
-    for stream, wanted in ((sys.stdout, logging.INFO), (sys.stderr, logging.ERROR)):
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(_OneLine(debug=debug))
-        handler.addFilter(_Level(wanted))
-        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.addHandler(Terminal(debug=debug))
 
 
 if __name__ == "__main__":

@@ -300,6 +300,7 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
         (["--datalist", "broken.json"], "broken.json: expected valid JSON"),
         (["--datalst", "cases.json"], "unknown override: datalst"),
         (["--network#path", "broken.json"], "broken.json: expected the weights of MultimodalNet"),
+        (["--refine_steps", "-1"], "expected refine_steps >= 0, got -1"),
     ],
 )
 def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, arguments, line):

@@ -66,7 +66,7 @@ def test_verdicts_reasons_and_warnings_are_up_front(page):
     assert "PET units were not named; SUV was assumed." in top
     assert "1.6 mm" in top
     assert "not estimated" in top
-    assert "file headers trusted" in top
+    assert "file headers kept" in top
     # NMI rose, MIND (a distance) rose as well
     assert re.search(r"1\.1 → 1\.2 <span class=\"up\">better", top)
     assert re.search(r"0\.3 → 0\.4 <span class=\"down\">worse", top)

@@ -26,6 +26,7 @@ from fusion_pipeline.data.reading import (
     read_landmarks,
     spatial_dims_of,
 )
+from fusion_pipeline.data.refusals import monai_is_the_program, one_line_refusals
 from fusion_pipeline.data.writing import (
     check_output_folder,
     write_displacement,
@@ -50,6 +51,8 @@ __all__ = [
     "default_reference",
     "load_case",
     "modality_of",
+    "monai_is_the_program",
+    "one_line_refusals",
     "read_datalist",
     "read_displacement",
     "read_image",

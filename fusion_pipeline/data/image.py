@@ -17,6 +17,9 @@ TransformKind = Literal["none", "rigid", "affine", "deformable"]
 TRANSFORMS: tuple[TransformKind, ...] = ("none", "rigid", "affine", "deformable")
 
 
+_STORED_CT_MAX = 1500.0
+
+
 def modality_of(key: str) -> Modality:
     """The modality that an image key names: ``mr_t1`` → ``mr``.
 
@@ -72,8 +75,13 @@ class Image:
 
     @property
     def outside(self) -> float:
-        """The value outside the field of view: −1000 HU for CT, else 0."""
-        return -1000.0 if self.modality == "ct" and self.spatial_dims == 3 else 0.0
+        """The value outside the field of view: −1000 HU for CT, else 0.
+
+        0 as well for a CT in stored values, whose air is about 0.
+        """
+        if self.modality != "ct" or self.spatial_dims != 3:
+            return 0.0
+        return 0.0 if in_stored_values(self.array) else -1000.0
 
     def with_array(self, array: Tensor, **changes: object) -> "Image":
         """The same image with other values (and other attributes where named)."""
@@ -135,6 +143,12 @@ class Case:
         return {key: image for key, image in self.images.items() if key != self.reference}
 
 
+def in_stored_values(ct: Tensor) -> bool:
+    """Whether a CT's values look as if slope and intercept had not been applied (air is 0)."""
+    low, high = (float(value) for value in ct.aminmax())
+    return low >= 0 and high > _STORED_CT_MAX
+
+
 class InputError(ValueError):
     """The user's input cannot be used; the message is the one line that tells what to do."""
 
@@ -152,5 +166,6 @@ __all__ = [
     "Modality",
     "NoOverlapError",
     "TransformKind",
+    "in_stored_values",
     "modality_of",
 ]

@@ -16,7 +16,7 @@ from fusion_pipeline.data.checks import (
     repair_values,
 )
 from fusion_pipeline.data.dicom import SERIES_SEPARATOR, read_series
-from fusion_pipeline.data.image import Image, modality_of
+from fusion_pipeline.data.image import Image, in_stored_values, modality_of
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES, read_picture
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, refusal, where
 from fusion_pipeline.data.volumes import (
@@ -30,7 +30,6 @@ from fusion_pipeline.data.volumes import (
 from fusion_pipeline.geometry.affines import Matrix
 
 _FORMATS = "NIfTI, NRRD, MetaImage, a DICOM folder or PNG"
-_STORED_CT_MAX = 1500.0
 
 
 def read_image(path: str | Path, key: str, *, case_id: str = "") -> tuple[Image, list[str]]:
@@ -183,7 +182,7 @@ def _units(raw: RawImage, key: str, place: str) -> tuple[str, list[str]]:
     if modality == "ct":
         low, high = float(raw.array.min()), float(raw.array.max())
         note = f"{place}: values from {low:g} to {high:g} do not look like HU (air is -1000)."
-        return "HU", [note] if low >= 0 and high > _STORED_CT_MAX else []
+        return "HU", [note] if in_stored_values(torch.as_tensor(raw.array)) else []
     if modality == "pet" and not raw.units:
         note = f"{place}: PET units are not in the file; the values are taken as they are."
         return "a.u.", [note]

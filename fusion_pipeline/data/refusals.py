@@ -66,6 +66,28 @@ def refusal(
 
 
 @contextmanager
+def one_line_refusals() -> Iterator[None]:
+    """Let a refusal end ``python -m monai.bundle`` with its one line and exit code 2.
+
+    MONAI wraps whatever a component raises in its own errors and a long traceback; only what is no
+    ``Exception`` passes. In any other program the refusal rises as it is.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not monai_is_the_program():
+            raise
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from error
+
+
+def monai_is_the_program() -> bool:
+    """The process was started as ``python -m monai.bundle``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name == "monai.bundle.__main__"
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep the warnings of nibabel, pydicom, Pillow and ITK from the user's terminal."""
     loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom", "PIL")]
@@ -100,4 +122,13 @@ def muted() -> Iterator[None]:
         yield
 
 
-__all__ = ["READ_ERRORS", "muted", "one_line", "quiet", "refusal", "where"]
+__all__ = [
+    "READ_ERRORS",
+    "monai_is_the_program",
+    "muted",
+    "one_line",
+    "one_line_refusals",
+    "quiet",
+    "refusal",
+    "where",
+]

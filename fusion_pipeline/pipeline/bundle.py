@@ -4,9 +4,7 @@ import inspect
 import json
 import logging
 import pickle
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from pydoc import locate
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_pipeline.data import InputError
+from fusion_pipeline.data import InputError, monai_is_the_program, one_line_refusals
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
@@ -75,28 +73,6 @@ def _refusal_within(error: BaseException | None) -> InputError | None:
     return error
 
 
-@contextmanager
-def one_line_refusals() -> Iterator[None]:
-    """Let a refusal end ``python -m monai.bundle`` with its one line and exit code 2.
-
-    MONAI wraps whatever a component raises in its own errors and a long traceback; only what is no
-    ``Exception`` passes. In any other program the refusal rises as it is.
-    """
-    try:
-        yield
-    except InputError as error:
-        if not _monai_is_the_program():
-            raise
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from error
-
-
-def _monai_is_the_program() -> bool:
-    """The process was started as ``python -m monai.bundle``."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec is not None and spec.name == "monai.bundle.__main__"
-
-
 @one_line_refusals()
 def load_weights(network: nn.Module, path: Path | str | None) -> nn.Module:
     """Load a state dict into a network, every key matched.
@@ -152,7 +128,7 @@ def refuse_unknown_overrides(config: str) -> None:
     if unknown:
         names = ", ".join(sorted(key for key in known if not key.startswith("_")))
         message = f"unknown override: {', '.join(unknown)}; {config} has {names}"
-        if not _monai_is_the_program():
+        if not monai_is_the_program():
             logger.error(message)  # MONAI hides what a component raises behind a message of its own
         raise InputError(message)
 

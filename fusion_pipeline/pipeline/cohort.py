@@ -15,12 +15,12 @@ from fusion_pipeline.data import (
     CaseFiles,
     InputError,
     check_output_folder,
+    one_line_refusals,
     read_datalist,
     spatial_dims_of,
     written_whole,
 )
 from fusion_pipeline.evaluation import Scores, mean_scores
-from fusion_pipeline.pipeline.bundle import one_line_refusals
 from fusion_pipeline.pipeline.demo import SyntheticCases
 from fusion_pipeline.pipeline.folder import REPORT
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
@@ -128,6 +128,7 @@ class Cohort:
             outcome = self._outcome(case)
             self.outcomes.append(outcome)
             _announce(outcome, number, len(self.cases))
+            _forget_frames(outcome.error)
         if len(self.cases) > 1:
             with written_whole(self.output / "summary.csv") as aside:
                 aside.write_text(_as_csv(self.outcomes), encoding="utf-8")
@@ -188,11 +189,19 @@ class Cohort:
 def _announce(outcome: Outcome, number: int, total: int) -> None:
     """One line of progress, or of failure."""
     if outcome.status == "failed":
-        logger.error("%s", outcome.message, exc_info=outcome.error)
+        wanted = logger.isEnabledFor(logging.DEBUG)
+        logger.error("%s", outcome.message, exc_info=outcome.error if wanted else None)
         return
     seconds = outcome.numbers.get("seconds")
     took = "" if seconds is None or outcome.status == "skipped" else f" in {seconds:.1f} s"
     logger.info("[%d/%d] %s: %s%s", number, total, outcome.id, outcome.status, took)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks of a chain of errors: their frames hold the case's volumes."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -1,20 +1,22 @@
 """What decides a run's output, as one digest: `--resume` compares it."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
-from fusion_pipeline import __version__
 from fusion_pipeline.data import Case, CaseFiles
 
 _CHUNK = 1 << 20
 
 
 def fingerprint(case: Case | CaseFiles, settings: Mapping[str, object], network: nn.Module) -> str:
-    """Digest of a case's content, the settings and the weights.
+    """Digest of a case's content, the settings, the weights and the package's code.
 
     Files count by their content and not by their path, so that a moved patient stays the same.
 
@@ -23,11 +25,27 @@ def fingerprint(case: Case | CaseFiles, settings: Mapping[str, object], network:
     """
     digest = hashlib.blake2b(digest_size=16)
     parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
-    for part in (f"{__version__} {sorted(settings.items())}".encode(), *parts):
+    for part in (f"{_of_code()} {sorted(settings.items())}".encode(), *parts):
         digest.update(part)
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+@cache
+def _of_code() -> str:
+    """Digest of the package's modules: between two releases the version does not change."""
+    digest = hashlib.blake2b(digest_size=16)
+    root = str(files("fusion_pipeline"))
+    found = (
+        Path(folder) / name
+        for folder, _, names in os.walk(root, followlinks=True)  # two folders are links
+        for name in names
+        if name.endswith(".py")
+    )
+    for path in sorted(found):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -39,7 +57,8 @@ def _bytes(tensor: Tensor) -> bytes:
 def _of_case(case: Case) -> Iterable[bytes]:
     """Images, masks and wishes of a case in memory."""
     yield f"{case.id} {case.reference} {sorted(case.transforms.items())}".encode()
-    for images in (case.images, case.masks):
+    for role, images in (("images", case.images), ("masks", case.masks)):
+        yield role.encode()
         for key, image in images.items():
             yield f"{key} {image.units} {image.shape}".encode()
             yield image.affine.tobytes()
@@ -49,8 +68,9 @@ def _of_case(case: Case) -> Iterable[bytes]:
 def _of_files(case: CaseFiles) -> Iterable[bytes]:
     """Content of the files, truths included, and wishes of a case on disk."""
     yield f"{case.id} {case.reference} {sorted(case.transforms.items())}".encode()
-    truths = (case.labels, case.landmarks, case.displacements)
-    for paths in (case.images, case.masks, *truths):
+    for role in ("images", "masks", "labels", "landmarks", "displacements"):
+        yield role.encode()
+        paths: Mapping[str, Path | str] = getattr(case, role)
         for key, path in paths.items():
             yield key.encode()
             yield from _content(str(path))
@@ -61,9 +81,19 @@ def _content(path: str) -> Iterable[bytes]:
     folder, _, series = path.partition("::")
     yield series.encode()
     root = Path(folder)
-    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+    parts = sorted(root.rglob("*")) if root.is_dir() else _with_data(root)
+    root = root if root.is_dir() else root.parent
+    for file in parts:
         if file.is_file():
-            yield str(file.relative_to(root)).encode()
+            if len(parts) > 1:
+                yield str(file.relative_to(root)).encode()
             with file.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     yield chunk
+
+
+def _with_data(header: Path) -> list[Path]:
+    """A file and those beside it that hold its voxels, where it is a detached header."""
+    if header.suffix.lower() not in (".mhd", ".nhdr", ".hdr"):
+        return [header]
+    return [header, *sorted(p for p in header.parent.glob(f"{header.stem}.*") if p != header)]

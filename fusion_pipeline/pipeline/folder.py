@@ -32,6 +32,7 @@ def deliver(target: Path) -> Iterator[Path]:
     fresh = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
     aside = root / f".{target.name}.{os.getpid()}.partial"
+    _sweep(root, target.name)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -44,6 +45,26 @@ def deliver(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         if fresh and not any(root.iterdir()):
             root.rmdir()
+
+
+def _sweep(root: Path, name: str) -> None:
+    """Remove what killed runs of the same case left."""
+    left = re.compile(rf"\.{re.escape(name)}\.(\d+)\.partial")
+    for folder in root.iterdir():
+        found = left.fullmatch(folder.name)
+        if found and not _alive(int(found[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def _replace(aside: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from fusion_pipeline.data import (
     case_from_paths,
     check_output_folder,
     load_case,
+    one_line_refusals,
 )
 from fusion_pipeline.fuse import Fuse
 from fusion_pipeline.harmonize import Harmonize
@@ -42,6 +43,7 @@ class FusionPipeline:
         device: where the networks compute.
     """
 
+    @one_line_refusals()
     def __init__(
         self,
         network: MultimodalNet,
@@ -51,6 +53,7 @@ class FusionPipeline:
         device: torch.device | str = "cpu",
     ) -> None:
         _check_device(device)
+        self._device = torch.device(device)
         self.network = network.to(device).eval()
         self.settings: Mapping[str, float | str | None] = {
             "refine_steps": refine_steps,
@@ -104,7 +107,7 @@ class FusionPipeline:
         with clock.stage("load"):
             loaded = _loaded(case)
         self._check_dims(loaded)
-        with _repeatable():
+        with _repeatable(self._device):
             return self._result(loaded, clock)
 
     def run(self, case: Case | CaseFiles | Mapping[str, object], output: Path | str) -> Path:
@@ -226,8 +229,9 @@ def _doubts(registrations: Mapping[str, Registration]) -> list[str]:
 
 
 @contextmanager
-def _repeatable() -> Iterator[None]:
+def _repeatable(device: torch.device) -> Iterator[None]:
     """Draw the same random numbers whatever was drawn before, and leave the caller's untouched."""
-    with torch.random.fork_rng():
+    # by default all GPUs would be forked, and so be woken, even for a run on the CPU
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

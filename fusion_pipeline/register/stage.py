@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion_pipeline.data import Image, TransformKind
+from fusion_pipeline.data import Image, InputError, TransformKind
 from fusion_pipeline.geometry import (
     apply_affine,
     compose,
@@ -108,9 +108,9 @@ class Register:
         device: torch.device | str = "cpu",
     ) -> None:
         if refine_steps < 0:
-            raise ValueError(f"expected refine_steps >= 0, got {refine_steps}")
+            raise InputError(f"expected refine_steps >= 0, got {refine_steps}")
         if working_spacing is not None and not working_spacing > 0:
-            raise ValueError(f"expected a working_spacing > 0 mm, got {working_spacing}")
+            raise InputError(f"expected a working_spacing > 0 mm, got {working_spacing}")
         self.network = network.to(device).eval()
         self.refine_steps = refine_steps
         self.working_spacing = working_spacing
@@ -149,8 +149,11 @@ class Register:
         known = known_region(fixed, fixed_mask), known_region(moving, moving_mask)
         lattice = working_lattice(fixed, moving, self.working_spacing)
         start = _on(fixed, moving, known, lattice, np.eye(fixed.spatial_dims + 1))
+        body_mm = _body_mm(moving, known[1], lattice.spacing)
         if transform == "none":
-            return _result(start, start, np.eye(fixed.spatial_dims + 1), None, "none", "")
+            unmoved = np.eye(fixed.spatial_dims + 1)
+            seen = self._disagreement(start, None)
+            return _result(start, start, unmoved, None, "none", "", seen, body_mm=body_mm)
         matrix, kept, details = _pose(fixed, moving, known, affine=transform != "rigid")
         pair = start if kept == "none" else _on(fixed, moving, known, lattice, matrix)
         # emission images show too little structure for a second opinion
@@ -171,9 +174,8 @@ class Register:
                 kept = "deformable"
             elif not reason:
                 reason = "a deformation would not have been clearly better than the pose alone"
-        return _result(
-            start, pair, matrix, ddf, kept, reason, {**details, **self._disagreement(pair, ddf)}
-        )
+        details |= self._disagreement(pair, ddf)
+        return _result(start, pair, matrix, ddf, kept, reason, details, body_mm=body_mm)
 
     def _predict(self, pair: _Pair) -> Tensor:
         """The network's velocity on half the lattice; zero where the images are then less alike.
@@ -370,23 +372,26 @@ def _result(
     ddf: Tensor | None,
     kept: TransformKind,
     reason: str,
-    details: Mapping[str, float | Tensor] | None = None,
+    details: Mapping[str, float | Tensor],
+    *,
+    body_mm: float,
 ) -> Registration:
     """Put the parts together and doubt them where there is reason to."""
     lattice = pair.lattice
     d = len(lattice.shape)
     field = torch.zeros((1, d, *lattice.shape)) if ddf is None else ddf
     before, after = _similarity(start), _similarity(pair, ddf)
-    numbers = dict(details or {})
+    numbers = dict(details)
     error, error_map = numbers.pop("error_mm", float("nan")), numbers.pop("error_map_mm", None)
-    doubt = _doubt(before, after, float(error))
+    fixed_mm = float(pair.fixed.body.sum()) * lattice.spacing**d
+    doubt = _doubt(before, after, float(error), after["overlap"] * max(1.0, fixed_mm / body_mm))
     return Registration(
         moving_from_fixed=matrix,
         ddf_mm=ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0],
         working_affine=lattice.affine,
         transform=kept,
         ok=not doubt,
-        reason=doubt or reason,
+        reason="; ".join(part for part in (doubt, reason) if part),
         similarity_before=before,
         similarity_after=after,
         folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
@@ -399,10 +404,25 @@ def _result(
     )
 
 
-def _doubt(before: Mapping[str, float], after: Mapping[str, float], error_mm: float) -> str:
-    """Why the result is probably wrong, or nothing."""
-    if after["overlap"] < _LEAST_OVERLAP:
-        return f"the images share only {after['overlap']:.0%} of the reference's body"
+def _body_mm(image: Image, known: Tensor, spacing: float) -> float:
+    """How much body an image shows, in mm³ (mm² in 2D), at least one voxel."""
+    own = on_lattice(image, known, working_lattice(image, image, spacing))
+    return max(1.0, float(own.body.sum())) * spacing**image.spatial_dims
+
+
+def _doubt(
+    before: Mapping[str, float], after: Mapping[str, float], error_mm: float, shared: float
+) -> str:
+    """Why the result is probably wrong, or nothing.
+
+    Args:
+        before: similarity of the headers' pose.
+        after: similarity of the result.
+        error_mm: the network's estimate.
+        shared: how much of the smaller body both images show.
+    """
+    if shared < _LEAST_OVERLAP:
+        return f"the images share only {shared:.0%} of the smaller body"
     if after["nmi"] < before["nmi"] and after["mind"] > before["mind"]:
         return "the images are less alike than before"
     if error_mm > _DOUBTFUL_MM:  # a first guess: estimates of few cases

@@ -24,6 +24,7 @@ from fusion_pipeline.transforms import BodyMask, FieldOfView
 _EMISSION_BLUR_MM = 2.5
 _QUANTILES = 33
 _AIR_RANGE = 0.15
+_MOST_VOXELS = 4_000_000  # a whole body at 2 mm would take 10 GB of descriptors
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,13 @@ def make_view(image: Image, known: Tensor, *, spacing: float, blur_mm: float) ->
     Args:
         image: the image in its original units.
         known: ``(1, *S)`` 0/1 on the image's lattice.
-        spacing: voxel size of the view in mm.
+        spacing: voxel size of the view in mm; larger where it would have over 4 million voxels.
         blur_mm: standard deviation of the blur in mm.
     """
     sigma = max(blur_mm, _EMISSION_BLUR_MM if image.modality in ("pet", "spect") else 0.0)
     blurred = smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
+    extent = float(np.prod(image.spacing * np.asarray(image.shape)))
+    spacing = max(spacing, (extent / _MOST_VOXELS) ** (1 / image.spatial_dims))
     affine, shape = rescaled_affine(image.affine, image.shape, spacing)
     voxels = torch.from_numpy(inverse_affine(image.affine) @ affine)
     small = resample(blurred[None, None], voxels, shape, fill=None)[0]

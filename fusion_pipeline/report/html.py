@@ -86,7 +86,7 @@ def _verdict(result: CaseResult, key: str, report: Mapping[str, Any]) -> str:
         ("Folded voxels", f"{100 * found['folded_fraction']:.2g} %"),
     ]
     facts = [
-        ("Alignment", "file headers trusted" if trusted else found["transform"]),
+        ("Alignment", "file headers kept" if trusted else found["transform"]),
         ("Estimated remaining error", _with_unit(found["error_mm"], unit)),
         *([] if trusted else motion),
         *_changes(found),

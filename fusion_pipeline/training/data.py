@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from fusion_pipeline.data import CaseFiles, read_datalist
+from fusion_pipeline.data import CaseFiles, one_line_refusals, read_datalist
 from fusion_pipeline.training.samples import CaseSamples, PaintedSamples, Sample, collate
 
 _VALIDATION_SEED = 1_000_000
@@ -29,6 +29,7 @@ class MultimodalData(pl.LightningDataModule):
         seed: start of the randomness.
     """
 
+    @one_line_refusals()
     def __init__(  # noqa: PLR0913 - each is a setting of its own; the bundle's config names them
         self,
         shape: Sequence[int],
