@@ -3,6 +3,9 @@
 import csv
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -209,6 +212,20 @@ class TestRun:
             FusionPipeline(small_network()).run(files, tmp_path / "out")
 
 
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    told = "import os; print(os.getpid())"
+    gone = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
+    dead = tmp_path / f".p1.{gone.stdout.strip()}.partial"
+    alive, other = tmp_path / f".p1.{os.getppid()}.partial", tmp_path / ".p2.1.partial"
+    for folder in (dead, alive, other):
+        folder.mkdir()
+    with deliver(tmp_path / "p1") as aside:
+        (aside / "report.json").write_text("{}")
+    assert not dead.exists()
+    assert alive.exists()
+    assert other.exists()
+
+
 def test_a_failed_delivery_leaves_the_earlier_files(tmp_path):
     target = tmp_path / "case"
     target.mkdir()
@@ -244,6 +261,27 @@ class TestFingerprint:
             FusionPipeline(small_network(seed=1), refine_steps=0).fingerprint(files),
         ]
         assert len({pipeline.fingerprint(files), *others}) == len(others) + 1
+
+    def test_roles_count(self, pipeline, files, paths):
+        entries = [
+            CaseFiles("p", "ct", files.images, {}, **{role: {"mr": str(paths["mr"])}})
+            for role in ("masks", "labels")
+        ]
+        assert len({pipeline.fingerprint(entry) for entry in entries}) == 2
+
+    @pytest.mark.parametrize("header", ["a.mhd", "a.nhdr"])
+    def test_voxels_beside_a_header_count(self, pipeline, tmp_path, header):
+        (tmp_path / header).write_text("a.raw holds the voxels")
+        (tmp_path / "a.raw").write_bytes(b"1")
+        case = CaseFiles("p", "ct", {"ct": str(tmp_path / header)}, {})
+        before = pipeline.fingerprint(case)
+        (tmp_path / "a.raw").write_bytes(b"2")
+        assert pipeline.fingerprint(case) != before
+
+    def test_the_code_counts(self, pipeline, files, monkeypatch):
+        before = pipeline.fingerprint(files)
+        monkeypatch.setattr("fusion_pipeline.pipeline.fingerprint._of_code", lambda: "other")
+        assert pipeline.fingerprint(files) != before
 
     def test_folders_count_by_their_files(self, pipeline, tmp_path):
         series = tmp_path / "series"
