@@ -22,6 +22,10 @@ _KEYED = re.compile(
     r"(?<!_label)(?<!_landmarks)(?<!_displacement)(?<!_transform)(?<!_mask)"
 )
 _RUN_HELP = "register, harmonize and fuse the images of one or many patients"
+_RUN_EPILOG = (
+    "per image KEY (ct, mr_t1, ...): --transform-KEY KIND, and --mask-KEY PATH, a mask of where to "
+    "look; 2D input (PNG) needs a bundle that does not exist yet, and is refused"
+)
 _DEMO_HELP = "run a synthetic patient with known truth"
 _TRANSFORMS = ("none", "rigid", "affine", "deformable")
 
@@ -148,7 +152,8 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     """The arguments; images, masks and transforms are gathered by key."""
     parser = _Parser(prog="fusion-pipeline", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="run | demo")
-    _add_run(commands.add_parser("run", help=_RUN_HELP, allow_abbrev=False), argv)
+    run = commands.add_parser("run", help=_RUN_HELP, epilog=_RUN_EPILOG, allow_abbrev=False)
+    _add_run(run, argv)
     demo = commands.add_parser("demo", help=_DEMO_HELP, allow_abbrev=False)
     demo.set_defaults(command=_demo)
     _add_common(demo)
@@ -168,7 +173,7 @@ def _add_run(run: argparse.ArgumentParser, argv: list[str]) -> None:
             action=_Once,
             metavar="PATH",
             default=argparse.SUPPRESS,
-            help=f"NIfTI, NRRD, MetaImage, DICOM folder or PNG; --{key}-NAME for another one",
+            help=f"NIfTI, NRRD, MetaImage or DICOM folder; --{key}-NAME for another one",
         )
     _add_keyed(run, argv)
     run.add_argument("--reference", type=_key, metavar="KEY", help="the image that stays in place")

@@ -33,7 +33,10 @@ class Fusion:
 
 
 class Fuse:
-    """Fuse harmonized images window by window, so that memory stays bounded.
+    """Fuse harmonized images window by window, so that the network's working memory stays bounded.
+
+    The memory of the whole grows with the grid: about six float32 volumes per modality are held
+    beside the input. They stay on the CPU; the device sees one window at a time.
 
     Args:
         network: weighs and decodes.

@@ -38,7 +38,8 @@ class Harmonize:
     """Bring images of one grid to one scale by learned tone curves.
 
     The curves are predicted on a small copy and applied at native resolution, slab by slab, so that
-    memory stays bounded whatever the grid.
+    the network's working memory stays bounded. The memory of the whole grows with the grid: a few
+    float32 volumes per modality are held, and the device sees one whole image to make the copy.
 
     Args:
         network: predicts the curves.

@@ -223,12 +223,19 @@ class TestFromBundle:
         with pytest.raises(TypeError, match="'inferer' should be a FusionPipeline"):
             FusionPipeline.from_bundle(copied)
 
-    def test_2d_without_a_bundle_for_it(self, monkeypatch, tmp_path):
+    @pytest.mark.parametrize(
+        ("spatial_dims", "message"),
+        [
+            (2, "2D input: expected 3D images, got 2D, which is not available yet"),
+            (3, "3D input: expected the bundle multimodal_fusion, got an installation without it"),
+        ],
+    )
+    def test_no_bundle_for_the_input(self, monkeypatch, tmp_path, spatial_dims, message):
         import fusion_pipeline.pipeline.bundle as bundle
 
         monkeypatch.setattr(bundle, "files", lambda _: tmp_path)
-        with pytest.raises(InputError, match="2D input: expected the bundle multimodal_fusion_2d"):
-            bundle_for(2)
+        with pytest.raises(InputError, match=message):
+            bundle_for(spatial_dims)
 
 
 class TestLoadWeights:

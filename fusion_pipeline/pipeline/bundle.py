@@ -29,13 +29,19 @@ def bundle_for(spatial_dims: int) -> Path:
     Raises:
         InputError: this installation has none.
     """
-    path = Path(str(files("fusion_pipeline"))) / "bundles" / _NAMES[spatial_dims]
-    if not (path / "configs" / "inference.json").is_file():
+    name = _NAMES[spatial_dims]
+    path = Path(str(files("fusion_pipeline"))) / "bundles" / name
+    if (path / "configs" / "inference.json").is_file():
+        return path
+    if spatial_dims == 2:
         raise InputError(
-            f"{spatial_dims}D input: expected the bundle {_NAMES[spatial_dims]}, got an "
-            f"installation without it; name a bundle for {spatial_dims}D input with --bundle"
+            "2D input: expected 3D images, got 2D, which is not available yet (there is no bundle "
+            f"{name}); give 3D volumes"
         )
-    return path
+    raise InputError(
+        f"3D input: expected the bundle {name}, got an installation without it; install the "
+        "package again, or name a bundle with --bundle"
+    )
 
 
 def from_config(path: Path | str | None, overrides: Mapping[str, object]) -> object:

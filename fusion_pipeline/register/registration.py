@@ -32,7 +32,9 @@ class Registration:
         transform: how far the registration went: none, rigid, affine or deformable.
         ok: False when the result is probably wrong.
         reason: why it is not ok, or what was kept back and why; one sentence, may be empty.
-        similarity_before: name → value (``nmi`` higher is better, ``mind`` lower is better).
+        similarity_before: name → value: ``nmi`` (1..2, higher is better), ``mind`` (0..1, lower is
+            better) and ``overlap``, the share (0..1) of the reference's body where both images are
+            data: there the other two are measured.
         similarity_after: the same names.
         folded_fraction: share of voxels with a Jacobian determinant ≤ 0.
         error_mm: estimated mean remaining error in mm; NaN when there is no estimate.

@@ -17,7 +17,8 @@ class MultimodalData(pl.LightningDataModule):
     """Painted samples, new ones in each epoch, and the cases of a datalist.
 
     Args:
-        shape: spatial shape of a sample, 2 or 3 numbers, divisible by 16.
+        shape: spatial shape of a sample, 2 or 3 numbers. No size is refused; the registration
+            network pads to sizes ``16 n + 1`` from 33 up, so that 49 or 97 waste nothing.
         samples_per_epoch: painted samples.
         validation_samples: painted samples, always the same.
         datalist: JSON file whose ``training`` and ``validation`` cases are used as well.
