@@ -108,6 +108,11 @@ def test_extras_must_fit_their_images(tmp_path, paths):
     with pytest.raises(InputError, match=r"ct_mask \(.*expected 3D, as the reference ct, got 2D"):
         load(masks={"ct": str(png(tmp_path / "m.png"))})
     (tmp_path / "p.csv").write_text("1,2\n")
+    (tmp_path / "q.csv").write_text("1,2,3\n4,5,6\n")
+    (tmp_path / "r.csv").write_text("1,2,3\n")
+    both = {"ct": str(tmp_path / "q.csv"), "mr": str(tmp_path / "r.csv")}
+    with pytest.raises(InputError, match=r"mr_landmarks \(.*expected 2 points, .*, got 1;"):
+        load(landmarks=both)
     with pytest.raises(InputError, match=r"mr_landmarks \(.*expected 3D.* got 2D"):
         load(landmarks={"mr": str(tmp_path / "p.csv")})
     write_displacement(torch.zeros(3, 4, 5, 6), oblique(), tmp_path / "f.nii.gz")

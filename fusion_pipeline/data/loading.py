@@ -36,6 +36,8 @@ def load_case(files: CaseFiles) -> Case:
         images[key], notes = read_image(path, key, case_id=files.id)
         messages += notes
     fixed = images[files.reference]
+    points = {key: _landmarks(files, key, path, fixed) for key, path in files.landmarks.items()}
+    _check_counts(files, points)
     for key, image in images.items():
         place = where(files.id, key, image.path)
         _check_dims(image.spatial_dims, fixed, place)
@@ -48,9 +50,7 @@ def load_case(files: CaseFiles) -> Case:
         transforms=dict(files.transforms),
         masks={key: _map(files, key, path, images, "mask") for key, path in files.masks.items()},
         labels={key: _map(files, key, path, images, "label") for key, path in files.labels.items()},
-        landmarks={
-            key: _landmarks(files, key, path, fixed) for key, path in files.landmarks.items()
-        },
+        landmarks=points,
         displacements={
             key: _displacement(files, key, path, fixed) for key, path in files.displacements.items()
         },
@@ -90,6 +90,21 @@ def _landmarks(files: CaseFiles, key: str, path: str, fixed: Image) -> Matrix:
     points = read_landmarks(path, place=place)
     _check_dims(points.shape[1], fixed, place)
     return points
+
+
+def _check_counts(files: CaseFiles, points: dict[str, Matrix]) -> None:
+    """Refuse lists of points whose rows cannot be the same places."""
+    if files.reference not in points:
+        return
+    count = len(points[files.reference])
+    for key, path in files.landmarks.items():
+        if len(points[key]) != count:
+            raise refusal(
+                where(files.id, f"{key}_landmarks", path),
+                f"{count} points, as {files.reference}_landmarks",
+                f"{len(points[key])}",
+                "give the same places in the same order",
+            )
 
 
 def _displacement(files: CaseFiles, key: str, path: str, fixed: Image) -> Tensor:

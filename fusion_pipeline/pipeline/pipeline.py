@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -194,9 +195,11 @@ def case_files(entry: Mapping[str, object]) -> CaseFiles:
     known = {key: entry[key] for key in ("id", "reference", "target") if key in entry}
     paths = {key: str(path) for key, path in entry.items() if key not in known}
     reference = known.get("reference")
-    return case_from_paths(
+    files = case_from_paths(
         str(known.get("id", "case")), paths, None if reference is None else str(reference)
     )
+    target = known.get("target")
+    return replace(files, target=target if isinstance(target, str | int) else None)
 
 
 def _loaded(case: Case | CaseFiles | Mapping[str, object]) -> Case:

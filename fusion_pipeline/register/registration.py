@@ -31,7 +31,7 @@ class Registration:
         working_affine: ``(d + 1, d + 1)`` world_from_voxel of the working lattice.
         transform: how far the registration went: none, rigid, affine or deformable.
         ok: False when the result is probably wrong.
-        reason: why it is not ok, or what was kept back and why; one sentence, may be empty.
+        reason: why it is not ok, or what was kept back and why; may be empty.
         similarity_before: name → value: ``nmi`` (1..2, higher is better), ``mind`` (0..1, lower is
             better) and ``overlap``, the share (0..1) of the reference's body where both images are
             data: there the other two are measured.
