@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image
@@ -16,6 +17,8 @@ _FINEST_MM = 2.0
 _COARSEST_MM = 4.0
 _MOST_VOXELS = 1_200_000
 _RIM_MM = 10.0
+_BONE_HU = 250.0
+_BONE_BLUR_MM = 5.0
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,13 @@ class OnLattice:
         known: ``(1, 1, *S)`` 0..1, inside its field of view (and mask), in the body or near it:
             beyond, air and padding that has noise on it cannot be told apart.
         body: ``(1, 1, *S)`` 0/1.
+        bone: ``(1, 1, *S)`` 0/1, in and around the bones of a CT in HU; 0 for all others.
     """
 
     image: Tensor
     known: Tensor
     body: Tensor
+    bone: Tensor
 
 
 def on_lattice(
@@ -96,4 +101,14 @@ def on_lattice(
     body = BodyMask(image.modality)(small, spacing_of(lattice.affine).tolist()) & (seen[0] > 0.5)
     scaled = NormalizeModality(image.modality)(small, body)[None]
     solid = body[None].float()
-    return OnLattice(scaled, seen * grown(solid, _RIM_MM / lattice.spacing), solid)
+    near = seen * grown(solid, _RIM_MM / lattice.spacing)
+    return OnLattice(scaled, near, solid, _around_bone(image, small[0], lattice) * near)
+
+
+def _around_bone(image: Image, small: Tensor, lattice: Lattice) -> Tensor:
+    """``(1, 1, *S)`` 0/1: where a CT on the lattice shows bone, and some 6 mm around it."""
+    if image.outside == 0:  # no HU
+        return torch.zeros_like(small)[None, None]
+    bone = (small > _BONE_HU).float().numpy()
+    near = ndimage.gaussian_filter(bone, _BONE_BLUR_MM / lattice.spacing, truncate=2.5) > 0.1
+    return torch.from_numpy(near.astype(np.float32))[None, None]

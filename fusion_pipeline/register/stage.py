@@ -205,8 +205,9 @@ class Register:
 
         The search sees rigid moves only, and what a soft tissue has moved by itself costs it dear:
         it tilts bones until the skin fits. So both starts are deformed on a coarser lattice and
-        compared where both results are seen. Strain costs; and the nearer the pose is to the
-        headers, the more it has to gain, since a small error is likelier than a large one.
+        compared where both results are seen, and once more around the bones. Strain costs; and
+        the nearer the pose is to the headers, the more it has to gain, since a small error is
+        likelier than a large one.
         """
         fixed, moving = images
         lattice = working_lattice(fixed, moving, _JUDGED_ON * pair.lattice.spacing)
@@ -220,7 +221,8 @@ class Register:
             where = where * end.compared(either=True) * end.compared(ddf, either=True)
         if float(where.sum()) == 0:
             return False
-        headers, pose = (_unlikely(end, ddf, where) for end, ddf in ends)
+        bone = torch.stack([x.bone for end, _ in ends for x in (end.fixed, end.moving)]).amax(0)
+        headers, pose = (_unlikely(end, ddf, where, where * bone) for end, ddf in ends)
         if not deforms:
             return headers < pose
         near = max(0.0, 1 - _mean_move(fixed, matrix) / _ERROR_OF_HEADERS_MM)
@@ -330,17 +332,22 @@ def _ddf(velocity: Tensor, pair: _Pair) -> Tensor:
     return resize_ddf(integrate(velocity), pair.lattice.shape)
 
 
-def _unlikely(pair: _Pair, ddf: Tensor | None, where: Tensor) -> float:
-    """What a pose and its deformation leave unexplained over a region.
+def _unlikely(pair: _Pair, ddf: Tensor | None, *regions: Tensor) -> float:
+    """What a pose and its deformation leave unexplained over each region that is not empty.
 
     The self-similarity distances after the pose alone and after the deformation, and what the
     strain costs. After the deformation alone, even exact rigid moves are no better than headers
     that are bent (generated phantoms).
     """
-    left = float(mind_distance(pair.fixed.image, pair.moved(), where))
+    fields = [None] if ddf is None else [None, ddf]
+    left = sum(
+        float(mind_distance(pair.fixed.image, pair.moved(field), where))
+        for where in regions
+        if bool(where.any())
+        for field in fields
+    )
     if ddf is None:
         return left
-    left += float(mind_distance(pair.fixed.image, pair.moved(ddf), where))
     strain = diffusion_energy(ddf, [1.0] * (ddf.ndim - 2)).sum()
     return left + _STRAIN_COSTS * float(strain)
 
