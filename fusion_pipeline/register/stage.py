@@ -156,11 +156,13 @@ class Register:
             return _result(start, start, unmoved, None, "none", "", seen, body_mm=body_mm)
         matrix, kept, details = _pose(fixed, moving, known, affine=transform != "rigid")
         pair = start if kept == "none" else _on(fixed, moving, known, lattice, matrix)
-        # emission images show too little structure for a second opinion
-        doubted = kept != "none" and _pose_error(fixed, moving) == 0
         deforms = transform == "deformable"
-        if doubted and self._headers_do_as_well(
-            pair, matrix, (fixed, moving), known, deforms=deforms
+        images = fixed, moving
+        if kept != "none" and (
+            # emission images show too little structure to be deformed on trial
+            _less_alike(start, pair)
+            if _pose_error(fixed, moving) > 0
+            else self._headers_do_as_well(pair, matrix, images, known, deforms=deforms)
         ):
             matrix, kept, pair = np.eye(fixed.spatial_dims + 1), "none", start
         reason = "" if kept != "none" else "the headers' pose was kept: no other was clearly better"
@@ -325,6 +327,12 @@ def _taper(pair: _Pair) -> Tensor:
     for _ in range(max(1, round(_TAPER_MM / (2 * pair.lattice.spacing)))):
         half = pool(F.pad(half, [1] * (2 * d), mode="replicate"), 3, stride=1)
     return half
+
+
+def _less_alike(start: _Pair, pair: _Pair) -> bool:
+    """Whether a pose lowers one of both similarities."""
+    before, after = _similarity(start), _similarity(pair)
+    return after["nmi"] < before["nmi"] or after["mind"] > before["mind"]
 
 
 def _ddf(velocity: Tensor, pair: _Pair) -> Tensor:
