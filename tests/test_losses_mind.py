@@ -22,7 +22,7 @@ def _pairs(dims, dilation):
             yield from ((-unit[a], unit[b]), (-unit[b], unit[a]))
 
 
-def _by_loops(image, radius, dilation, mask=None):
+def _by_loops(image, radius, dilation, mask=None, floor=1e-3):
     """Straight from the paper's definition, voxel by voxel, float64."""
     shape, dims = image.shape, image.ndim
     mask = np.ones(shape, bool) if mask is None else mask
@@ -41,7 +41,7 @@ def _by_loops(image, radius, dilation, mask=None):
     distance = np.where(np.isnan(distance), np.nanmean(distance, 0), distance)
     variance = distance.mean(0)
     typical = variance[mask].mean()
-    variance = np.clip(variance, typical / 1000, typical * 1000)
+    variance = np.clip(variance, typical * floor, typical * 1000)
     return np.exp((distance.min(0) - distance) / variance) * mask
 
 
@@ -53,6 +53,17 @@ def test_equals_loops_over_the_definition(shape, radius, dilation):
     found = mind_ssc(image, radius=radius, dilation=dilation)
     assert found.shape == (1, 4 if len(shape) == 2 else 12, *shape)
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=2e-4, atol=1e-5)
+
+
+def test_a_floor_silences_faint_noise_and_keeps_edges():
+    image = 0.02 * _noise((24, 24))
+    image[..., 12:] += 1.0
+    expected = _by_loops(image[0, 0].double().numpy(), 1, 2, floor=0.1)
+    found, usual = mind_ssc(image, floor=0.1), mind_ssc(image)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=2e-4, atol=1e-5)
+    flat, edge = (..., slice(0, 7)), (..., slice(11, 13))
+    assert float(usual[flat].mean()) < 0.75 < 0.95 < float(found[flat].mean())
+    torch.testing.assert_close(found[edge], usual[edge], atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from register_cases import rigid_pair
 
+import fusion_pipeline.register.pose as poses
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, rigid_matrix, sample
 from fusion_pipeline.register.lattice import on_lattice, working_lattice
@@ -159,6 +160,44 @@ class TestPointScore:
         still = self.shifts(0.0)
         along, across = (float(s(still)[0]) for s in score)
         assert along > across + 0.5
+
+    def test_blind_to_noise_it_tells_edges_and_nothing_else(self):
+        # a step at 30, noise of its own on each image; only the step tells one place from another
+        step = (torch.arange(60.0) >= 30).float().expand(60, 60) * 0.8
+        noise = [
+            0.02 * torch.randn(60, 60, generator=torch.Generator().manual_seed(k)) for k in (1, 2)
+        ]
+        images = [(step + n + 0.1)[None, None] for n in noise]
+        views = [View(x, *[torch.ones(1, 1, 60, 60)] * 2, np.eye(3), False) for x in images]
+        spread = []
+        for blind in (False, True):
+            points = Points(views[0], 2000, seed=0, blind=blind)
+            far = (points.places + points.centre)[:, 1].sub(30).abs() > 10
+            spread.append(float(points.structure[:, far].std()))
+            values = PointScore(points, views[1])(self.shifts_across(0.0, 6.0))
+            assert values[0] > values[1]
+        assert spread[1] < 0.6 * spread[0]
+
+    @staticmethod
+    def shifts_across(*mm):
+        still = torch.eye(2).expand(len(mm), 2, 2)
+        return torch.cat([still, torch.tensor([[[0.0], [x]] for x in mm])], 2)
+
+    @pytest.mark.parametrize(
+        ("d", "key", "blind"), [(3, "mr", [1, 1, 0]), (3, "pet", [1, 1, 1]), (2, "mr", [0, 0, 0])]
+    )
+    def test_only_the_finest_level_without_a_pet_sees_the_noise(self, monkeypatch, d, key, blind):
+        asked = []
+
+        class Counted(Points):
+            def __init__(self, source, count, seed, *, blind):
+                asked.append(int(blind))
+                super().__init__(source, 200, seed, blind=blind)
+
+        monkeypatch.setattr(poses, "Points", Counted)
+        monkeypatch.setattr(poses, "_climb", lambda _, p, **__: (p, torch.zeros(len(p))))
+        search(rigid_pair(1, d=d, key=key), starts=2)
+        assert asked == blind
 
     def test_how_an_image_is_stored_does_not_matter(self):
         # descriptors are made along axes: a flipped and transposed copy must score the same

@@ -13,13 +13,18 @@ _TINY = 1e-12
 
 
 def mind_ssc(
-    image: Tensor, *, radius: int = 1, dilation: int = 2, mask: Tensor | None = None
+    image: Tensor,
+    *,
+    radius: int = 1,
+    dilation: int = 2,
+    mask: Tensor | None = None,
+    floor: float = 1e-3,
 ) -> Tensor:
     """Describe each voxel by how alike the patches around it are: ``exp(−(D − min D) / V)``.
 
     ``D_c`` is the mean squared difference of the two patches of pair ``c``, ``V`` the mean of all
-    ``D_c`` of a voxel, kept within 1/1000 and 1000 times its mean over the image. A pair is two of
-    the neighbours at ``±dilation`` along the axes that are ``√2 · dilation`` apart.
+    ``D_c`` of a voxel, kept within ``floor`` and 1000 times its mean over the image. A pair is two
+    of the neighbours at ``±dilation`` along the axes that are ``√2 · dilation`` apart.
 
     Convention:
         - unit: voxels; the image goes on beyond its border with its last value
@@ -31,6 +36,8 @@ def mind_ssc(
         radius: patches have ``2 · radius + 1`` voxels along each axis.
         dilation: distance of the neighbours from the voxel.
         mask: ``(B, 1, *S)`` 0/1; voxels outside enter no patch, and the descriptor there is 0.
+        floor: least ``V`` over its mean. The usual 1/1000 describes the noise in a muscle as
+            sharply as its rim; 1/10 calls all pairs alike where there is little but noise.
 
     Returns:
         ``(B, 12, *S)`` in 3D, ``(B, 4, *S)`` in 2D, float32 in [0, 1].
@@ -49,7 +56,7 @@ def mind_ssc(
         total = (variance.detach() * inside).sum(axes, keepdim=True)
         typical = total / inside.sum(axes, keepdim=True).clamp_min(1.0)
     typical = typical.clamp_min(_TINY)
-    variance = torch.minimum(torch.maximum(variance, typical * 1e-3), typical * 1e3)
+    variance = torch.minimum(torch.maximum(variance, typical * floor), typical * 1e3)
     descriptor = torch.exp((distance.amin(1, keepdim=True) - distance) / variance)
     return descriptor if inside is None else descriptor * inside
 

@@ -29,7 +29,10 @@ _AIR_ON_TISSUE = 0.1
 _MM_PER_RADIAN = 50.0  # makes a step of the optimiser alike for angles and shifts
 # nats per squared strain; of a volume less is seen, and strain takes up what does not fit
 _STRAIN_PENALTY = {2: 1.0, 3: 10.0}
-_STRUCTURE = 6.0  # nats that a unit of the descriptors' distance is worth
+# Nats that a unit of the descriptors' distance is worth: of descriptors that are blind to noise and
+# therefore further alike, and of the usual ones.
+_STRUCTURE = {True: 10.0, False: 6.0}
+_NOISE_FLOOR = 0.1
 _FAR_COSTS = 0.003  # nats per mm (or 1.1°): of two equal places the headers' is likelier
 _ROOM_MM = 20.0  # how far around its points a target is kept, on the finer levels
 
@@ -62,9 +65,11 @@ class Points:
         source: view that the points are drawn from.
         count: number of points.
         seed: of the points.
+        blind: compare structure that stands out of the noise only; finds the place from afar where
+            a CT shows little but noise in a muscle, and places it less exactly.
     """
 
-    def __init__(self, source: View, count: int, seed: int) -> None:
+    def __init__(self, source: View, count: int, seed: int, *, blind: bool = False) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.source = source
         near = grown(source.tissue, _MARGIN_MM / source.spacing) * (source.known > 0.5)
@@ -77,7 +82,8 @@ class Points:
         self.values = sample(source.values, chosen[None], fill=None)[0, 0].clamp(0, 1)
         self.weight = sample(source.known, chosen[None], fill=0.0)[0, 0]
         self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]
-        self.structure = sample(_structure(source), chosen[None], fill=None)[0]
+        self.blind = blind
+        self.structure = sample(_structure(source, blind), chosen[None], fill=None)[0]
         self.centre = source.centre()
         self.places = source.world(chosen) - self.centre
 
@@ -105,7 +111,7 @@ class PointScore:
         d = points.places.shape[1]
         source = points.source
         target = target.along(source, np.eye(d + 1) if pose is None else pose, room_mm)
-        described = _structure(target)
+        described = _structure(target, points.blind)
         self.points = points
         self.source_doubt = float(source.dark_is_doubtful)
         self.target_doubt = float(target.dark_is_doubtful)
@@ -152,7 +158,7 @@ class PointScore:
         # what is seen nowhere is as unlike as any two places: losing overlap must not pay
         unlike = (read[3:] - seen.structure[:, None]).square().mean(0)
         alike = (weight * (self.unrelated - unlike)).sum(1) / seen.weight.sum().clamp_min(1.0)
-        return informed + _STRUCTURE * alike
+        return informed + _STRUCTURE[seen.blind] * alike
 
     def _unrelated(self, described: Tensor, tissue: Tensor) -> Tensor:
         """Expected squared distance of the descriptors of places with nothing in common."""
@@ -186,9 +192,10 @@ def _shares(value: Tensor) -> tuple[Tensor, Tensor]:
     return place - low, low.long()
 
 
-def _structure(view: View) -> Tensor:
+def _structure(view: View, blind: bool) -> Tensor:
     """MIND-SSC of what is known, ``(1, C, *S)``."""
-    return mind_ssc(view.values, mask=(view.known > 0.5).float())
+    floor = _NOISE_FLOOR if blind else 1e-3
+    return mind_ssc(view.values, mask=(view.known > 0.5).float(), floor=floor)
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -231,7 +238,10 @@ def find_pose(
     backward = coarse[1].tissue_extent < coarse[0].tissue_extent
     if backward:
         coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
-    score = PointScore(Points(coarse[0], 6000, seed=0), coarse[1])
+    # pictures are clean; of an emission image the noise never goes
+    noisy = fixed.spatial_dims == 3
+    nuclear = any(image.modality in ("pet", "spect") for image in (fixed, moving))
+    score = PointScore(Points(coarse[0], 6000, seed=0, blind=noisy), coarse[1])
     with torch.no_grad():
         poses = _start_poses(score, starts)
         values = torch.cat([score(_matrices(part)) for part in poses.split(100)])
@@ -239,10 +249,14 @@ def find_pose(
     poses, values = _climb(score, poses, steps=16, rate=2.5)
     poses = poses[_distinct(poses, values - _far(poses), 9)[:9]]
     found = [(pose[None], score) for pose in poses]
-    for views, count, steps, rate, kept in ((middle, 8000, 20, 1.0, 2), (fine, 12000, 20, 0.3, 1)):
-        points = Points(views[0], count, seed=1)
+    levels = (
+        (middle, noisy, 8000, 1.0, 2),
+        (fine, noisy and nuclear, 12000, 0.3, 1),
+    )
+    for views, blind, count, rate, kept in levels:
+        points = Points(views[0], count, seed=1, blind=blind)
         climbed = [
-            _climb_anew(points, views[1], pose, score.centre, steps=steps, rate=rate)
+            _climb_anew(points, views[1], pose, score.centre, steps=20, rate=rate)
             for pose, score in found
         ]
         climbed.sort(key=lambda one: float(one[1] - _far(one[0])), reverse=True)

@@ -49,7 +49,8 @@ _DOUBTFUL_MM = 4.0  # of 59 training results 5 are beyond, 3 of them more than 5
 _JUDGED_ON = 1.5  # times the working spacing: a third of the time
 _STRAIN_COSTS = 8.0  # of the self-similarity distance, per mean squared strain
 # By so much must a pose next to the headers be better than they are; one as far away as headers
-# can be wrong, at all. Set on 18 training patients with headers 3 to 16 mm off.
+# are often wrong, at all; one twice as far may be so much worse, since no tissue deforms by that
+# much. Set on 18 training patients with headers 3 to 16 mm off.
 _NEAR_MUST_GAIN = 0.05
 _ERROR_OF_HEADERS_MM = 25.0
 
@@ -227,7 +228,7 @@ class Register:
         headers, pose = (_unlikely(end, ddf, where, where * bone) for end, ddf in ends)
         if not deforms:
             return headers < pose
-        near = max(0.0, 1 - _mean_move(fixed, matrix) / _ERROR_OF_HEADERS_MM)
+        near = max(-1.0, 1 - _mean_move(fixed, matrix) / _ERROR_OF_HEADERS_MM)
         return headers < pose * (1 + _NEAR_MUST_GAIN * near)
 
     def _velocities(self, pair: _Pair) -> tuple[Tensor, Tensor]:
