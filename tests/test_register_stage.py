@@ -299,6 +299,16 @@ class TestSecondOpinions:
         found = stage(2)(pair.fixed, pair.moving)
         np.testing.assert_array_equal(found.moving_from_fixed, pair.truth)
 
+    @pytest.mark.parametrize(("mm", "taken"), [(5.0, False), (60.0, True)])
+    def test_the_headers_have_to_be_clearly_better_than_a_far_pose(self, monkeypatch, mm, taken):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
+        left = iter([1.0, 1.02])  # the headers explain 2 % more
+        monkeypatch.setattr(stages, "_unlikely", lambda *_: next(left))
+        found = stage(2)(pair.fixed, pair.moving)
+        moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
+        assert moved == taken
+
     def test_of_a_small_move_of_a_pet_a_part_is_taken(self, monkeypatch):
         for mm, share in ((4.0, 0.5), (20.0, 400 / 416)):
             pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=mm)

@@ -238,7 +238,7 @@ def find_pose(
     backward = coarse[1].tissue_extent < coarse[0].tissue_extent
     if backward:
         coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
-    # pictures are clean; of an emission image the noise never goes
+    # generated pictures are placed worse by it; emission images are noisy on the finest level too
     noisy = fixed.spatial_dims == 3
     nuclear = any(image.modality in ("pet", "spect") for image in (fixed, moving))
     score = PointScore(Points(coarse[0], 6000, seed=0, blind=noisy), coarse[1])
