@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
@@ -13,6 +14,7 @@ from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.kinds import kind_of
 
 _SHOWN = 0.06
+_JUDGED_SLICES = 5
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Fusion:
         weights: ``(M, *S)`` in the order of the input; they sum to 1 over the modalities that see a
             voxel, and are 0 outside a modality's field of view.
         scores: ``weight_<key>`` (mean weight where the images show something) and the measures of
-            `metrics.fusion_scores` on the fullest slice (3D: along the last axis).
+            `metrics.fusion_scores`; of a volume their means over five slices along the last axis,
+            which lie at equal steps of what is shown.
     """
 
     fused: Image
@@ -118,7 +121,7 @@ def _finished(fused: Tensor, sources: list[Image], reference: Image) -> Image:
 
 
 def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean weights, and the measures of fusion on the slice that shows most."""
+    """Mean weights, and the measures of fusion: of a volume the means over a few slices."""
     shown = torch.stack(list(sources.values())).amax(0) > _SHOWN
     area = shown.sum().clamp_min(1)
     means = {
@@ -127,9 +130,20 @@ def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> di
     }
     if fused.ndim == 3:
         return {**means, **fusion_scores(fused[0], sources)}
-    at = int(shown.sum((0, 1)).argmax())
-    planes = {key: source[..., at] for key, source in sources.items()}
-    return {**means, **fusion_scores(fused[0, ..., at], planes)}
+    slices = [
+        fusion_scores(fused[0, ..., at], {key: source[..., at] for key, source in sources.items()})
+        for at in _judged_slices(shown)
+    ]
+    return means | {name: float(np.mean([one[name] for one in slices])) for name in slices[0]}
+
+
+def _judged_slices(shown: Tensor) -> list[int]:
+    """Slices of the last axis at 10, 30 … 90 % of what a volume shows; at least one."""
+    area = shown.sum((0, 1)).double()
+    up_to_middle = area.cumsum(0) - area / 2
+    shares = (torch.arange(_JUDGED_SLICES) + 0.5).double() / _JUDGED_SLICES
+    found = torch.searchsorted(up_to_middle, shares * area.sum()).clamp_max(len(area) - 1)
+    return sorted(set(found.tolist()))
 
 
 def _check(harmonized: Mapping[str, Image], valid: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.fuse import Fuse
+from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.networks.fusion import FusionNet
 
 AFFINE = np.array(
@@ -119,6 +120,25 @@ def test_scores():
         assert -1 <= scores[name] <= 1
     flat, seen = _case((60, 50), ("ct", "mr"))
     assert {"weight_ct", "weight_mr", "ssim_ct"} <= set(Fuse(_network(2))(flat, seen).scores)
+
+
+def test_a_volume_is_scored_on_slices_all_along_it():
+    generator = torch.Generator().manual_seed(2)
+    images = {
+        key: Image(0.1 + 0.8 * torch.rand(1, 24, 24, 40, generator=generator), np.eye(4), key)
+        for key in ("ct", "mr")
+    }
+    for image in images.values():  # nothing in the first half: it takes no part
+        image.array[..., :20] = 0.0
+    found = Fuse(_network())(images, {key: torch.ones(1, 24, 24, 40) for key in images})
+    expected = []
+    for at in (22, 26, 30, 34, 38):  # at 10, 30, 50, 70, 90 % of the twenty that show anything
+        sources = {key: image.array[0, ..., at] for key, image in images.items()}
+        expected.append(fusion_scores(found.fused.array[0, ..., at], sources))
+    for name in ("q_min", "ssim_ct", "nabf"):
+        assert found.scores[name] == pytest.approx(np.mean([one[name] for one in expected]))
+    black = {key: image.with_array(torch.zeros_like(image.array)) for key, image in images.items()}
+    assert "q" in Fuse(_network())(black, {key: torch.ones(1, 24, 24, 40) for key in black}).scores
 
 
 def test_colour_comes_back_in_colour():
