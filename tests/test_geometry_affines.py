@@ -6,7 +6,6 @@ from scipy.spatial.transform import Rotation
 from fusion_pipeline.geometry import (
     apply_affine,
     lps_from_ras,
-    part_of_affine,
     rescaled_affine,
     rigid_matrix,
     spacing_of,
@@ -130,14 +129,3 @@ def test_rigid_2d_equals_simpleitk():
 def test_one_angle_too_few_is_refused():
     with pytest.raises(ValueError, match="zip"):
         rigid_matrix([10.0], [0.0] * 3, [0.0] * 3)
-
-
-@pytest.mark.parametrize("d", [2, 3])
-def test_halves_of_a_rigid_map_are_rigid_and_make_the_whole(d):
-    matrix = rigid_matrix([40.0] * (1 if d == 2 else 3), [9.0, -4.0, 6.0][:d], [30.0] * d)
-    half = part_of_affine(matrix, 0.5)
-    np.testing.assert_allclose(half @ half, matrix, atol=1e-9)
-    np.testing.assert_allclose(half[:d, :d] @ half[:d, :d].T, np.eye(d), atol=1e-9)
-    np.testing.assert_array_equal(half[d], np.eye(d + 1)[d])
-    np.testing.assert_allclose(part_of_affine(matrix, 0.0), np.eye(d + 1), atol=1e-12)
-    np.testing.assert_allclose(part_of_affine(matrix, 1.0), matrix, atol=1e-9)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import expm, logm
 
 Matrix = npt.NDArray[np.float64]
 
@@ -109,19 +108,4 @@ def rigid_matrix(
     out = np.eye(d + 1)
     out[:d, :d] = rotation
     out[:d, d] = np.asarray(centre) - rotation @ np.asarray(centre) + np.asarray(translation)
-    return out
-
-
-def part_of_affine(b_from_a: Matrix, share: float) -> Matrix:
-    """A part of a map, along the one-parameter group through it: a turn stays a turn.
-
-    Args:
-        b_from_a: ``(d + 1, d + 1)`` without a mirror and turning by less than 180°.
-        share: 0 gives the identity, 1 the map itself.
-
-    >>> part_of_affine(np.array([[1.0, 0, 4], [0, 1, 2], [0, 0, 1]]), 0.5)[:2, 2].tolist()
-    [2.0, 1.0]
-    """
-    out = np.asarray(np.real(expm(share * logm(b_from_a))), dtype=np.float64)
-    out[-1] = np.eye(len(out))[-1]
     return out

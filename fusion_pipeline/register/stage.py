@@ -15,7 +15,6 @@ from fusion_pipeline.geometry import (
     ddf_mm_from_ddf,
     integrate,
     jacobian_determinant,
-    part_of_affine,
     resize_ddf,
     warp,
 )
@@ -27,17 +26,13 @@ from fusion_pipeline.register.lattice import Lattice, OnLattice, on_lattice, wor
 from fusion_pipeline.register.pose import find_pose
 from fusion_pipeline.register.refinement import refine
 from fusion_pipeline.register.registration import Registration
-from fusion_pipeline.register.views import known_region
+from fusion_pipeline.register.views import emission, known_region
 
 # The pose must raise its score by so many nats and by what its distance from the headers costs, or
 # the headers are kept. A small move only has to gain a share of the score.
 _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
-# Emission images carry little structure: on training patients the best pose lies 4 to 6 mm from
-# the scanner's own, whatever the score. A move of m mm is taken for m² / (m² + s²) of itself, as an
-# estimate with that error is worth against headers that are off by about m.
-_POSE_ERROR_MM = {"ct": 0.0, "mr": 0.0, "pet": 4.0, "spect": 4.0}
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
 # Share of the self-similarity distance that a deformation must remove. Emission images carry little
 # structure: on training patients small gains there were noise.
@@ -162,7 +157,7 @@ class Register:
         if kept != "none" and (
             # emission images show too little structure to be deformed on trial
             _less_alike(start, pair)
-            if _pose_error(fixed, moving) > 0
+            if emission(fixed, moving)
             else self._headers_do_as_well(pair, matrix, images, known, deforms=deforms)
         ):
             matrix, kept, pair = np.eye(fixed.spatial_dims + 1), "none", start
@@ -300,15 +295,7 @@ def _pose(
         needed = min(needed, _SMALL_GAIN * pose.start)
     if score - pose.start < needed:
         return np.eye(len(matrix)), "none", details
-    uncertain = _pose_error(fixed, moving)
-    if uncertain and moved > 0:
-        matrix = part_of_affine(matrix, moved**2 / (moved**2 + uncertain**2))
     return matrix, "affine" if stretched else "rigid", details
-
-
-def _pose_error(fixed: Image, moving: Image) -> float:
-    """By how many mm the best pose of such a pair is usually wrong; 0: by less than its voxels."""
-    return max(_POSE_ERROR_MM[image.modality] for image in (fixed, moving))
 
 
 def _mean_move(fixed: Image, matrix: Matrix) -> float:

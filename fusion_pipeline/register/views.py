@@ -111,6 +111,11 @@ def _shift(voxels: np.ndarray) -> Matrix:
     return out
 
 
+def emission(*images: Image) -> bool:
+    """Whether one of the images shows uptake: little structure, blurred and noisy."""
+    return any(image.modality in ("pet", "spect") for image in images)
+
+
 def known_region(image: Image, mask: Image | None = None) -> Tensor:
     """Where an image can be believed: its field of view, inside its mask where there is one.
 
@@ -141,7 +146,7 @@ def make_view(image: Image, known: Tensor, *, spacing: float, blur_mm: float) ->
         spacing: voxel size of the view in mm; larger where it would have over 4 million voxels.
         blur_mm: standard deviation of the blur in mm.
     """
-    sigma = max(blur_mm, _EMISSION_BLUR_MM if image.modality in ("pet", "spect") else 0.0)
+    sigma = max(blur_mm, _EMISSION_BLUR_MM if emission(image) else 0.0)
     blurred = smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
     extent = float(np.prod(image.spacing * np.asarray(image.shape)))
     spacing = max(spacing, (extent / _MOST_VOXELS) ** (1 / image.spatial_dims))
