@@ -10,7 +10,8 @@ Agreement of two harmonized images, over the voxels that both see:
  correlation   Pearson's r: blind to gain and offset, so a loss of contrast cannot raise it
  in body       the same where either shows a body: without the contrast of body and air
  gradient      cosine of the two gradient fields
- ssim          structural similarity, data range 1
+ ssim          structural similarity, data range 1; a low contrast raises it
+ ssim, levelled  the same after a straight line has given both one mean and one deviation
  distance      root mean square difference over the mean of the two deviations (after METHOD 4.2)
 Kept, each image with its own input, in its body:
  edges         cosine of the gradient fields (1: any rising straight line; 0: a constant)
@@ -51,8 +52,15 @@ def agreement(a: Tensor, b: Tensor, both: Tensor, body: Tensor) -> dict[str, flo
         "in body": 1 - float(information_lost(a, b, both * body)),
         "gradient": 1 - float(edges_lost(a, b, both)),
         "ssim": ssim(a[0, 0], b[0, 0], inside[0, 0]),
+        "ssim, levelled": ssim(*(_levelled(t, inside)[0, 0] for t in (a, b)), inside[0, 0]),
         "distance": float(((x - y) ** 2).mean().sqrt() / ((x.std() + y.std()) / 2)),
     }
+
+
+def _levelled(image: Tensor, inside: Tensor) -> Tensor:
+    """Mean 1/2 and deviation 1/8 inside, as a z-scored image has."""
+    values = image[inside]
+    return (image - values.mean()) / values.std().clamp_min(1e-6) / 8 + 0.5
 
 
 def kept(output: Tensor, source: Tensor, body: Tensor) -> dict[str, float]:
