@@ -141,8 +141,12 @@ class Elastix:
             number_of_threads=self._threads,
             log_to_console=False,
         )
-        field = self._engine.transformix_deformation_field(theirs[1], found)
-        return _registration(_ddf_mm(self._engine.array_from_image(field)), f)
+        with tempfile.TemporaryDirectory() as folder:  # it writes the field, asked to or not
+            field = self._engine.transformix_deformation_field(
+                theirs[1], found, output_directory=folder
+            )
+            vectors = self._engine.array_from_image(field)
+        return _registration(_ddf_mm(vectors), f)
 
     def _image(self, image: Image) -> object:
         """An image of its own."""
