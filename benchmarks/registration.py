@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import math
+import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import registration_cases
 import torch
 from registration_cases import SEVERITIES, KnownCase, Spec, make, pairs, specs
@@ -75,6 +77,14 @@ def baseline() -> Method:
     )
 
 
+def peer(name: str, threads: int) -> Method:
+    """An engine from the package index; its settings are in peers.py."""
+    chosen = peers.PEERS[name]
+    run_it = chosen.load(threads)
+    version = f"{chosen.version}, {_version([Path(peers.__file__)])}"
+    return Method(chosen.title, version, run_it)
+
+
 def _package_sources() -> list[Path]:
     """The files that decide what our registration does."""
     root = Path(fusion_pipeline.__file__).parent
@@ -97,19 +107,25 @@ def measure(method: Method, case: KnownCase) -> Row:
     """Run a method on a case; what it raises counts as nothing done."""
     _forget_peak()
     torch.manual_seed(0)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), _cpu_seconds()
     raised, found = "", None
     try:
         found = method.register(case.fixed, case.moving)
     except Exception as error:  # a case must not stop the others
         raised = f"{type(error).__name__}: {' '.join(str(error).split())}"
     cost = {
-        "cpu_s": time.process_time() - cpu,
+        "cpu_s": _cpu_seconds() - cpu,
         "wall_s": time.perf_counter() - wall,
         "peak_memory_mb": _peak_mb(),
     }
     row = _errors(case, found)
     return row | cost if found is not None else row | cost | {"raised": raised}
+
+
+def _cpu_seconds() -> float:
+    """Of this process, all its threads, and the programs it has run."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _errors(case: KnownCase, found: Registration | None) -> Row:
@@ -267,6 +283,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="the first N cases only")
     parser.add_argument("--baseline", action="store_true", help="also SimpleITK's MI")
     parser.add_argument(
+        "--peers",
+        nargs="+",
+        metavar="NAME",
+        choices=(*peers.PEERS, "all"),
+        default=(),
+        help=f"also these engines (pip install -e '.[peers]'): {', '.join(peers.PEERS)}; or all",
+    )
+    parser.add_argument(
         "--any-version", action="store_true", help="keep rows of other weights, code"
     )
     parser.add_argument("--plot", action="store_true", help="also a PNG beside the JSON")
@@ -286,6 +310,8 @@ def main() -> None:
     methods = [ours(args.bundle, args.refine_steps, args.transform)]
     if args.baseline:
         methods.append(baseline())
+    wanted = peers.PEERS if "all" in args.peers else dict.fromkeys(args.peers)
+    methods += [peer(name, args.threads) for name in wanted]
     results = Results(args.output, methods, any_version=args.any_version)
     if results.outdated:
         print(f"{results.outdated} cases in the file come from other weights or code: left out")
