@@ -309,17 +309,6 @@ class TestSecondOpinions:
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
         assert moved == taken
 
-    def test_of_a_small_move_of_a_pet_a_part_is_taken(self, monkeypatch):
-        for mm, share in ((4.0, 0.5), (20.0, 400 / 416)):
-            pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=mm)
-            self.found_by_search(monkeypatch, pair.truth)
-            found = stage(2)(pair.fixed, pair.moving, transform="rigid")
-            np.testing.assert_allclose(found.moving_from_fixed[:2, 2], share * pair.truth[:2, 2])
-        mr = rigid_pair(2, d=2, degrees=0.0, mm=4.5)
-        self.found_by_search(monkeypatch, mr.truth)
-        found = stage(2)(mr.fixed, mr.moving, transform="rigid")
-        np.testing.assert_array_equal(found.moving_from_fixed, mr.truth)
-
     def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, -6.0], [0.0, 0.0]))
