@@ -12,7 +12,6 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -29,7 +28,6 @@ from fusion_pipeline.networks.harmonization import HarmonizationNet, apply_curve
 KINDS = ("ct", "mr", "nuclear")
 # HU and uptake do not drift through the body; MR has its bias field
 SMOOTHNESS = {"ct": 40.0, "mr": 15.0, "nuclear": 40.0}
-SPREAD = 0.14  # standard deviation that each harmonized image should have
 LEAST_WEIGHT = 0.2
 FUSION_WEIGHTS = {
     "structure": 1.5,
@@ -147,17 +145,6 @@ def variation(curves: Tensor) -> Tensor:
     return sum(heights.diff(dim=axis).square().mean() for axis in range(2, heights.ndim))
 
 
-def level_difference(harmonized: Tensor, valid: Tensor) -> Tensor:
-    """Squared difference of two images' means where both see, in units of the spread wanted."""
-    apart = []
-    for m, n in combinations(range(harmonized.shape[1]), 2):
-        both = valid[:, m] * valid[:, n]
-        count = both.sum().clamp_min(1000)
-        means = [(harmonized[:, k] * both).sum() / count for k in (m, n)]
-        apart.append(((means[0] - means[1]) / SPREAD).square())
-    return torch.stack(apart).mean()
-
-
 def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, Tensor]:
     """The parts of the loss on one crop."""
     crop = patients.crop(48)
@@ -178,7 +165,7 @@ def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, T
         crop.normalized[:, order],
         crop.valid[:, order],
         crop.body[:, order],
-        spread=SPREAD,
+        spread=0.14,
     )
     air = crop.valid * (1 - crop.body.amax(1, keepdim=True))
     background = (harmonized * air).sum() / air.sum().clamp_min(1000)
@@ -190,7 +177,6 @@ def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, T
         "protocol": 6.0 * apart,
         "background": background,
         "absent": 0.7 * absent,
-        "level": 0.5 * level_difference(harmonized, crop.valid),
         "rough": rough,
     }
 
