@@ -34,11 +34,11 @@ _STRAIN_PENALTY = {2: 1.0, 3: 10.0}
 _STRUCTURE = {True: 10.0, False: 6.0}
 _NOISE_FLOOR = 0.1
 _FAR_COSTS = 0.003  # nats per mm (or 1.1°): of two equal places the headers' is likelier
-# A prior on the headers' error, log(1 + (p / 3 mm)²) with a tail so heavy that it decides where the
-# score is flat and hardly pulls where it is steep; nats. A scanner that takes PET or SPECT takes
-# the CT as well: there the headers are likelier.
-_HEADERS_NATS = {False: 0.015, True: 0.06}
-_HEADERS_MM = 3.0
+# What it is worth, in nats, to be as near to the headers as they are usually right, rather than
+# anywhere: λ p² / (p² + s²) (Geman and McClure). It decides where the score is flat, and lets large
+# moves alone. A scanner that takes PET or SPECT takes the CT as well: there headers are likelier.
+_HEADERS_NATS = {False: 0.06, True: 0.3}
+_HEADERS_MM = 6.0
 _ROOM_MM = 20.0  # how far around its points a target is kept, on the finer levels
 
 
@@ -374,7 +374,8 @@ def _climb(
         if strain:
             amount = current[:, -strains:] / _MM_PER_RADIAN
             values = values - _STRAIN_PENALTY[d] * amount.square().sum(1)
-        unlikely = prior * torch.log1p(current.square().sum(1) / _HEADERS_MM**2)
+        squared = current.square().sum(1)
+        unlikely = prior * squared / (squared + _HEADERS_MM**2)
         values = values - unlikely
         (-values.sum()).backward()
         if not strain and current.grad is not None:
