@@ -372,7 +372,7 @@ class TestPrior:
         pose, _ = self.climbed(0.0, 9.0)
         assert pose[0, 1:3].tolist() == [9.0, 7.0]
 
-    def test_large_moves_are_let_alone(self):
+    def test_large_moves_are_hardly_pulled(self):
         pose, _ = self.climbed(0.3, 60.0)
         assert float(pose[0, 1]) == pytest.approx(60.0, abs=0.05)
         assert float(pose[0, 2]) > 6.5

@@ -35,8 +35,8 @@ _STRUCTURE = {True: 10.0, False: 6.0}
 _NOISE_FLOOR = 0.1
 _FAR_COSTS = 0.003  # nats per mm (or 1.1°): of two equal places the headers' is likelier
 # What it is worth, in nats, to be as near to the headers as they are usually right, rather than
-# anywhere: λ p² / (p² + s²) (Geman and McClure). It decides where the score is flat, and lets large
-# moves alone. A scanner that takes PET or SPECT takes the CT as well: there headers are likelier.
+# anywhere: λ p² / (p² + s²) (Geman and McClure). It decides where the score is flat, and pulls
+# large moves less. A scanner that takes PET or SPECT takes the CT too: there headers are likelier.
 _HEADERS_NATS = {False: 0.06, True: 0.3}
 _HEADERS_MM = 6.0
 _ROOM_MM = 20.0  # how far around its points a target is kept, on the finer levels
