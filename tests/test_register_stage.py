@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -299,12 +300,24 @@ class TestSecondOpinions:
         found = stage(2)(pair.fixed, pair.moving)
         np.testing.assert_array_equal(found.moving_from_fixed, pair.truth)
 
-    @pytest.mark.parametrize(("mm", "taken"), [(5.0, False), (60.0, True)])
-    def test_the_headers_have_to_be_clearly_better_than_a_far_pose(self, monkeypatch, mm, taken):
+    @pytest.mark.parametrize(
+        ("mm", "still_seen", "taken"),
+        [
+            (5.0, (2.0, 2.0), False),
+            (60.0, (2.0, 2.0), True),  # the headers have to be clearly better than a far pose
+            (60.0, (1.0, 4.0), False),  # the network would move the far pose back
+            (5.0, (6.0, 2.0), True),  # the network would move the headers, and lets the pose be
+        ],
+    )
+    def test_what_is_left_unexplained_and_what_the_network_still_sees_decide(
+        self, monkeypatch, mm, still_seen, taken
+    ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
         left = iter([1.0, 1.02])  # the headers explain 2 % more
+        seen = chain(still_seen, repeat(2.0))  # in mm; the last of them is the result's own
         monkeypatch.setattr(stages, "_unlikely", lambda *_: next(left))
+        monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": next(seen)})
         found = stage(2)(pair.fixed, pair.moving)
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
         assert moved == taken
