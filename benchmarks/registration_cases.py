@@ -5,15 +5,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from known_truth import Severity, known_map, moved_image
+from painted_heads import halved_affine, painted_head
 
 from fusion_pipeline.data import Image, read_image
 from fusion_pipeline.geometry import apply_affine
+from fusion_pipeline.synthesis.tissues import Contrast
 from fusion_pipeline.transforms import BodyMask, FieldOfView
 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -21,8 +23,13 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 EVALUATION = ("sts015", "sts026", "sts032", "sts035", "sts043", "sts047")
 # and of these training patients to about 4 mm: for tuning, never for a claim
 TRAINING = ("sts002", "sts014", "sts024", "sts025", "sts036")
+# heads whose label maps the network has not seen, and some that it has
+EVALUATION_HEADS = ("15", "16", "17")
+TRAINING_HEADS = ("02", "05", "08")
+_HEAD = "3d_brain_labelmaps/synthseg_brain_labels_subj{}.nii.gz"
 _TCGA = "3d_brain_multicontrast/tcga-du-7294/tcga-du-7294_{}_sri24.nii.gz"
 _TEMPLATE = "3d_brain_mni_templates/spm_avg152{}_mni2mm.nii.gz"
+_PAINTED = {"ct": "CT", "mr": "T1", "pet": "PET"}
 _POINTS = 4000
 
 
@@ -35,14 +42,15 @@ class Pair:
         patient: name of the patient or template.
         fixed: key and path.
         moving: key and path.
-        halved: read in blocks of 2 × 2 × 2 voxels: 1 mm becomes 2 mm.
+        source: what the paths hold: the image itself, one of 1 mm to be read in blocks of
+            2 × 2 × 2 voxels, or a label map to be painted in the key's contrast.
     """
 
     group: str
     patient: str
     fixed: tuple[str, Path]
     moving: tuple[str, Path]
-    halved: bool = False
+    source: Literal["image", "fine image", "label map"] = "image"
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class KnownCase:
 
 
 def pairs(data: Path, *, training: bool) -> list[Pair]:
-    """The pairs of a data folder; of the training patients nothing but sarcoma.
+    """The pairs of a data folder; of the training patients sarcoma and painted heads only.
 
     Args:
         data: the folder of ``datalist.json``.
@@ -116,12 +124,18 @@ def pairs(data: Path, *, training: bool) -> list[Pair]:
         for key in ("mr", "pet")
         for patient in (TRAINING if training else EVALUATION)
     ]
+    for a, b in (("ct", "mr"), ("mr", "pet")):
+        group = f"painted {_PAINTED[a]}-{_PAINTED[b]}{suffix}"
+        for head in TRAINING_HEADS if training else EVALUATION_HEADS:
+            path = data / _HEAD.format(head)
+            out.append(Pair(group, f"head{head}", (a, path), (b, path), "label map"))
     if training:  # the others are for evaluation only: their licences and their number say so
         return out
     for name in ("t2", "flair"):
         t1, other = (data / _TCGA.format(n) for n in ("t1", name))
         group = f"tcga T1-{name.upper()}"
-        out.append(Pair(group, "tcga-du-7294", ("mr_t1", t1), (f"mr_{name}", other), halved=True))
+        files = ("mr_t1", t1), (f"mr_{name}", other)
+        out.append(Pair(group, "tcga-du-7294", *files, "fine image"))
     t1, t2 = (data / _TEMPLATE.format(n) for n in ("T1", "T2"))
     return [*out, Pair("templates T1-T2", "spm_avg152", ("mr_t1", t1), ("mr_t2", t2))]
 
@@ -136,7 +150,7 @@ def specs(chosen: Sequence[Pair], severities: Sequence[Severity], draws: int) ->
 
 def make(spec: Spec) -> KnownCase:
     """Read the pair and move its moving image."""
-    fixed, still = (_read(*file, halved=spec.pair.halved) for file in _files(spec.pair))
+    fixed, still = (_read(*file, spec.pair.source) for file in (spec.pair.fixed, spec.pair.moving))
     truth = known_map(spec.seed, spec.severity, fixed.affine, fixed.shape)
     moved = moved_image(
         still.array[0].double().numpy(),
@@ -153,19 +167,15 @@ def make(spec: Spec) -> KnownCase:
     return KnownCase(fixed, moving, points, targets, in_view)
 
 
-def _files(pair: Pair) -> tuple[tuple[str, Path], tuple[str, Path]]:
-    return pair.fixed, pair.moving
-
-
-def _read(key: str, path: Path, *, halved: bool) -> Image:
-    """An image; on request as means of 2 × 2 × 2 voxels."""
+def _read(key: str, path: Path, source: str) -> Image:
+    """An image, read or painted."""
+    if source == "label map":
+        return painted_head(path, key, cast(Contrast, key))
     image, _ = read_image(path, key)
-    if not halved:
+    if source == "image":
         return image
-    step = np.diag([2.0, 2.0, 2.0, 1.0])
-    step[:3, 3] = 0.5
     array = F.avg_pool3d(image.array[None], 2)[0]
-    return image.with_array(array, affine=image.affine @ step)
+    return image.with_array(array, affine=halved_affine(image.affine))
 
 
 def _body_points(fixed: Image) -> np.ndarray:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from fusion_pipeline.data import Image
@@ -45,6 +46,27 @@ def test_no_other_image_shows_bone_surely():
     assert float(around_bone(limb("mr", air=0.0)).sum()) == 0
     stored = limb("ct")
     assert float(around_bone(stored.with_array(stored.array + 1024)).sum()) == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "stiffer", "more_structure", "more_information"),
+    [
+        (("mr_t1", "mr_t2"), False, False, False),
+        (("ct", "mr"), True, False, False),
+        (("mr", "pet"), False, False, True),
+        (("pet", "ct"), True, True, True),
+    ],
+)
+def test_what_a_deformation_has_to_show_depends_on_both_modalities(
+    keys, stiffer, more_structure, more_information
+):
+    flat = torch.zeros(1, SIDE, SIDE, SIDE)
+    images = [Image(flat, AFFINE, key) for key in keys]
+    lattice = working_lattice(*images)
+    pair = stages._on(*images, (torch.ones_like(flat),) * 2, lattice, np.eye(4))
+    assert (pair.smoothness > stages._SMOOTHNESS) == stiffer
+    assert (pair.least_gain > stages._DEFORMABLE_GAIN) == more_structure
+    assert (pair.second_opinion > stages._SECOND_OPINION) == more_information
 
 
 def test_around_the_bone_the_headers_explain_more_than_a_pose_that_follows_the_skin():

@@ -82,7 +82,7 @@ class TestKnownMoves:
         assert (first.start, first.score) == (second.start, second.score)
 
     def test_a_mask_hides_what_does_not_belong(self):
-        pair = rigid_pair(3, d=2, degrees=8.0, mm=6.0)
+        pair = rigid_pair(1, d=2, degrees=8.0, mm=6.0)
         array = pair.moving.array.clone()
         cut = array.shape[1] // 3
         array[:, :cut] = array[:, :cut].flip(2) * 1.5
@@ -94,8 +94,8 @@ class TestKnownMoves:
             known = known_region(pair.fixed), known_region(moving, mask)
             pose = find_pose(pair.fixed, moving, known, affine=False)
             errors.append(pair.error(apply_affine(pose.rigid, pair.points)))
-        assert errors[1] < 1.5
-        assert errors[1] < errors[0]
+        assert errors[1] < 1.0
+        assert errors[1] < 0.5 * errors[0]
 
     def test_images_of_nothing_give_a_finite_pose(self):
         flat = Image(torch.zeros(1, 40, 33), np.diag([-1.0, -1.0, 1.0]), "mr")

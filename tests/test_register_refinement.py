@@ -65,12 +65,15 @@ class TestRefine:
     def test_no_steps_give_the_start_back(self, d):
         fixed, moving, _, body = pair(d)
         start = waves(SHAPES[d])
-        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=0)
+        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=0, smoothness=80.0)
         assert found is start
 
     def test_finds_a_known_deformation_across_contrasts(self, d):
         fixed, moving, ddf, body = pair(d)
-        found = field(refine(fixed, moving, still(d), body, torch.ones_like(body), steps=40), d)
+        found = field(
+            refine(fixed, moving, still(d), body, torch.ones_like(body), steps=40, smoothness=80.0),
+            d,
+        )
         before = error(torch.zeros_like(ddf), ddf, body)
         assert before > 1.0
         assert error(found, ddf, body) < 0.5 * before
@@ -79,21 +82,33 @@ class TestRefine:
     def test_a_right_start_stays_right(self, d):
         fixed, moving, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
-        found = refine(fixed, moving, waves(SHAPES[d]), everywhere, everywhere, steps=15)
+        found = refine(
+            fixed, moving, waves(SHAPES[d]), everywhere, everywhere, steps=15, smoothness=80.0
+        )
         # these waves are rougher than anatomy moves: the price of smoothness is half a voxel
         assert error(field(found, d), ddf, body) < 0.55
+
+    def test_what_is_softer_follows_rougher_fields(self, d):
+        fixed, moving, ddf, body = pair(d)
+        everywhere = torch.ones_like(body)
+        ends = [
+            refine(fixed, moving, still(d), everywhere, everywhere, steps=25, smoothness=price)
+            for price in (5.0, 80.0)
+        ]
+        soft, stiff = (error(field(end, d), ddf, body) for end in ends)
+        assert soft < 0.8 * stiff
 
     def test_equal_images_stay(self, d):
         fixed, _, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
-        found = refine(fixed, fixed, still(d), everywhere, everywhere, steps=15)
+        found = refine(fixed, fixed, still(d), everywhere, everywhere, steps=15, smoothness=80.0)
         assert error(field(found, d), torch.zeros_like(ddf), body) < 0.1
 
     def test_leaves_its_start_untouched(self, d):
         fixed, moving, _, body = pair(d)
         start = waves(SHAPES[d], 0.5)
         kept = start.clone()
-        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=3)
+        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=3, smoothness=80.0)
         assert torch.equal(start, kept)
         assert not found.requires_grad
         assert found.shape == start.shape
@@ -104,19 +119,21 @@ class TestRefine:
         known[..., :6] = 0
         moving_known[..., -9:] = 0
         other = torch.where(known > 0, fixed, 9.0), torch.where(moving_known > 0, moving, -9.0)
-        first = refine(fixed, moving, still(d), known, moving_known, steps=6)
-        second = refine(*other, still(d), known, moving_known, steps=6)
+        first = refine(fixed, moving, still(d), known, moving_known, steps=6, smoothness=80.0)
+        second = refine(*other, still(d), known, moving_known, steps=6, smoothness=80.0)
         torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
 
     def test_nothing_known_moves_nothing(self, d):
         fixed, moving, _, body = pair(d)
         nothing = torch.zeros_like(body)
-        found = refine(fixed, moving, still(d), nothing, nothing, steps=6)
+        found = refine(fixed, moving, still(d), nothing, nothing, steps=6, smoothness=80.0)
         assert float(found.abs().max()) < 1e-6
 
     def test_the_same_bits_each_time(self, d):
         fixed, moving, _, body = pair(d)
-        first, second = (refine(fixed, moving, still(d), body, body, steps=6) for _ in range(2))
+        first, second = (
+            refine(fixed, moving, still(d), body, body, steps=6, smoothness=80.0) for _ in range(2)
+        )
         assert torch.equal(first, second)
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from fusion_pipeline.geometry import identity_points, integrate, sample
 from fusion_pipeline.losses import diffusion_energy, mind_ssc
 
-_SMOOTHNESS = 80.0
 _PATIENCE = 8
 _RATE = 0.25  # voxels of the half lattice
 
@@ -20,6 +19,7 @@ def refine(
     moving_known: Tensor,
     *,
     steps: int,
+    smoothness: float,
 ) -> Tensor:
     """Lower the self-similarity distance of one pair by changing its velocity field.
 
@@ -40,6 +40,8 @@ def refine(
         known: ``(1, 1, *S)`` 0..1, where the fixed image is compared.
         moving_known: ``(1, 1, *S)`` 0..1, where the moving image is data.
         steps: at most so many on the first level; 0 gives ``velocity`` back.
+        smoothness: price of the velocity's diffusion energy; the descriptors' mean squared distance
+            counts a hundredfold beside it.
 
     Returns:
         ``(1, d, *H)``.
@@ -52,9 +54,10 @@ def refine(
         return velocity
     descriptors = [_described(fixed, known), _described(moving, moving_known)]
     coarse = [_halved(x) for x in descriptors]
-    out = _optimize(coarse[0], coarse[1], velocity, steps, _RATE)
+    out = _optimize(coarse[0], coarse[1], velocity, steps, _RATE, smoothness)
     every_other = (slice(None), slice(None), *[slice(None, None, 2)] * (fixed.ndim - 2))
-    return _optimize(descriptors[0][every_other], descriptors[1], out, steps // 3, 0.4 * _RATE)
+    fine = descriptors[0][every_other], descriptors[1]
+    return _optimize(*fine, out, steps // 3, 0.4 * _RATE, smoothness)
 
 
 def _described(image: Tensor, known: Tensor) -> Tensor:
@@ -62,14 +65,17 @@ def _described(image: Tensor, known: Tensor) -> Tensor:
     return torch.cat([mind_ssc(image, mask=known), known], 1)
 
 
-def _optimize(fixed: Tensor, moving: Tensor, velocity: Tensor, steps: int, rate: float) -> Tensor:
+def _optimize(
+    fixed: Tensor, moving: Tensor, velocity: Tensor, steps: int, rate: float, smoothness: float
+) -> Tensor:
     """Adam on one level; gives back the best velocity it has seen."""
     current = velocity.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([current], lr=rate)
     best, lowest, since = velocity, float("inf"), 0
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = _loss(fixed, moving, smooth(current))
+        bent = smooth(current)
+        loss = _distance(fixed, moving, bent) + smoothness * _roughness(bent)
         loss.backward()
         value = float(loss.detach())
         since = 0 if value < lowest * 0.999 else since + 1
@@ -81,8 +87,13 @@ def _optimize(fixed: Tensor, moving: Tensor, velocity: Tensor, steps: int, rate:
     return best
 
 
-def _loss(fixed: Tensor, moving: Tensor, velocity: Tensor) -> Tensor:
-    """Distance of the descriptors over the common field of view, and roughness.
+def _roughness(velocity: Tensor) -> Tensor:
+    """Diffusion energy, in voxels of the velocity's own lattice."""
+    return diffusion_energy(velocity, [1.0] * (velocity.ndim - 2)).sum()
+
+
+def _distance(fixed: Tensor, moving: Tensor, velocity: Tensor) -> Tensor:
+    """Hundredfold distance of the descriptors over the common field of view.
 
     ``fixed`` lies on the velocity's lattice, ``moving`` there or on one of half the spacing.
     """
@@ -95,8 +106,7 @@ def _loss(fixed: Tensor, moving: Tensor, velocity: Tensor) -> Tensor:
     # divided by what the fixed image knows, not by the overlap: losing overlap must not pay
     lost = fixed[:, -1:] * (1 - warped[:, -1:])
     unseen = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
-    total = (distance * both + unseen * lost).sum() / fixed[:, -1:].sum().clamp_min(1.0)
-    return 100 * total + _SMOOTHNESS * diffusion_energy(velocity, [1.0] * (velocity.ndim - 2)).sum()
+    return 100 * (distance * both + unseen * lost).sum() / fixed[:, -1:].sum().clamp_min(1.0)
 
 
 def smooth(velocity: Tensor) -> Tensor:

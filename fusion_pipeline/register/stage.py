@@ -35,10 +35,14 @@ _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
-# Share of the self-similarity distance that a deformation must remove. Emission images carry little
-# structure: on training patients small gains there were noise.
-_DEFORMABLE_GAIN = {"ct": 0.03, "mr": 0.03, "pet": 0.10, "spect": 0.10}
-_SECOND_OPINION = 0.02  # share by which NMI has to rise as well
+# The price of roughness in the refinement. Between a CT and another image little but edges is
+# alike: on limbs of training patients, softer fields end further from the headers.
+_SMOOTHNESS, _SMOOTHNESS_WITH_CT = 20.0, 80.0
+# Shares of the self-similarity distance that a deformation must remove, and by which NMI has to
+# rise as well. Emission images carry little structure, beside a CT least: on training patients
+# small gains there were noise.
+_DEFORMABLE_GAIN, _DEFORMABLE_GAIN_OF_PET_CT = 0.03, 0.10
+_SECOND_OPINION, _SECOND_OPINION_WITH_EMISSION = 0.02, 0.05
 _TAPER_MM = 20.0
 _LEAST_OVERLAP = 0.1
 _DOUBTFUL_MM = 4.0  # of 59 training results 5 are beyond, 3 of them more than 5 mm off
@@ -62,12 +66,16 @@ class _Pair:
         moving: the moving image after the pose.
         lattice: where both are sampled.
         least_gain: share of the self-similarity distance that a deformation must remove.
+        second_opinion: share by which NMI has to rise as well.
+        smoothness: price of roughness in the refinement.
     """
 
     fixed: OnLattice
     moving: OnLattice
     lattice: Lattice
     least_gain: float
+    second_opinion: float
+    smoothness: float
 
     def moved(self, ddf: Tensor | None = None) -> Tensor:
         """``(1, 1, *S)`` the moving image after a deformation in voxels of the lattice."""
@@ -242,6 +250,7 @@ class Register:
             pair.fixed.known,
             pair.moving.known,
             steps=self.refine_steps,
+            smoothness=pair.smoothness,
         )
         return velocity, refined
 
@@ -253,7 +262,7 @@ class Register:
             ddf = _ddf(candidate, pair)
             found = _similarity(pair, ddf)
             # a second opinion: self-similarity alone can fall while a good pose is bent away
-            if found["mind"] < lowest and found["nmi"] - 1 > least * (1 + _SECOND_OPINION):
+            if found["mind"] < lowest and found["nmi"] - 1 > least * (1 + pair.second_opinion):
                 best, lowest = ddf, found["mind"]
         return best
 
@@ -274,11 +283,15 @@ def _on(
     fixed: Image, moving: Image, known: tuple[Tensor, Tensor], lattice: Lattice, pose: Matrix
 ) -> _Pair:
     """Both images on the lattice."""
+    with_ct = "ct" in (fixed.modality, moving.modality)
+    emits = emission(fixed, moving)
     return _Pair(
         on_lattice(fixed, known[0], lattice),
         on_lattice(moving, known[1], lattice, pose),
         lattice,
-        max(_DEFORMABLE_GAIN[image.modality] for image in (fixed, moving)),
+        _DEFORMABLE_GAIN_OF_PET_CT if emits and with_ct else _DEFORMABLE_GAIN,
+        _SECOND_OPINION_WITH_EMISSION if emits else _SECOND_OPINION,
+        _SMOOTHNESS_WITH_CT if with_ct else _SMOOTHNESS,
     )
 
 
