@@ -96,7 +96,8 @@ def _version(sources: Sequence[Path], network: nn.Module | None = None) -> str:
     """A digest of code and weights."""
     digest = hashlib.blake2b(digest_size=8)
     here = Path(registration_cases.__file__).parent
-    for file in (*sources, here / "known_truth.py", here / "registration_cases.py"):
+    cases = ("known_truth.py", "registration_cases.py", "painted_heads.py")
+    for file in (*sources, *(here / name for name in cases)):
         digest.update(file.read_bytes())
     for tensor in [] if network is None else network.state_dict().values():
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
