@@ -106,21 +106,26 @@ def _version(sources: Sequence[Path], network: nn.Module | None = None) -> str:
 
 def measure(method: Method, case: KnownCase) -> Row:
     """Run a method on a case; what it raises counts as nothing done."""
+    found, cost = timed(method, case.fixed, case.moving)
+    return _errors(case, found) | cost
+
+
+def timed(method: Method, fixed: Image, moving: Image) -> tuple[Registration | None, Row]:
+    """What a method finds, None where it raises, and what that cost or what it said."""
     _forget_peak()
     torch.manual_seed(0)
     wall, cpu = time.perf_counter(), _cpu_seconds()
-    raised, found = "", None
+    raised, found = {}, None
     try:
-        found = method.register(case.fixed, case.moving)
+        found = method.register(fixed, moving)
     except Exception as error:  # a case must not stop the others
-        raised = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raised = {"raised": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     cost = {
         "cpu_s": _cpu_seconds() - cpu,
         "wall_s": time.perf_counter() - wall,
         "peak_memory_mb": _peak_mb(),
     }
-    row = _errors(case, found)
-    return row | cost if found is not None else row | cost | {"raised": raised}
+    return found, cost | raised
 
 
 def _cpu_seconds() -> float:
