@@ -301,26 +301,59 @@ class TestSecondOpinions:
         np.testing.assert_array_equal(found.moving_from_fixed, pair.truth)
 
     @pytest.mark.parametrize(
-        ("mm", "still_seen", "taken"),
+        ("mm", "explained", "still_seen", "taken"),
         [
-            (5.0, (2.0, 2.0), False),
-            (60.0, (2.0, 2.0), True),  # the headers have to be clearly better than a far pose
-            (60.0, (1.0, 4.0), False),  # the network would move the far pose back
-            (5.0, (6.0, 2.0), True),  # the network would move the headers, and lets the pose be
+            (5.0, -0.02, (2.0, 2.0), False),
+            (60.0, -0.02, (2.0, 2.0), True),  # headers have to be clearly better than a far pose
+            (60.0, -0.02, (1.0, 4.0), False),  # the network would move the far pose back
+            (5.0, -0.02, (6.0, 2.0), True),  # the network would move the headers, not the pose
+            (5.0, 0.02, (2.0, 2.0), False),  # better, but a small error is likelier than a large
+            (5.0, 0.02, (1.0, 1.0), True),  # images that show so much are believed
+            (5.0, -0.02, (1.0, 1.0), False),
         ],
     )
     def test_what_is_left_unexplained_and_what_the_network_still_sees_decide(
-        self, monkeypatch, mm, still_seen, taken
+        self, monkeypatch, mm, explained, still_seen, taken
     ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
-        left = iter([1.0, 1.02])  # the headers explain 2 % more
+        left = iter([1.0, 1.0 - explained])
         seen = chain(still_seen, repeat(2.0))  # in mm; the last of them is the result's own
         monkeypatch.setattr(stages, "_unlikely", lambda *_: next(left))
         monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": next(seen)})
         found = stage(2)(pair.fixed, pair.moving)
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
         assert moved == taken
+
+    @pytest.mark.parametrize(
+        ("key", "still_seen", "prices"),
+        [
+            ("ct", 1.0, [stages._SMOOTHNESS_WITH_CT, stages._SMOOTHNESS]),
+            ("ct", 2.0, [stages._SMOOTHNESS_WITH_CT]),
+            ("mr", 1.0, [stages._SMOOTHNESS]),
+        ],
+    )
+    def test_beside_a_ct_a_field_is_soft_where_the_network_sees_hardly_an_error(
+        self, monkeypatch, key, still_seen, prices
+    ):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        fixed = dataclasses.replace(pair.fixed, key=key)
+        moving = dataclasses.replace(pair.moving, key="mr")
+        known = torch.ones_like(fixed.array), torch.ones_like(moving.array)
+        lattice = stages.working_lattice(fixed, moving)
+        tried = stages._on(fixed, moving, known, lattice, np.eye(3))
+        asked, scores = [], iter({"nmi": 1 + 0.1 * n, "mind": 1 / n} for n in range(1, 9))
+
+        def refined(*images, steps, smoothness):
+            asked.append(smoothness)
+            return images[2]
+
+        monkeypatch.setattr(stages, "refine", refined)
+        monkeypatch.setattr(stages, "_similarity", lambda *_: next(scores))
+        monkeypatch.setattr(stages, "_distance", lambda *_: 2.0)
+        monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": still_seen})
+        assert stage(2)._deformation(tried) is not None
+        assert asked == prices
 
     def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)
