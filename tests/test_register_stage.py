@@ -328,9 +328,9 @@ class TestSecondOpinions:
     @pytest.mark.parametrize(
         ("key", "still_seen", "prices"),
         [
-            ("ct", 1.0, [stages._SMOOTHNESS_WITH_CT, stages._SMOOTHNESS]),
-            ("ct", 2.0, [stages._SMOOTHNESS_WITH_CT]),
-            ("mr", 1.0, [stages._SMOOTHNESS]),
+            ("ct", 1.0, [stages._STIFF, stages._SOFT]),
+            ("ct", 2.0, [stages._STIFF]),
+            ("mr", 2.0, [stages._STIFF, stages._SOFT]),
         ],
     )
     def test_beside_a_ct_a_field_is_soft_where_the_network_sees_hardly_an_error(

@@ -35,13 +35,12 @@ _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
-# The price of roughness in the refinement. Between a CT and another image little but edges is
-# alike: on limbs of training patients, softer fields end further from the headers.
-_SMOOTHNESS, _SMOOTHNESS_WITH_CT = 20.0, 80.0
+# The price of roughness in the refinement; at first, and once a deformation has earned its place.
+_STIFF, _SOFT = 80.0, 20.0
 # Shares of the self-similarity distance that a deformation must remove, and by which NMI has to
-# rise as well. Emission images carry little structure, beside a CT least: on training patients
-# small gains there were noise.
-_DEFORMABLE_GAIN, _DEFORMABLE_GAIN_OF_PET_CT = 0.03, 0.10
+# rise as well. Emission images carry little structure, beside a CT least: on limbs of training
+# patients, small gains there were noise.
+_DEFORMABLE_GAIN, _DEFORMABLE_GAIN_OF_PET_CT, _DEFORMABLE_GAIN_OF_PET_MR = 0.03, 0.10, 0.02
 _SECOND_OPINION, _SECOND_OPINION_WITH_EMISSION = 0.02, 0.05
 _TAPER_MM = 20.0
 _LEAST_OVERLAP = 0.1
@@ -56,8 +55,9 @@ _ERROR_OF_HEADERS_MM = 15.0
 # What the logarithm of the error that the network still sees is worth beside that
 _DISAGREEMENT = 0.1
 # Where the network sees no more error than this, the images show so much that they are believed: no
-# gain is too small then, and a pair with a CT may bend as softly as others. In painted training
-# heads it saw 0.9 to 1.3 mm, in limbs of training patients 1.45 and more.
+# gain is too small then, and a pair with a CT may bend softly. Little but edges is alike between a
+# CT and another image: softer fields of limbs of training patients end further from the headers.
+# In painted training heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
 _CLEAR_MM = 1.4
 
 
@@ -71,7 +71,7 @@ class _Pair:
         lattice: where both are sampled.
         least_gain: share of the self-similarity distance that a deformation must remove.
         second_opinion: share by which NMI has to rise as well.
-        smoothness: price of roughness in the refinement.
+        with_ct: whether one of both is a CT.
     """
 
     fixed: OnLattice
@@ -79,7 +79,7 @@ class _Pair:
     lattice: Lattice
     least_gain: float
     second_opinion: float
-    smoothness: float
+    with_ct: bool
 
     def moved(self, ddf: Tensor | None = None) -> Tensor:
         """``(1, 1, *S)`` the moving image after a deformation in voxels of the lattice."""
@@ -228,7 +228,7 @@ class Register:
         ends: list[tuple[_Pair, Tensor | None]] = []
         for start in (np.eye(len(matrix)), matrix):
             rival = _on(fixed, moving, known, lattice, start)
-            velocity = self._refined(rival, self._predict(rival)) if deforms else None
+            velocity = self._refined(rival, self._predict(rival), _STIFF) if deforms else None
             ends.append((rival, None if velocity is None else _ddf(velocity, rival)))
         where = torch.ones_like(ends[0][0].fixed.known)
         for end, ddf in ends:  # a limb that lies on air speaks against a pose
@@ -245,8 +245,8 @@ class Register:
         needed = _NEAR_MUST_GAIN * near
         return gain < (min(0.0, needed) if max(seen) <= _CLEAR_MM else needed)
 
-    def _refined(self, pair: _Pair, velocity: Tensor, smoothness: float | None = None) -> Tensor:
-        """A velocity after its refinement; the pair's own smoothness where none is given."""
+    def _refined(self, pair: _Pair, velocity: Tensor, smoothness: float) -> Tensor:
+        """A velocity after its refinement."""
         return refine(
             pair.fixed.image,
             pair.moving.image,
@@ -254,13 +254,13 @@ class Register:
             pair.fixed.known,
             pair.moving.known,
             steps=self.refine_steps,
-            smoothness=pair.smoothness if smoothness is None else smoothness,
+            smoothness=smoothness,
         )
 
     def _deformation(self, pair: _Pair) -> Tensor | None:
         """The refined deformation in voxels of the lattice; None where it earns no place."""
         velocity = self._predict(pair)
-        refined = self._refined(pair, velocity)
+        refined = self._refined(pair, velocity, _STIFF)
         best, lowest = None, _distance(pair, None) * (1 - pair.least_gain)
         least = _similarity(pair)["nmi"] - 1
         for candidate in (velocity, refined):
@@ -269,13 +269,13 @@ class Register:
             # a second opinion: self-similarity alone can fall while a good pose is bent away
             if found["mind"] < lowest and found["nmi"] - 1 > least * (1 + pair.second_opinion):
                 best, lowest = ddf, found["mind"]
-        if best is None or pair.smoothness == _SMOOTHNESS or self.refine_steps == 0:
+        if best is None or self.refine_steps == 0:
             return best
-        if float(self._disagreement(pair, best)["error_mm"]) > _CLEAR_MM:
+        if pair.with_ct and float(self._disagreement(pair, best)["error_mm"]) > _CLEAR_MM:
             return best
-        softer = _ddf(self._refined(pair, refined, _SMOOTHNESS), pair)
+        softer = _ddf(self._refined(pair, refined, _SOFT), pair)
         before, after = _similarity(pair, best), _similarity(pair, softer)
-        rises = after["nmi"] - 1 > (before["nmi"] - 1) * (1 + pair.second_opinion)
+        rises = after["nmi"] - 1 > (before["nmi"] - 1) * (1 + _SECOND_OPINION)
         return softer if after["mind"] < before["mind"] and rises else best
 
     def _disagreement(self, pair: _Pair, ddf: Tensor | None) -> dict[str, float | Tensor]:
@@ -295,15 +295,15 @@ def _on(
     fixed: Image, moving: Image, known: tuple[Tensor, Tensor], lattice: Lattice, pose: Matrix
 ) -> _Pair:
     """Both images on the lattice."""
-    with_ct = "ct" in (fixed.modality, moving.modality)
-    emits = emission(fixed, moving)
+    with_ct, emits = "ct" in (fixed.modality, moving.modality), emission(fixed, moving)
+    of_emission = _DEFORMABLE_GAIN_OF_PET_CT if with_ct else _DEFORMABLE_GAIN_OF_PET_MR
     return _Pair(
         on_lattice(fixed, known[0], lattice),
         on_lattice(moving, known[1], lattice, pose),
         lattice,
-        _DEFORMABLE_GAIN_OF_PET_CT if emits and with_ct else _DEFORMABLE_GAIN,
+        of_emission if emits else _DEFORMABLE_GAIN,
         _SECOND_OPINION_WITH_EMISSION if emits else _SECOND_OPINION,
-        _SMOOTHNESS_WITH_CT if with_ct else _SMOOTHNESS,
+        with_ct,
     )
 
 
