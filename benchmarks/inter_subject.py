@@ -21,13 +21,13 @@ import peers
 import torch
 from painted_heads import label_map, painted_head
 from registration import Method, ours, peer, timed
+from registration_cases import TRAINING_HEADS
 
 from fusion_pipeline.data import Image, written_whole
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.synthesis.tissues import Contrast
 
 HEADS = ("15", "16", "17", "19", "20")
-TRAINING_HEADS = ("02", "05", "08")
 CONTRASTS: tuple[tuple[Contrast, Contrast], ...] = (("ct", "mr"), ("mr", "mr_t2"))
 _LABELS = "3d_brain_labelmaps/synthseg_brain_labels_subj{}.nii.gz"
 _LEAST_VOXELS = 500  # of 1 mm³; smaller structures are a lottery

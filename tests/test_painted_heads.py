@@ -58,7 +58,7 @@ def test_voxels_of_two_mm_lie_where_the_labels_lie(path):
     np.testing.assert_allclose(image.affine[:3, 3], middle)
 
 
-def test_the_same_head_each_time_with_noise_of_its_own_per_contrast(path):
+def test_the_same_head_each_time_and_on_one_grid_in_every_contrast(path):
     first, second = (painted_head(path, "x", "mr").array for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert painted_head(path, "x", "mr_t2").array.shape == first.shape
