@@ -9,8 +9,9 @@ from fusion_pipeline.geometry import (
     resize_ddf,
     warp,
 )
-from fusion_pipeline.register.refinement import refine, smooth
+from fusion_pipeline.register.refinement import Smoothness, refine, smooth
 
+STIFF = Smoothness(diffusion=80.0)
 SHAPES = {2: (65, 49), 3: (33, 41, 37)}
 
 
@@ -65,13 +66,15 @@ class TestRefine:
     def test_no_steps_give_the_start_back(self, d):
         fixed, moving, _, body = pair(d)
         start = waves(SHAPES[d])
-        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=0, smoothness=80.0)
+        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=0, smoothness=STIFF)
         assert found is start
 
     def test_finds_a_known_deformation_across_contrasts(self, d):
         fixed, moving, ddf, body = pair(d)
         found = field(
-            refine(fixed, moving, still(d), body, torch.ones_like(body), steps=40, smoothness=80.0),
+            refine(
+                fixed, moving, still(d), body, torch.ones_like(body), steps=40, smoothness=STIFF
+            ),
             d,
         )
         before = error(torch.zeros_like(ddf), ddf, body)
@@ -83,7 +86,7 @@ class TestRefine:
         fixed, moving, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
         found = refine(
-            fixed, moving, waves(SHAPES[d]), everywhere, everywhere, steps=15, smoothness=80.0
+            fixed, moving, waves(SHAPES[d]), everywhere, everywhere, steps=15, smoothness=STIFF
         )
         # these waves are rougher than anatomy moves: the price of smoothness is half a voxel
         assert error(field(found, d), ddf, body) < 0.55
@@ -93,22 +96,50 @@ class TestRefine:
         everywhere = torch.ones_like(body)
         ends = [
             refine(fixed, moving, still(d), everywhere, everywhere, steps=25, smoothness=price)
-            for price in (5.0, 80.0)
+            for price in (Smoothness(diffusion=5.0), STIFF)
         ]
         soft, stiff = (error(field(end, d), ddf, body) for end in ends)
         assert soft < 0.8 * stiff
 
+    def test_nodes_twice_as_close_and_the_second_level_alone_come_nearer_too(self, d):
+        fixed, moving, ddf, body = pair(d)
+        everywhere = torch.ones_like(body)
+        before = error(torch.zeros_like(ddf), ddf, body)
+        for options in (
+            {"smoothness": Smoothness(diffusion=80.0, nodes=2)},
+            {"smoothness": Smoothness(diffusion=5.0, bending=10.0), "coarse": False},
+        ):
+            found = refine(fixed, moving, still(d), everywhere, everywhere, steps=30, **options)
+            assert error(field(found, d), ddf, body) < 0.6 * before
+            assert float((jacobian_determinant(field(found, d)) <= 0).float().mean()) == 0.0
+
+    def test_a_thin_slab_is_refined(self, d):
+        image = torch.randn((1, 1, 17, *[3] * (d - 1)), generator=torch.Generator().manual_seed(0))
+        start = torch.zeros(1, d, *half(image.shape[2:]))
+        everywhere = torch.ones_like(image)
+        soft = Smoothness(diffusion=5.0, bending=10.0)
+        found = refine(image, image, start, everywhere, everywhere, steps=4, smoothness=soft)
+        assert found.shape == start.shape
+        assert torch.isfinite(found).all()
+
+    def test_bending_costs_and_stretching_only_by_diffusion(self, d):
+        points = identity_points(half(SHAPES[d])).movedim(-1, 0)[None]
+        bends = Smoothness(diffusion=0.0, bending=10.0)
+        assert float(bends.price(0.1 * points)) < 1e-6
+        assert float(bends.price(0.01 * points.square())) > 1e-3
+        assert float(Smoothness(diffusion=5.0).price(0.1 * points)) == pytest.approx(0.05 * d)
+
     def test_equal_images_stay(self, d):
         fixed, _, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
-        found = refine(fixed, fixed, still(d), everywhere, everywhere, steps=15, smoothness=80.0)
+        found = refine(fixed, fixed, still(d), everywhere, everywhere, steps=15, smoothness=STIFF)
         assert error(field(found, d), torch.zeros_like(ddf), body) < 0.1
 
     def test_leaves_its_start_untouched(self, d):
         fixed, moving, _, body = pair(d)
         start = waves(SHAPES[d], 0.5)
         kept = start.clone()
-        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=3, smoothness=80.0)
+        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=3, smoothness=STIFF)
         assert torch.equal(start, kept)
         assert not found.requires_grad
         assert found.shape == start.shape
@@ -119,20 +150,20 @@ class TestRefine:
         known[..., :6] = 0
         moving_known[..., -9:] = 0
         other = torch.where(known > 0, fixed, 9.0), torch.where(moving_known > 0, moving, -9.0)
-        first = refine(fixed, moving, still(d), known, moving_known, steps=6, smoothness=80.0)
-        second = refine(*other, still(d), known, moving_known, steps=6, smoothness=80.0)
+        first = refine(fixed, moving, still(d), known, moving_known, steps=6, smoothness=STIFF)
+        second = refine(*other, still(d), known, moving_known, steps=6, smoothness=STIFF)
         torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
 
     def test_nothing_known_moves_nothing(self, d):
         fixed, moving, _, body = pair(d)
         nothing = torch.zeros_like(body)
-        found = refine(fixed, moving, still(d), nothing, nothing, steps=6, smoothness=80.0)
+        found = refine(fixed, moving, still(d), nothing, nothing, steps=6, smoothness=STIFF)
         assert float(found.abs().max()) < 1e-6
 
     def test_the_same_bits_each_time(self, d):
         fixed, moving, _, body = pair(d)
         first, second = (
-            refine(fixed, moving, still(d), body, body, steps=6, smoothness=80.0) for _ in range(2)
+            refine(fixed, moving, still(d), body, body, steps=6, smoothness=STIFF) for _ in range(2)
         )
         assert torch.equal(first, second)
 

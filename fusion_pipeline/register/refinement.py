@@ -1,14 +1,44 @@
 """Instance optimization: a few steps on one pair's velocity, from where the network left it."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion_pipeline.geometry import identity_points, integrate, sample
-from fusion_pipeline.losses import diffusion_energy, mind_ssc
+from fusion_pipeline.geometry import identity_points, integrate, resize_ddf, sample
+from fusion_pipeline.losses import bending_energy, diffusion_energy, mind_ssc
 
 _PATIENCE = 8
-_RATE = 0.25  # voxels of the half lattice
+_RATE = 0.5  # voxels of the whole lattice
+_CLOSER = 0.4  # of that on the second level after the first one, twice that without it
+_LEAST_NODES = 3  # along an axis, so that it can bend
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """How rough a velocity may be.
+
+    The descriptors' mean squared distance counts a hundredfold beside the prices.
+
+    Attributes:
+        diffusion: price of the velocity's diffusion energy: of stretching and of bending.
+        bending: price of its bending energy, in distances of its nodes: affine maps are free.
+        nodes: the velocity's nodes lie so many voxels apart: 4, blurred once, or 2, blurred twice.
+    """
+
+    diffusion: float
+    bending: float = 0.0
+    nodes: Literal[2, 4] = 4
+
+    def price(self, velocity: Tensor) -> Tensor:
+        """What a velocity ``(1, d, *Q)`` in voxels of its own lattice costs."""
+        voxels = [1.0] * (velocity.ndim - 2)
+        cost = self.diffusion * diffusion_energy(velocity, voxels).sum()
+        if self.bending:
+            cost = cost + self.bending * bending_energy(velocity, voxels).sum()
+        return cost
 
 
 def refine(
@@ -19,15 +49,16 @@ def refine(
     moving_known: Tensor,
     *,
     steps: int,
-    smoothness: float,
+    smoothness: Smoothness,
+    coarse: bool = True,
 ) -> Tensor:
     """Lower the self-similarity distance of one pair by changing its velocity field.
 
     Two levels: averaged descriptors are compared first (a long reach), then those of the whole
-    lattice for a third of the steps. The velocity lives on half the lattice, is kept smooth by a
-    blur and by its diffusion energy, and is integrated, so that nothing folds. It is so smooth that
-    comparing at its own points is enough on both levels: an eighth of the voxels. Stops early when
-    the loss no longer falls.
+    lattice for half of the steps. The velocity has its nodes on a quarter or half of the lattice,
+    is kept smooth by a blur and by what roughness costs, and is integrated, so that nothing folds.
+    It is so smooth that comparing on half the lattice is enough on both levels: an eighth of the
+    voxels. Stops early when the loss no longer falls.
 
     Convention:
         - lattices: odd sizes, so that half the lattice keeps the corner voxels
@@ -40,8 +71,8 @@ def refine(
         known: ``(1, 1, *S)`` 0..1, where the fixed image is compared.
         moving_known: ``(1, 1, *S)`` 0..1, where the moving image is data.
         steps: at most so many on the first level; 0 gives ``velocity`` back.
-        smoothness: price of the velocity's diffusion energy; the descriptors' mean squared distance
-            counts a hundredfold beside it.
+        smoothness: how rough the velocity may be.
+        coarse: whether the first level is gone through; not needed from a start that has been.
 
     Returns:
         ``(1, d, *H)``.
@@ -52,12 +83,17 @@ def refine(
     """
     if steps == 0:
         return velocity
-    descriptors = [_described(fixed, known), _described(moving, moving_known)]
-    coarse = [_halved(x) for x in descriptors]
-    out = _optimize(coarse[0], coarse[1], velocity, steps, _RATE, smoothness)
+    of_fixed, of_moving = _described(fixed, known), _described(moving, moving_known)
+    half = velocity.shape[2:]
+    quarter = tuple(max(_LEAST_NODES, (n + 1) // 2) for n in half)
+    out = resize_ddf(velocity, half if smoothness.nodes == 2 else quarter)
+    rate = _RATE / smoothness.nodes
+    if coarse:
+        out = _optimize(_halved(of_fixed), _halved(of_moving), out, steps, rate, smoothness)
     every_other = (slice(None), slice(None), *[slice(None, None, 2)] * (fixed.ndim - 2))
-    fine = descriptors[0][every_other], descriptors[1]
-    return _optimize(*fine, out, steps // 3, 0.4 * _RATE, smoothness)
+    rate *= _CLOSER if coarse else 2 * _CLOSER
+    out = _optimize(of_fixed[every_other], of_moving, out, steps // 2, rate, smoothness)
+    return resize_ddf(out, half)
 
 
 def _described(image: Tensor, known: Tensor) -> Tensor:
@@ -66,38 +102,39 @@ def _described(image: Tensor, known: Tensor) -> Tensor:
 
 
 def _optimize(
-    fixed: Tensor, moving: Tensor, velocity: Tensor, steps: int, rate: float, smoothness: float
+    fixed: Tensor,
+    moving: Tensor,
+    velocity: Tensor,
+    steps: int,
+    rate: float,
+    smoothness: Smoothness,
 ) -> Tensor:
     """Adam on one level; gives back the best velocity it has seen."""
+    blurs = 4 // smoothness.nodes
     current = velocity.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([current], lr=rate)
     best, lowest, since = velocity, float("inf"), 0
     for _ in range(steps):
         optimizer.zero_grad()
-        bent = smooth(current)
-        loss = _distance(fixed, moving, bent) + smoothness * _roughness(bent)
+        bent = smooth(current, blurs)
+        loss = _distance(fixed, moving, bent) + smoothness.price(bent)
         loss.backward()
         value = float(loss.detach())
         since = 0 if value < lowest * 0.999 else since + 1
         if value < lowest:
-            best, lowest = smooth(current.detach()), value
+            best, lowest = smooth(current.detach(), blurs), value
         if since >= _PATIENCE:
             break
         optimizer.step()
     return best
 
 
-def _roughness(velocity: Tensor) -> Tensor:
-    """Diffusion energy, in voxels of the velocity's own lattice."""
-    return diffusion_energy(velocity, [1.0] * (velocity.ndim - 2)).sum()
-
-
 def _distance(fixed: Tensor, moving: Tensor, velocity: Tensor) -> Tensor:
     """Hundredfold distance of the descriptors over the common field of view.
 
-    ``fixed`` lies on the velocity's lattice, ``moving`` there or on one of half the spacing.
+    ``moving`` lies on the lattice of ``fixed`` or on one of half its spacing.
     """
-    ddf = integrate(velocity, 5).movedim(1, -1)
+    ddf = resize_ddf(integrate(velocity, 5), fixed.shape[2:]).movedim(1, -1)
     fineness = (moving.shape[2] - 1) // (fixed.shape[2] - 1)
     points = fineness * (identity_points(fixed.shape[2:], device=fixed.device) + ddf)
     warped = sample(moving, points, fill=0.0)
@@ -109,11 +146,11 @@ def _distance(fixed: Tensor, moving: Tensor, velocity: Tensor) -> Tensor:
     return 100 * (distance * both + unseen * lost).sum() / fixed[:, -1:].sum().clamp_min(1.0)
 
 
-def smooth(velocity: Tensor) -> Tensor:
-    """Blur with a narrow kernel of three boxes; the border goes on."""
+def smooth(velocity: Tensor, times: int = 1) -> Tensor:
+    """Average over three voxels along each axis, again and again; the border goes on."""
     d = velocity.ndim - 2
     pool = F.avg_pool3d if d == 3 else F.avg_pool2d
-    for _ in range(2):
+    for _ in range(times):
         velocity = pool(F.pad(velocity, [1] * (2 * d), mode="replicate"), 3, stride=1)
     return velocity
 
