@@ -325,16 +325,29 @@ class TestSecondOpinions:
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
         assert moved == taken
 
+    def test_pose_and_headers_are_judged_on_closer_nodes(self, monkeypatch):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
+        asked = []
+
+        def refined(*images, smoothness, **_):
+            asked.append(smoothness)
+            return images[2]
+
+        monkeypatch.setattr(stages, "refine", refined)
+        stage(2)(pair.fixed, pair.moving)
+        assert asked[:3] == [stages._JUDGED, stages._JUDGED, stages._STIFF]
+
     @pytest.mark.parametrize(
-        ("key", "still_seen", "prices"),
+        ("key", "still_seen", "refinements"),
         [
-            ("ct", 1.0, [stages._STIFF, stages._SOFT]),
-            ("ct", 2.0, [stages._STIFF]),
-            ("mr", 2.0, [stages._STIFF, stages._SOFT]),
+            ("ct", 1.0, [(stages._STIFF, True), (stages._SOFT, False)]),
+            ("ct", 2.0, [(stages._STIFF, True)]),
+            ("mr", 2.0, [(stages._STIFF, True), (stages._SOFT, False)]),
         ],
     )
     def test_beside_a_ct_a_field_is_soft_where_the_network_sees_hardly_an_error(
-        self, monkeypatch, key, still_seen, prices
+        self, monkeypatch, key, still_seen, refinements
     ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         fixed = dataclasses.replace(pair.fixed, key=key)
@@ -345,7 +358,7 @@ class TestSecondOpinions:
         asked, scores = [], iter({"nmi": 1 + 0.1 * n, "mind": 1 / n} for n in range(1, 9))
 
         def refined(*images, steps, smoothness, coarse):
-            asked.append(smoothness)
+            asked.append((smoothness, coarse))
             return images[2]
 
         monkeypatch.setattr(stages, "refine", refined)
@@ -353,55 +366,7 @@ class TestSecondOpinions:
         monkeypatch.setattr(stages, "_distance", lambda *_: 2.0)
         monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": still_seen})
         assert stage(2)._deformation(tried) is not None
-        assert asked == prices
-
-    @pytest.mark.parametrize(
-        ("key", "mm", "left_to_move", "taken"),
-        [
-            ("mr", 5.0, 6.0, False),
-            ("mr", 5.0, 3.0, True),  # hardly a doubt
-            ("mr", 60.0, 6.0, True),  # headers that are so far off are rarely right
-            ("pet", 5.0, 6.0, True),  # a PET is doubted more often than it is wrong
-        ],
-    )
-    def test_what_is_doubted_near_the_headers_is_given_up(
-        self, monkeypatch, key, mm, left_to_move, taken
-    ):
-        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
-        moving = dataclasses.replace(pair.moving, key=key)
-        self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
-        seen = chain([left_to_move], repeat(9.0))  # in mm; first after what was found
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
-        monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: False)
-        monkeypatch.setattr(stages.Register, "_deformation", lambda *_: None)
-        monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": next(seen)})
-        found = stage(2)(pair.fixed, moving)
-        assert found.transform == ("rigid" if taken else "none")
-        assert found.error_mm == (left_to_move if taken else 9.0)
-        assert ("would have moved what was found by another 6 mm" in found.reason) != taken
-        if left_to_move > 4.0:
-            assert not found.ok
-
-    def test_a_doubted_deformation_of_the_headers_is_given_up(self, monkeypatch):
-        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
-        monkeypatch.setattr(
-            stages.Register,
-            "_deformation",
-            lambda _, tried: torch.ones(1, 2, *tried.lattice.shape),
-        )
-        monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": 5.0})
-        found = stage(2)(pair.fixed, pair.fixed)
-        assert found.transform == "none"
-        assert not found.ddf_mm.any()
-        assert "another 5 mm" in found.reason
-
-    def test_where_nothing_was_found_nothing_is_given_up(self, monkeypatch):
-        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
-        monkeypatch.setattr(stages.Register, "_deformation", lambda *_: None)
-        monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": 5.0})
-        found = stage(2)(pair.fixed, pair.fixed)
-        assert "no other was clearly better" in found.reason
-        assert "what was found" not in found.reason
+        assert asked == refinements
 
     def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)

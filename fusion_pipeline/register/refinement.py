@@ -92,7 +92,7 @@ def refine(
         out = _optimize(_halved(of_fixed), _halved(of_moving), out, steps, rate, smoothness)
     every_other = (slice(None), slice(None), *[slice(None, None, 2)] * (fixed.ndim - 2))
     rate *= _CLOSER if coarse else 2 * _CLOSER
-    out = _optimize(of_fixed[every_other], of_moving, out, steps // 2, rate, smoothness)
+    out = _optimize(of_fixed[every_other], of_moving, out, max(1, steps // 2), rate, smoothness)
     return resize_ddf(out, half)
 
 

@@ -35,8 +35,8 @@ _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
-# Of the refinement: at first, and once a deformation has earned its place. Where pose and headers
-# are judged the lattice is coarser, and the velocity's nodes lie about as many mm apart.
+# Smoothness of the refinement: at first, and once a deformation has earned its place. Pose and
+# headers are judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4.
 _STIFF, _SOFT = Smoothness(diffusion=80.0), Smoothness(diffusion=5.0, bending=10.0)
 _JUDGED = Smoothness(diffusion=80.0, nodes=2)
 # Shares of the self-similarity distance that a deformation must remove, and by which NMI has to
@@ -61,9 +61,6 @@ _DISAGREEMENT = 0.1
 # CT and another image: softer fields of limbs of training patients end further from the headers.
 # In painted training heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
 _CLEAR_MM = 1.4
-
-_HEADERS_KEPT = "the headers' pose was kept: no other was clearly better"
-_NOT_DEFORMED = "a deformation would not have been clearly better than the pose alone"
 
 
 @dataclass(frozen=True)
@@ -170,36 +167,29 @@ class Register:
             unmoved = np.eye(fixed.spatial_dims + 1)
             seen = self._disagreement(start, None)
             return _result(start, start, unmoved, None, "none", "", seen, body_mm=body_mm)
-        images, deforms = (fixed, moving), transform == "deformable"
-        matrix, kept, details = _pose(*images, known, affine=transform != "rigid")
-        pair = start if kept == "none" else _on(*images, known, lattice, matrix)
+        matrix, kept, details = _pose(fixed, moving, known, affine=transform != "rigid")
+        pair = start if kept == "none" else _on(fixed, moving, known, lattice, matrix)
+        deforms = transform == "deformable"
+        images = fixed, moving
         if kept != "none" and (
             # emission images show too little structure to be deformed on trial
             _less_alike(start, pair)
-            if emission(*images)
+            if emission(fixed, moving)
             else self._headers_do_as_well(pair, matrix, images, known, deforms=deforms)
         ):
             matrix, kept, pair = np.eye(fixed.spatial_dims + 1), "none", start
-        if not deforms:
-            details |= self._disagreement(pair, None)
-            reason = _HEADERS_KEPT if kept == "none" else ""
-            return _result(start, pair, matrix, None, kept, reason, details, body_mm=body_mm)
-        ddf = self._deformation(pair)
-        seen = self._disagreement(pair, ddf)
-        found = kept != "none" or ddf is not None
-        if found and _does_harm(matrix, images, float(seen["error_mm"])):
-            matrix, pair, ddf = np.eye(fixed.spatial_dims + 1), start, None
-            reason = (
-                "the headers' pose was kept: the network would have moved what was found by "
-                f"another {seen['error_mm']:.0f} mm"
-            )
-            kept, seen = "none", self._disagreement(start, None)
-        else:
-            reason = _HEADERS_KEPT if kept == "none" else "" if ddf is not None else _NOT_DEFORMED
-            kept = kept if ddf is None else "deformable"
-        details |= {**seen, "mind_pose": _distance(pair, None)}
-        if ddf is not None:
-            details["mind_deformed"] = _distance(pair, ddf)
+        reason = "" if kept != "none" else "the headers' pose was kept: no other was clearly better"
+        ddf = None
+        if deforms:
+            ddf = self._deformation(pair)
+            details["mind_pose"] = _distance(pair, None)
+            if ddf is not None:
+                details["mind_deformed"] = _distance(pair, ddf)
+            if ddf is not None:
+                kept = "deformable"
+            elif not reason:
+                reason = "a deformation would not have been clearly better than the pose alone"
+        details |= self._disagreement(pair, ddf)
         return _result(start, pair, matrix, ddf, kept, reason, details, body_mm=body_mm)
 
     def _predict(self, pair: _Pair) -> Tensor:
@@ -341,16 +331,6 @@ def _pose(
     if score - pose.start < needed:
         return np.eye(len(matrix)), "none", details
     return matrix, "affine" if stretched else "rigid", details
-
-
-def _does_harm(matrix: Matrix, images: tuple[Image, Image], error_mm: float) -> bool:
-    """Whether a result is doubted that lies as near the headers as they are often wrong.
-
-    Of 32 mild moves of training patients nine ended so, on average 6.1 mm off; their headers were
-    5.6 mm off. Emission images are doubted too easily for that.
-    """
-    doubted = error_mm > _DOUBTFUL_MM and not emission(*images)
-    return doubted and _mean_move(images[0], matrix) <= _ERROR_OF_HEADERS_MM
 
 
 def _mean_move(fixed: Image, matrix: Matrix) -> float:
