@@ -53,7 +53,7 @@ def test_no_other_image_shows_bone_surely():
     [
         (("mr_t1", "mr_t2"), False, 0.03, 0.02),
         (("ct", "mr"), True, 0.03, 0.02),
-        (("mr", "pet"), False, 0.02, 0.05),
+        (("mr", "pet"), False, 0.015, 0.05),
         (("pet", "ct"), True, 0.10, 0.05),
     ],
 )
