@@ -126,22 +126,40 @@ class RegistrationNet(nn.Module):
             ``(B, (2 r + 1)^d, *Q)`` on a quarter of the padded lattice; shifts run row by row from
             −r to r along each axis, in voxels of that lattice.
         """
-        half, belief = self.velocity(fixed, moving)
-        ddf = resize_ddf(integrate(half, self.integration_steps), _padded(fixed.shape[2:]))
-        crop = tuple(slice(n) for n in fixed.shape[2:])
-        return ddf[(slice(None), slice(None), *crop)], belief
-
-    def velocity(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity on half the padded lattice, ``(B, d, *H)`` in its voxels, and the belief."""
         if fixed.shape != moving.shape:
             raise ValueError(
                 f"expected both images on one lattice, got fixed {tuple(fixed.shape)} and "
                 f"moving {tuple(moving.shape)}"
             )
-        f, m = self.features(fixed), self.features(moving)
-        skip = self.encode[0](torch.cat([f, m], 1))
+        velocity, belief = self.match(self.features(fixed), self.features(moving))
+        return self.displacement(velocity, fixed.shape[2:]), belief
+
+    def displacement(self, velocity: Tensor, shape: Sequence[int]) -> Tensor:
+        """The displacement field that a velocity from `match` leads to.
+
+        Args:
+            velocity: ``(B, d, *H)`` voxels of half the padded lattice.
+            shape: spatial shape of the images.
+
+        Returns:
+            ``(B, d, *S)`` voxels.
+        """
+        ddf = resize_ddf(integrate(velocity, self.integration_steps), _padded(shape))
+        return ddf[(slice(None), slice(None), *[slice(n) for n in shape])]
+
+    def match(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity between two images by their `features`.
+
+        Args:
+            fixed: ``(B, C, *H)``.
+            moving: ``(B, C, *H)``.
+
+        Returns:
+            ``(B, d, *H)`` in voxels of half the padded lattice, and the belief of `ddf_and_match`.
+        """
+        skip = self.encode[0](torch.cat([fixed, moving], 1))
         quarter = self.encode[1](skip)
-        cost, shift, spread, belief = self._search(_halve(f), _halve(m))
+        cost, shift, spread, belief = self._search(_halve(fixed), _halve(moving))
         found = self.search(torch.cat([cost, shift], 1))
         quarter = torch.cat([quarter, found], 1)
         eighth = self.encode[2](quarter)

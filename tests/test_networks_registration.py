@@ -135,7 +135,7 @@ def test_the_field_is_the_integral_of_the_velocity(d):
     model, shape = net(d, shaken=0.05), {2: (33, 49), 3: (33, 33, 33)}[d]
     fixed, moving = blobs(shape), blobs(shape, seed=1)
     with torch.no_grad():
-        velocity, belief = model.velocity(fixed, moving)
+        velocity, belief = model.match(model.features(fixed), model.features(moving))
         ddf, same = model.ddf_and_match(fixed, moving)
     assert velocity.shape == (1, d, *[(n + 1) // 2 for n in shape])
     assert belief.shape == (1, 5**d, *[(n + 3) // 4 for n in shape])

@@ -9,8 +9,9 @@ from fusion_pipeline.geometry import (
     resize_ddf,
     warp,
 )
+from fusion_pipeline.losses import mutual_information
 from fusion_pipeline.register import refinement
-from fusion_pipeline.register.refinement import Smoothness, refine, smooth
+from fusion_pipeline.register.refinement import Smoothness, describe, refine, smooth
 
 STIFF = Smoothness(diffusion=80.0)
 SHAPES = {2: (65, 49), 3: (33, 41, 37)}
@@ -50,6 +51,11 @@ def pair(d, size=1.0):
     return fixed, moving, ddf, body
 
 
+def refined(fixed, moving, velocity, known, moving_known, **options):
+    """`refine` on images instead of what describes them."""
+    return refine(describe(fixed, known), describe(moving, moving_known), velocity, **options)
+
+
 def field(velocity, d):
     return resize_ddf(integrate(velocity), SHAPES[d])
 
@@ -67,13 +73,15 @@ class TestRefine:
     def test_no_steps_give_the_start_back(self, d):
         fixed, moving, _, body = pair(d)
         start = waves(SHAPES[d])
-        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=0, smoothness=STIFF)
+        found = refined(
+            fixed, moving, start, body, torch.ones_like(body), steps=0, smoothness=STIFF
+        )
         assert found is start
 
     def test_finds_a_known_deformation_across_contrasts(self, d):
         fixed, moving, ddf, body = pair(d)
         found = field(
-            refine(
+            refined(
                 fixed, moving, still(d), body, torch.ones_like(body), steps=40, smoothness=STIFF
             ),
             d,
@@ -86,7 +94,7 @@ class TestRefine:
     def test_a_right_start_stays_right(self, d):
         fixed, moving, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
-        found = refine(
+        found = refined(
             fixed, moving, waves(SHAPES[d]), everywhere, everywhere, steps=15, smoothness=STIFF
         )
         # these waves are rougher than anatomy moves: the price of smoothness is half a voxel
@@ -96,7 +104,7 @@ class TestRefine:
         fixed, moving, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
         ends = [
-            refine(fixed, moving, still(d), everywhere, everywhere, steps=25, smoothness=price)
+            refined(fixed, moving, still(d), everywhere, everywhere, steps=25, smoothness=price)
             for price in (Smoothness(diffusion=5.0), STIFF)
         ]
         soft, stiff = (error(field(end, d), ddf, body) for end in ends)
@@ -115,22 +123,43 @@ class TestRefine:
         everywhere = torch.ones_like(body)
         asked, optimize = [], refinement._optimize
 
-        def watched(a, b, velocity, count, rate, smoothness):
+        def watched(a, b, velocity, count, *rest):
             asked.append((tuple(velocity.shape[2:]), count))
-            return optimize(a, b, velocity, count, rate, smoothness)
+            return optimize(a, b, velocity, count, *rest)
 
         monkeypatch.setattr(refinement, "_optimize", watched)
-        found = refine(fixed, moving, still(d), everywhere, everywhere, steps=7, **options)
+        found = refined(fixed, moving, still(d), everywhere, everywhere, steps=7, **options)
         size = tuple((n - 1) // nodes + 1 for n in SHAPES[d])
         assert asked == [(size, count) for count in steps]
         assert error(field(found, d), ddf, body) < error(torch.zeros_like(ddf), ddf, body)
+
+    def test_information_is_raised_where_it_is_worth_something(self, d):
+        fixed, moving, ddf, body = pair(d)
+        everywhere = torch.ones_like(body)
+        shared, errors = [], []
+        for worth in (0.0, 10.0):
+            end = refined(
+                fixed,
+                moving,
+                still(d),
+                everywhere,
+                everywhere,
+                steps=25,
+                smoothness=STIFF,
+                information=worth,
+            )
+            found = field(end, d)
+            shared.append(float(mutual_information(fixed, warp(moving, found, fill=None), body)))
+            errors.append(error(found, ddf, body))
+        assert shared[1] > shared[0] + 0.01
+        assert errors[1] < errors[0]
 
     def test_a_thin_slab_is_refined(self, d):
         image = torch.randn((1, 1, 17, *[3] * (d - 1)), generator=torch.Generator().manual_seed(0))
         start = torch.zeros(1, d, *half(image.shape[2:]))
         everywhere = torch.ones_like(image)
         soft = Smoothness(diffusion=5.0, bending=10.0)
-        found = refine(image, image, start, everywhere, everywhere, steps=4, smoothness=soft)
+        found = refined(image, image, start, everywhere, everywhere, steps=4, smoothness=soft)
         assert found.shape == start.shape
         assert torch.isfinite(found).all()
 
@@ -144,14 +173,16 @@ class TestRefine:
     def test_equal_images_stay(self, d):
         fixed, _, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
-        found = refine(fixed, fixed, still(d), everywhere, everywhere, steps=15, smoothness=STIFF)
+        found = refined(fixed, fixed, still(d), everywhere, everywhere, steps=15, smoothness=STIFF)
         assert error(field(found, d), torch.zeros_like(ddf), body) < 0.1
 
     def test_leaves_its_start_untouched(self, d):
         fixed, moving, _, body = pair(d)
         start = waves(SHAPES[d], 0.5)
         kept = start.clone()
-        found = refine(fixed, moving, start, body, torch.ones_like(body), steps=3, smoothness=STIFF)
+        found = refined(
+            fixed, moving, start, body, torch.ones_like(body), steps=3, smoothness=STIFF
+        )
         assert torch.equal(start, kept)
         assert not found.requires_grad
         assert found.shape == start.shape
@@ -162,20 +193,21 @@ class TestRefine:
         known[..., :6] = 0
         moving_known[..., -9:] = 0
         other = torch.where(known > 0, fixed, 9.0), torch.where(moving_known > 0, moving, -9.0)
-        first = refine(fixed, moving, still(d), known, moving_known, steps=6, smoothness=STIFF)
-        second = refine(*other, still(d), known, moving_known, steps=6, smoothness=STIFF)
+        first = refined(fixed, moving, still(d), known, moving_known, steps=6, smoothness=STIFF)
+        second = refined(*other, still(d), known, moving_known, steps=6, smoothness=STIFF)
         torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
 
     def test_nothing_known_moves_nothing(self, d):
         fixed, moving, _, body = pair(d)
         nothing = torch.zeros_like(body)
-        found = refine(fixed, moving, still(d), nothing, nothing, steps=6, smoothness=STIFF)
+        found = refined(fixed, moving, still(d), nothing, nothing, steps=6, smoothness=STIFF)
         assert float(found.abs().max()) < 1e-6
 
     def test_the_same_bits_each_time(self, d):
         fixed, moving, _, body = pair(d)
         first, second = (
-            refine(fixed, moving, still(d), body, body, steps=6, smoothness=STIFF) for _ in range(2)
+            refined(fixed, moving, still(d), body, body, steps=6, smoothness=STIFF)
+            for _ in range(2)
         )
         assert torch.equal(first, second)
 

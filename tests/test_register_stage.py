@@ -17,7 +17,11 @@ from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register import Register
 from fusion_pipeline.register import stage as stages
 from fusion_pipeline.register.pose import Pose
+from fusion_pipeline.register.trial import Trial
 from fusion_pipeline.synthesis import synthetic_patient
+
+# smoothness, what information is worth, and whether the first level is gone through
+STIFF, SOFT = (stages._STIFF, 0.0, True), (stages._SOFT, stages._INFORMATION, False)
 
 
 def stage(d, **options):
@@ -274,7 +278,7 @@ class TestSecondOpinions:
 
     @staticmethod
     def found_by_search(monkeypatch, matrix):
-        pose = Pose(matrix, matrix, start=0.1, rigid_score=0.9, score=0.9, far=0.0)
+        pose = Pose(matrix, matrix, start=0.5, rigid_score=0.9, score=0.9, far=0.0)
         monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
 
     def test_a_pose_that_spoils_the_structure_is_not_taken(self, monkeypatch):
@@ -320,7 +324,7 @@ class TestSecondOpinions:
         left = iter([1.0, 1.0 - explained])
         seen = chain(still_seen, repeat(2.0))  # in mm; the last of them is the result's own
         monkeypatch.setattr(stages, "_unlikely", lambda *_: next(left))
-        monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": next(seen)})
+        monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
         found = stage(2)(pair.fixed, pair.moving)
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
         assert moved == taken
@@ -330,43 +334,69 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
         asked = []
 
-        def refined(*images, smoothness, **_):
+        def refined(of_fixed, of_moving, velocity, *, smoothness, **_):
             asked.append(smoothness)
-            return images[2]
+            return velocity
 
         monkeypatch.setattr(stages, "refine", refined)
         stage(2)(pair.fixed, pair.moving)
         assert asked[:3] == [stages._JUDGED, stages._JUDGED, stages._STIFF]
 
     @pytest.mark.parametrize(
-        ("key", "still_seen", "refinements"),
+        ("key", "still_seen", "gain", "refinements", "kept"),
         [
-            ("ct", 1.0, [(stages._STIFF, True), (stages._SOFT, False)]),
-            ("ct", 2.0, [(stages._STIFF, True)]),
-            ("mr", 2.0, [(stages._STIFF, True), (stages._SOFT, False)]),
+            ("ct", 1.0, 0.2, [STIFF, SOFT], "soft"),
+            ("ct", 2.0, 0.2, [STIFF], "stiff"),
+            ("mr", 2.0, 0.2, [STIFF, SOFT], "soft"),
+            # the stiff field shows too little: a soft one is on trial, on clear images
+            ("ct", 1.0, 0.028, [STIFF, SOFT], "soft"),
+            ("mr", 1.0, 0.028, [STIFF, SOFT], "soft"),
+            ("mr", 2.0, 0.028, [STIFF], "none"),
+            ("mr", 1.0, 0.012, [STIFF, SOFT], "none"),
         ],
     )
-    def test_beside_a_ct_a_field_is_soft_where_the_network_sees_hardly_an_error(
-        self, monkeypatch, key, still_seen, refinements
+    def test_a_field_is_soft_where_the_pair_and_what_is_seen_allow_it(
+        self, monkeypatch, key, still_seen, gain, refinements, kept
     ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         fixed = dataclasses.replace(pair.fixed, key=key)
         moving = dataclasses.replace(pair.moving, key="mr")
-        known = torch.ones_like(fixed.array), torch.ones_like(moving.array)
+        stage_ = stage(2)
         lattice = stages.working_lattice(fixed, moving)
-        tried = stages._on(fixed, moving, known, lattice, np.eye(3))
-        asked, scores = [], iter({"nmi": 1 + 0.1 * n, "mind": 1 / n} for n in range(1, 9))
+        sides = [
+            stage_._side(image, torch.ones_like(image.array), lattice) for image in (fixed, moving)
+        ]
+        asked = []
 
-        def refined(*images, steps, smoothness, coarse):
-            asked.append((smoothness, coarse))
-            return images[2]
+        def refined(of_fixed, of_moving, velocity, *, steps, smoothness, information, coarse):
+            asked.append((smoothness, information, coarse))
+            return velocity + 1e-3  # one step further than what it began with
+
+        def similarity(trial):
+            moves = 0.0 if trial.ddf is None else float(trial.ddf.mean())
+            n = round(moves / 2e-3)  # 1: stiff, 2: soft
+            return {"nmi": 1 + 0.1 * (1 + 10 * n * gain), "mind": 1 - n * gain, "overlap": 1.0}
 
         monkeypatch.setattr(stages, "refine", refined)
-        monkeypatch.setattr(stages, "_similarity", lambda *_: next(scores))
-        monkeypatch.setattr(stages, "_distance", lambda *_: 2.0)
-        monkeypatch.setattr(stages.Register, "_disagreement", lambda *_: {"error_mm": still_seen})
-        assert stage(2)._deformation(tried) is not None
+        monkeypatch.setattr(Trial, "similarity", property(similarity))
+        monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
+        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
+        end = stage_._deformed(stages.Pair(*sides, lattice), (fixed, moving))
         assert asked == refinements
+        moves = 0 if end.ddf is None else round(float(end.ddf.mean()) / 2e-3)
+        assert ("none", "stiff", "soft")[moves] == kept
+
+    @pytest.mark.parametrize(("score", "asked"), [(1.0, True), (1.2, False)])
+    def test_headers_are_no_rival_to_a_score_that_is_many_times_theirs(
+        self, monkeypatch, score, asked
+    ):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        matrix = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
+        pose = Pose(matrix, matrix, start=0.5, rigid_score=score, score=score, far=0.0)
+        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: True)
+        found = stage(2)(pair.fixed, pair.moving, transform="rigid")
+        assert np.array_equal(found.moving_from_fixed, np.eye(3)) == asked
 
     def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)

@@ -81,9 +81,10 @@ class Points:
         where = (near[0, 0] > 0.5).nonzero()
         if len(where) == 0:
             where = torch.ones_like(near[0, 0]).nonzero()
-        chosen = where[torch.randperm(len(where), generator=generator)[:count]].float()
+        drawn = torch.randperm(len(where), generator=generator)[:count]
         # off the lattice: grid points that meet grid points make false peaks
-        chosen = chosen + torch.rand(chosen.shape, generator=generator) - 0.5
+        chosen = where[drawn] + torch.rand((len(drawn), where.shape[1]), generator=generator) - 0.5
+        chosen = chosen[drawn.argsort()]  # neighbours are read from one place of the memory
         self.values = sample(source.values, chosen[None], fill=None)[0, 0].clamp(0, 1)
         self.weight = sample(source.known, chosen[None], fill=0.0)[0, 0]
         self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]

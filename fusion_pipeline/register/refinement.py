@@ -8,12 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.geometry import identity_points, integrate, resize_ddf, sample
-from fusion_pipeline.losses import bending_energy, diffusion_energy, mind_ssc
+from fusion_pipeline.losses import (
+    bending_energy,
+    diffusion_energy,
+    mind_ssc,
+    mutual_information,
+)
 
 _PATIENCE = 8
 _RATE = 0.5  # voxels of the whole lattice
 _CLOSER = 0.4  # of that on the second level after the first one, twice that without it
 _LEAST_NODES = 3  # along an axis, so that it can bend
+_BINS = 24
+_EVERY = 3  # of the compared voxels enters the histogram of the mutual information
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,27 @@ class Smoothness:
         return cost
 
 
+def describe(image: Tensor, known: Tensor) -> Tensor:
+    """What two images are compared by: the values, MIND-SSC of what is known, and where that is.
+
+    Args:
+        image: ``(1, 1, *S)`` normalized.
+        known: ``(1, 1, *S)`` 0..1.
+
+    Returns:
+        ``(1, C, *S)``: ``image``, the self-similarities, ``known``.
+    """
+    return torch.cat([image, mind_ssc(image, mask=known), known], 1)
+
+
 def refine(
     fixed: Tensor,
     moving: Tensor,
     velocity: Tensor,
-    known: Tensor,
-    moving_known: Tensor,
     *,
     steps: int,
     smoothness: Smoothness,
+    information: float = 0.0,
     coarse: bool = True,
 ) -> Tensor:
     """Lower the self-similarity distance of one pair by changing its velocity field.
@@ -58,20 +77,19 @@ def refine(
     lattice for half of the steps. The velocity has its nodes on a quarter or half of the lattice,
     is kept smooth by a blur and by what roughness costs, and is integrated, so that nothing folds.
     It is so smooth that comparing on half the lattice is enough on both levels: an eighth of the
-    voxels. Stops early when the loss no longer falls.
+    voxels in 3D. Stops early when the loss no longer falls.
 
     Convention:
         - lattices: odd sizes, so that half the lattice keeps the corner voxels
         - unit: ``velocity`` in voxels of half the lattice
 
     Args:
-        fixed: ``(1, 1, *S)`` normalized image.
-        moving: ``(1, 1, *S)`` normalized, after the pose stage.
+        fixed: ``(1, C, *S)`` `describe` of the reference.
+        moving: ``(1, C, *S)`` `describe` of the moving image after the pose stage.
         velocity: ``(1, d, *H)`` to start from.
-        known: ``(1, 1, *S)`` 0..1, where the fixed image is compared.
-        moving_known: ``(1, 1, *S)`` 0..1, where the moving image is data.
         steps: at most so many on the first level; 0 gives ``velocity`` back.
         smoothness: how rough the velocity may be.
+        information: what a nat of mutual information is worth beside the hundredfold distance.
         coarse: whether the first level is gone through; not needed from a start that has been.
 
     Returns:
@@ -83,22 +101,18 @@ def refine(
     """
     if steps == 0:
         return velocity
-    of_fixed, of_moving = _described(fixed, known), _described(moving, moving_known)
     half = velocity.shape[2:]
     quarter = tuple(max(_LEAST_NODES, (n + 1) // 2) for n in half)
     out = resize_ddf(velocity, half if smoothness.nodes == 2 else quarter)
     rate = _RATE / smoothness.nodes
     if coarse:
-        out = _optimize(_halved(of_fixed), _halved(of_moving), out, steps, rate, smoothness)
+        out = _optimize(_halved(fixed), _halved(moving), out, steps, rate, smoothness, information)
     every_other = (slice(None), slice(None), *[slice(None, None, 2)] * (fixed.ndim - 2))
     rate *= _CLOSER if coarse else 2 * _CLOSER
-    out = _optimize(of_fixed[every_other], of_moving, out, max(1, steps // 2), rate, smoothness)
+    out = _optimize(
+        fixed[every_other], moving, out, max(1, steps // 2), rate, smoothness, information
+    )
     return resize_ddf(out, half)
-
-
-def _described(image: Tensor, known: Tensor) -> Tensor:
-    """Self-similarities and, as the last channel, where they are known."""
-    return torch.cat([mind_ssc(image, mask=known), known], 1)
 
 
 def _optimize(
@@ -108,6 +122,7 @@ def _optimize(
     steps: int,
     rate: float,
     smoothness: Smoothness,
+    information: float,
 ) -> Tensor:
     """Adam on one level; gives back the best velocity it has seen."""
     blurs = 4 // smoothness.nodes
@@ -117,7 +132,7 @@ def _optimize(
     for _ in range(steps):
         optimizer.zero_grad()
         bent = smooth(current, blurs)
-        loss = _distance(fixed, moving, bent) + smoothness.price(bent)
+        loss = _unlikeness(fixed, moving, bent, information) + smoothness.price(bent)
         loss.backward()
         value = float(loss.detach())
         since = 0 if value < lowest * 0.999 else since + 1
@@ -129,8 +144,8 @@ def _optimize(
     return best
 
 
-def _distance(fixed: Tensor, moving: Tensor, velocity: Tensor) -> Tensor:
-    """Hundredfold distance of the descriptors over the common field of view.
+def _unlikeness(fixed: Tensor, moving: Tensor, velocity: Tensor, information: float) -> Tensor:
+    """Hundredfold distance of the descriptors over the common field of view, less information.
 
     ``moving`` lies on the lattice of ``fixed`` or on one of half its spacing.
     """
@@ -139,11 +154,16 @@ def _distance(fixed: Tensor, moving: Tensor, velocity: Tensor) -> Tensor:
     points = fineness * (identity_points(fixed.shape[2:], device=fixed.device) + ddf)
     warped = sample(moving, points, fill=0.0)
     both = fixed[:, -1:] * warped[:, -1:]
-    distance = (fixed[:, :-1] - warped[:, :-1]).square().mean(1, keepdim=True)
+    distance = (fixed[:, 1:-1] - warped[:, 1:-1]).square().mean(1, keepdim=True)
     # divided by what the fixed image knows, not by the overlap: losing overlap must not pay
     lost = fixed[:, -1:] * (1 - warped[:, -1:])
     unseen = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
-    return 100 * (distance * both + unseen * lost).sum() / fixed[:, -1:].sum().clamp_min(1.0)
+    total = (distance * both + unseen * lost).sum() / fixed[:, -1:].sum().clamp_min(1.0)
+    if not information:
+        return 100 * total
+    some = [x.flatten(2)[..., ::_EVERY] for x in (fixed[:, :1], warped[:, :1], both)]
+    shared = mutual_information(*some, bins=_BINS, normalized=False)[0]
+    return 100 * total - information * shared
 
 
 def smooth(velocity: Tensor, times: int = 1) -> Tensor:

@@ -1,7 +1,7 @@
 """`Register`: pose, network, refinement; each kept only where it earns its place."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,23 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image, InputError, TransformKind
-from fusion_pipeline.geometry import (
-    apply_affine,
-    compose,
-    ddf_mm_from_ddf,
-    integrate,
-    jacobian_determinant,
-    resize_ddf,
-    warp,
-)
+from fusion_pipeline.geometry import apply_affine, ddf_mm_from_ddf, jacobian_determinant
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses import diffusion_energy
-from fusion_pipeline.metrics import mind_distance, normalized_mutual_information
+from fusion_pipeline.metrics import mind_distance
 from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register.lattice import Lattice, OnLattice, on_lattice, working_lattice
+from fusion_pipeline.register.lattice import Lattice, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose
 from fusion_pipeline.register.refinement import Smoothness, refine
 from fusion_pipeline.register.registration import Registration
+from fusion_pipeline.register.trial import Pair, Side, Trial
 from fusion_pipeline.register.views import emission, known_region
 
 # The pose must raise its score by so many nats and by what its distance from the headers costs, or
@@ -39,14 +32,15 @@ _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses 
 # headers are judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4.
 _STIFF, _SOFT = Smoothness(diffusion=80.0), Smoothness(diffusion=5.0, bending=10.0)
 _JUDGED = Smoothness(diffusion=80.0, nodes=2)
-# Shares of the self-similarity distance that a deformation must remove, and by which NMI has to
-# rise as well. Emission images carry little structure, beside a CT least: on limbs of training
-# patients, small gains there were noise.
-_DEFORMABLE_GAIN, _DEFORMABLE_GAIN_OF_PET_CT, _DEFORMABLE_GAIN_OF_PET_MR = 0.03, 0.10, 0.015
-_SECOND_OPINION, _SECOND_OPINION_WITH_EMISSION = 0.02, 0.05
+# What a nat of mutual information is worth to a soft field. Self-similarity alone bends a skull off
+# its place; on limbs of training patients information leads further from the headers still.
+_INFORMATION = 6.0
 _TAPER_MM = 20.0
 _LEAST_OVERLAP = 0.1
-_DOUBTFUL_MM = 4.0  # of 59 training results 5 are beyond, 3 of them more than 5 mm off
+_DOUBTFUL_MM = 4.0  # of 55 training results 17 are beyond, 14 of them more than 5 mm off
+# Where the pose multiplies the headers' score by so much, they are not tried as its rival: on
+# training patients they won up to 1.96 times their score.
+_UNDISPUTED = 2.2
 _JUDGED_ON = 1.5  # times the working spacing: a third of the time
 _STRAIN_COSTS = 8.0  # of the self-similarity distance, per mean squared strain
 # By so much must a pose that is as far from the headers as they are often wrong be better than
@@ -64,38 +58,34 @@ _CLEAR_MM = 1.4
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Both images on the lattice, after the pose, and where they are compared.
+class _Gate:
+    """What a deformation has to show.
 
     Attributes:
-        fixed: the reference.
-        moving: the moving image after the pose.
-        lattice: where both are sampled.
-        least_gain: share of the self-similarity distance that a deformation must remove.
-        second_opinion: share by which NMI has to rise as well.
-        with_ct: whether one of both is a CT.
+        structure: share of the self-similarity distance that it must remove.
+        information: share by which NMI has to rise as well: self-similarity alone can fall while a
+            good pose is bent away.
     """
 
-    fixed: OnLattice
-    moving: OnLattice
-    lattice: Lattice
-    least_gain: float
-    second_opinion: float
-    with_ct: bool
+    structure: float
+    information: float
 
-    def moved(self, ddf: Tensor | None = None) -> Tensor:
-        """``(1, 1, *S)`` the moving image after a deformation in voxels of the lattice."""
-        image = self.moving.image
-        return image if ddf is None else warp(image, ddf, fill=None)
+    def and_also(self, other: "_Gate") -> "_Gate":
+        """What satisfies both."""
+        return _Gate(max(self.structure, other.structure), max(self.information, other.information))
 
-    def compared(self, ddf: Tensor | None = None, *, either: bool = False) -> Tensor:
-        """``(1, 1, *S)`` 0/1: the fixed body, or either's, where both images are data."""
-        known = self.moving.known if ddf is None else warp(self.moving.known, ddf)
-        body = self.fixed.body > 0
-        if either:
-            moved = self.moving.body if ddf is None else warp(self.moving.body, ddf)
-            body = body | (moved > 0.5)
-        return (body & (self.fixed.known > 0.5) & (known > 0.5)).float()
+    def lets(self, after: Trial, before: Trial) -> bool:
+        """Whether a deformation has shown it, against what was before."""
+        new, old = after.similarity, before.similarity
+        alike = new["mind"] < old["mind"] * (1 - self.structure)
+        return alike and new["nmi"] - 1 > (old["nmi"] - 1) * (1 + self.information)
+
+
+# Emission images carry little structure, beside a CT least: on limbs of training patients, small
+# gains there were noise.
+_GATE, _GATE_OF_PET_CT, _GATE_OF_PET_MR = _Gate(0.03, 0.02), _Gate(0.10, 0.05), _Gate(0.015, 0.05)
+_SOFTER = _Gate(0.0, 0.02)  # of a soft field after a stiff one that was kept
+_ON_TRIAL = _Gate(0.035, 0.12)  # of a soft field after a stiff one that was not
 
 
 class Register:
@@ -161,56 +151,63 @@ class Register:
         fixed, moving = fixed.in_canonical_axes(), moving.in_canonical_axes()
         known = known_region(fixed, fixed_mask), known_region(moving, moving_mask)
         lattice = working_lattice(fixed, moving, self.working_spacing)
-        start = _on(fixed, moving, known, lattice, np.eye(fixed.spatial_dims + 1))
+        unmoved = np.eye(fixed.spatial_dims + 1)
+        reference = self._side(fixed, known[0], lattice)
+        start = Pair(reference, self._side(moving, known[1], lattice), lattice)
         body_mm = _body_mm(moving, known[1], lattice.spacing)
         if transform == "none":
-            unmoved = np.eye(fixed.spatial_dims + 1)
-            seen = self._disagreement(start, None)
-            return _result(start, start, unmoved, None, "none", "", seen, body_mm=body_mm)
+            return _result(start, start.undeformed, unmoved, "none", "", {}, body_mm=body_mm)
         matrix, kept, details = _pose(fixed, moving, known, affine=transform != "rigid")
-        pair = start if kept == "none" else _on(fixed, moving, known, lattice, matrix)
+        pair = start
+        if kept != "none":
+            pair = Pair(reference, self._side(moving, known[1], lattice, matrix), lattice)
         deforms = transform == "deformable"
         images = fixed, moving
         if kept != "none" and (
             # emission images show too little structure to be deformed on trial
             _less_alike(start, pair)
             if emission(fixed, moving)
-            else self._headers_do_as_well(pair, matrix, images, known, deforms=deforms)
+            else details["pose_score"] < _UNDISPUTED * details["pose_score_start"]
+            and self._headers_do_as_well(pair, matrix, images, known, deforms=deforms)
         ):
-            matrix, kept, pair = np.eye(fixed.spatial_dims + 1), "none", start
+            matrix, kept, pair = unmoved, "none", start
         reason = "" if kept != "none" else "the headers' pose was kept: no other was clearly better"
-        ddf = None
+        end = pair.undeformed
         if deforms:
-            ddf = self._deformation(pair)
-            details["mind_pose"] = _distance(pair, None)
-            if ddf is not None:
-                details["mind_deformed"] = _distance(pair, ddf)
-            if ddf is not None:
+            end = self._deformed(pair, images)
+            details["mind_pose"] = pair.undeformed.similarity["mind"]
+            if end.ddf is not None:
                 kept = "deformable"
+                details["mind_deformed"] = end.distance(pair.undeformed.compared() * end.compared())
             elif not reason:
                 reason = "a deformation would not have been clearly better than the pose alone"
-        details |= self._disagreement(pair, ddf)
-        return _result(start, pair, matrix, ddf, kept, reason, details, body_mm=body_mm)
+        return _result(start, end, matrix, kept, reason, details, body_mm=body_mm)
 
-    def _predict(self, pair: _Pair) -> Tensor:
+    def _side(
+        self, image: Image, known: Tensor, lattice: Lattice, pose: Matrix | None = None
+    ) -> Side:
+        """One image on the lattice."""
+        return Side(on_lattice(image, known, lattice, pose), self.network, self.device)
+
+    def _predict(self, pair: Pair) -> tuple[Tensor, Trial]:
         """The network's velocity on half the lattice; zero where the images are then less alike.
 
         One pass: on training pairs a second one on the first one's result made it worse.
         """
         size = tuple((n + 1) // 2 for n in pair.lattice.shape)
         crop = (slice(None), slice(None), *[slice(n) for n in size])
-        fixed, moving = pair.fixed.image.to(self.device), pair.moving.image.to(self.device)
         with torch.no_grad():
-            velocity = self.network.velocity(fixed, moving)[0][crop].cpu() * _taper(pair)
-        return (
-            velocity
-            if _distance(pair, _ddf(velocity, pair)) < _distance(pair, None)
-            else torch.zeros_like(velocity)
-        )
+            velocity = self.network.match(pair.fixed.features, pair.moving.features)[0]
+        velocity = velocity[crop].cpu() * _taper(pair)
+        trial = pair.trial(velocity)
+        where = trial.compared() * pair.undeformed.compared()
+        if trial.distance(where) < pair.undeformed.distance(where):
+            return velocity, trial
+        return torch.zeros_like(velocity), pair.undeformed
 
     def _headers_do_as_well(
         self,
-        pair: _Pair,
+        pair: Pair,
         matrix: Matrix,
         images: tuple[Image, Image],
         known: tuple[Tensor, Tensor],
@@ -227,97 +224,89 @@ class Register:
         """
         fixed, moving = images
         lattice = working_lattice(fixed, moving, _JUDGED_ON * pair.lattice.spacing)
-        ends: list[tuple[_Pair, Tensor | None]] = []
-        for start in (np.eye(len(matrix)), matrix):
-            rival = _on(fixed, moving, known, lattice, start)
-            velocity = self._refined(rival, self._predict(rival), _JUDGED) if deforms else None
-            ends.append((rival, None if velocity is None else _ddf(velocity, rival)))
-        where = torch.ones_like(ends[0][0].fixed.known)
-        for end, ddf in ends:  # a limb that lies on air speaks against a pose
-            where = where * end.compared(either=True) * end.compared(ddf, either=True)
+        reference = self._side(fixed, known[0], lattice)
+        starts: list[Trial] = []
+        ends: list[Trial] = []
+        for pose in (None, matrix):
+            rival = Pair(reference, self._side(moving, known[1], lattice, pose), lattice)
+            starts.append(rival.undeformed)
+            if deforms:
+                velocity = self._refined(rival, self._predict(rival)[0], _JUDGED)
+                ends.append(rival.trial(velocity))
+        where = torch.ones_like(reference.shown.known)
+        for trial in (*starts, *ends):  # a limb that lies on air speaks against a pose
+            where = where * trial.compared(either=True)
         if float(where.sum()) == 0:
             return False
-        bone = torch.stack([x.bone for end, _ in ends for x in (end.fixed, end.moving)]).amax(0)
-        headers, pose = (_unlikely(end, ddf, where, where * bone) for end, ddf in ends)
+        sides = [side for start in starts for side in (start.fixed, start.moved)]
+        bone = torch.stack([side.shown.bone for side in sides]).amax(0)
+        headers, pose_left = (
+            _unlikely(trials, where, where * bone)
+            for trials in (zip(starts, ends, strict=True) if deforms else [(x,) for x in starts])
+        )
         if not deforms:
-            return headers < pose
+            return headers < pose_left
         near = float(np.clip(2 - _mean_move(fixed, matrix) / _ERROR_OF_HEADERS_MM, -1, 1))
-        seen = [float(self._disagreement(end, ddf)["error_mm"]) for end, ddf in ends]
-        gain = _log_ratio(headers, pose) + _DISAGREEMENT * _log_ratio(*seen)
+        seen = [end.error_mm for end in ends]
+        gain = _log_ratio(headers, pose_left) + _DISAGREEMENT * _log_ratio(*seen)
         needed = _NEAR_MUST_GAIN * near
         return gain < (min(0.0, needed) if max(seen) <= _CLEAR_MM else needed)
 
     def _refined(
-        self, pair: _Pair, velocity: Tensor, smoothness: Smoothness, *, coarse: bool = True
+        self,
+        pair: Pair,
+        velocity: Tensor,
+        smoothness: Smoothness,
+        *,
+        information: float = 0.0,
+        coarse: bool = True,
     ) -> Tensor:
         """A velocity after its refinement."""
         return refine(
-            pair.fixed.image,
-            pair.moving.image,
+            pair.fixed.described,
+            pair.moving.described,
             velocity,
-            pair.fixed.known,
-            pair.moving.known,
             steps=self.refine_steps,
             smoothness=smoothness,
+            information=information,
             coarse=coarse,
         )
 
-    def _deformation(self, pair: _Pair) -> Tensor | None:
-        """The refined deformation in voxels of the lattice; None where it earns no place."""
-        velocity = self._predict(pair)
+    def _deformed(self, pair: Pair, images: tuple[Image, Image]) -> Trial:
+        """The pair after the deformation that earns its place, or as the pose left it."""
+        gate, with_ct = _gate(*images), "ct" in [image.modality for image in images]
+        velocity, predicted = self._predict(pair)
         refined = self._refined(pair, velocity, _STIFF)
-        best, lowest = None, _distance(pair, None) * (1 - pair.least_gain)
-        least = _similarity(pair)["nmi"] - 1
-        for candidate in (velocity, refined):
-            ddf = _ddf(candidate, pair)
-            found = _similarity(pair, ddf)
-            # a second opinion: self-similarity alone can fall while a good pose is bent away
-            if found["mind"] < lowest and found["nmi"] - 1 > least * (1 + pair.second_opinion):
-                best, lowest = ddf, found["mind"]
-        if best is None or self.refine_steps == 0:
+        stiff = pair.trial(refined)
+        best = pair.undeformed
+        for trial in (predicted, stiff):
+            if trial.similarity["mind"] < best.similarity["mind"] and gate.lets(
+                trial, pair.undeformed
+            ):
+                best = trial
+        kept = best.ddf is not None
+        clear = with_ct or not kept  # for these a soft field is tried on clear images only
+        if self.refine_steps == 0 or (clear and stiff.error_mm > _CLEAR_MM):
             return best
-        if pair.with_ct and float(self._disagreement(pair, best)["error_mm"]) > _CLEAR_MM:
-            return best
-        softer = _ddf(self._refined(pair, refined, _SOFT, coarse=False), pair)
-        before, after = _similarity(pair, best), _similarity(pair, softer)
-        rises = after["nmi"] - 1 > (before["nmi"] - 1) * (1 + _SECOND_OPINION)
-        return softer if after["mind"] < before["mind"] and rises else best
-
-    def _disagreement(self, pair: _Pair, ddf: Tensor | None) -> dict[str, float | Tensor]:
-        """How far the network would still move the result, forth and back: estimates the error."""
-        fixed, moved = pair.fixed.image.to(self.device), pair.moved(ddf).to(self.device)
-        with torch.no_grad():
-            forth, back = self.network(fixed, moved), self.network(moved, fixed)
-            apart = compose(forth, back)
-            length = [x.square().sum(1).sqrt() for x in (forth, back, apart)]
-        error = (torch.stack(length).mean(0) * pair.lattice.spacing).cpu()[0]
-        inside = pair.compared(ddf)[0, 0] > 0
-        mean = float(error[inside].mean()) if bool(inside.any()) else float("nan")
-        return {"error_mm": mean, "error_map_mm": error}
+        soft = pair.trial(
+            self._refined(pair, refined, _SOFT, information=_INFORMATION, coarse=False)
+        )
+        return soft if (_SOFTER if kept else gate.and_also(_ON_TRIAL)).lets(soft, best) else best
 
 
-def _on(
-    fixed: Image, moving: Image, known: tuple[Tensor, Tensor], lattice: Lattice, pose: Matrix
-) -> _Pair:
-    """Both images on the lattice."""
-    with_ct, emits = "ct" in (fixed.modality, moving.modality), emission(fixed, moving)
-    of_emission = _DEFORMABLE_GAIN_OF_PET_CT if with_ct else _DEFORMABLE_GAIN_OF_PET_MR
-    return _Pair(
-        on_lattice(fixed, known[0], lattice),
-        on_lattice(moving, known[1], lattice, pose),
-        lattice,
-        of_emission if emits else _DEFORMABLE_GAIN,
-        _SECOND_OPINION_WITH_EMISSION if emits else _SECOND_OPINION,
-        with_ct,
-    )
+def _gate(fixed: Image, moving: Image) -> _Gate:
+    """What a stiff deformation of this pair has to show."""
+    if not emission(fixed, moving):
+        return _GATE
+    return _GATE_OF_PET_CT if "ct" in (fixed.modality, moving.modality) else _GATE_OF_PET_MR
 
 
 def _pose(
     fixed: Image, moving: Image, known: tuple[Tensor, Tensor], *, affine: bool
-) -> tuple[Matrix, TransformKind, dict[str, float | Tensor]]:
+) -> tuple[Matrix, TransformKind, dict[str, float]]:
     """The pose that is clearly better than the headers', or the headers' own."""
     pose = find_pose(fixed, moving, known, affine=affine)
-    details: dict[str, float | Tensor] = {
+    details = {
         "pose_score_start": pose.start,
         "pose_score_rigid": pose.rigid_score,
         "pose_score": pose.score,
@@ -341,9 +330,9 @@ def _mean_move(fixed: Image, matrix: Matrix) -> float:
     return float(np.linalg.norm(apply_affine(matrix, world) - world, axis=1).mean())
 
 
-def _taper(pair: _Pair) -> Tensor:
+def _taper(pair: Pair) -> Tensor:
     """1 where both images show something, fading to 0 over some 20 mm: nothing is known beyond."""
-    where = pair.moving.known * pair.fixed.known
+    where = pair.moving.shown.known * pair.fixed.shown.known
     d = where.ndim - 2
     pool = F.avg_pool3d if d == 3 else F.avg_pool2d
     half = pool(where, 3, stride=2, padding=1, count_include_pad=False)
@@ -352,31 +341,26 @@ def _taper(pair: _Pair) -> Tensor:
     return half
 
 
-def _less_alike(start: _Pair, pair: _Pair) -> bool:
+def _less_alike(start: Pair, pair: Pair) -> bool:
     """Whether a pose lowers one of both similarities."""
-    before, after = _similarity(start), _similarity(pair)
+    before, after = start.undeformed.similarity, pair.undeformed.similarity
     return after["nmi"] < before["nmi"] or after["mind"] > before["mind"]
 
 
-def _ddf(velocity: Tensor, pair: _Pair) -> Tensor:
-    """The displacement in voxels of the lattice that a velocity on half of it leads to."""
-    return resize_ddf(integrate(velocity), pair.lattice.shape)
-
-
-def _unlikely(pair: _Pair, ddf: Tensor | None, *regions: Tensor) -> float:
+def _unlikely(trials: Sequence[Trial], *regions: Tensor) -> float:
     """What a pose and its deformation leave unexplained over each region that is not empty.
 
     The self-similarity distances after the pose alone and after the deformation, and what the
     strain costs. After the deformation alone, even exact rigid moves are no better than headers
     that are bent (generated phantoms).
     """
-    fields = [None] if ddf is None else [None, ddf]
     left = sum(
-        float(mind_distance(pair.fixed.image, pair.moved(field), where))
+        float(mind_distance(trial.fixed.shown.image, trial.moved.shown.image, where))
         for where in regions
         if bool(where.any())
-        for field in fields
+        for trial in trials
     )
+    ddf = trials[-1].ddf
     if ddf is None:
         return left
     strain = diffusion_energy(ddf, [1.0] * (ddf.ndim - 2)).sum()
@@ -388,46 +372,23 @@ def _log_ratio(a: float, b: float) -> float:
     return math.log(a / b) if a > 0 and b > 0 else 0.0
 
 
-def _distance(pair: _Pair, ddf: Tensor | None) -> float:
-    """Self-similarity distance over what is seen both before and after the deformation."""
-    where = pair.compared() * pair.compared(ddf)
-    if float(where.sum()) == 0:
-        return 1.0
-    return float(mind_distance(pair.fixed.image, pair.moved(ddf), where))
-
-
-def _similarity(pair: _Pair, ddf: Tensor | None = None) -> dict[str, float]:
-    """NMI (higher is better), self-similarity distance (lower is) over the overlap; the overlap."""
-    where = pair.compared(ddf)
-    moved = pair.moved(ddf)
-    share = float(where.sum() / pair.fixed.body.sum().clamp_min(1.0))
-    if float(where.sum()) < 100:
-        return {"nmi": 1.0, "mind": 1.0, "overlap": share}
-    nmi = normalized_mutual_information(pair.fixed.image[0, 0], moved[0, 0], where[0, 0], 32)
-    mind = float(mind_distance(pair.fixed.image, moved, where))
-    return {"nmi": nmi, "mind": mind, "overlap": share}
-
-
 def _result(
-    start: _Pair,
-    pair: _Pair,
+    start: Pair,
+    end: Trial,
     matrix: Matrix,
-    ddf: Tensor | None,
     kept: TransformKind,
     reason: str,
-    details: Mapping[str, float | Tensor],
+    details: Mapping[str, float],
     *,
     body_mm: float,
 ) -> Registration:
     """Put the parts together and doubt them where there is reason to."""
-    lattice = pair.lattice
+    lattice = start.lattice
     d = len(lattice.shape)
-    field = torch.zeros((1, d, *lattice.shape)) if ddf is None else ddf
-    before, after = _similarity(start), _similarity(pair, ddf)
-    numbers = dict(details)
-    error, error_map = numbers.pop("error_mm", float("nan")), numbers.pop("error_map_mm", None)
-    fixed_mm = float(pair.fixed.body.sum()) * lattice.spacing**d
-    doubt = _doubt(before, after, float(error), after["overlap"] * max(1.0, fixed_mm / body_mm))
+    field = torch.zeros((1, d, *lattice.shape)) if end.ddf is None else end.ddf
+    before, after = start.undeformed.similarity, end.similarity
+    fixed_mm = float(end.fixed.shown.body.sum()) * lattice.spacing**d
+    doubt = _doubt(before, after, end.error_mm, after["overlap"] * max(1.0, fixed_mm / body_mm))
     return Registration(
         moving_from_fixed=matrix,
         ddf_mm=ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0],
@@ -438,12 +399,9 @@ def _result(
         similarity_before=before,
         similarity_after=after,
         folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
-        error_mm=float(error),
-        error_map_mm=error_map if isinstance(error_map, Tensor) else None,
-        details={
-            **{k: float(v) for k, v in numbers.items()},
-            "working_spacing_mm": lattice.spacing,
-        },
+        error_mm=end.error_mm,
+        error_map_mm=end.error_map_mm,
+        details={**details, "working_spacing_mm": lattice.spacing},
     )
 
 
