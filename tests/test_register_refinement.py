@@ -193,9 +193,20 @@ class TestRefine:
         known[..., :6] = 0
         moving_known[..., -9:] = 0
         other = torch.where(known > 0, fixed, 9.0), torch.where(moving_known > 0, moving, -9.0)
-        first = refined(fixed, moving, still(d), known, moving_known, steps=6, smoothness=STIFF)
-        second = refined(*other, still(d), known, moving_known, steps=6, smoothness=STIFF)
-        torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
+        for information in (0.0, 6.0):
+            first, second = (
+                refined(
+                    *images,
+                    still(d),
+                    known,
+                    moving_known,
+                    steps=6,
+                    smoothness=STIFF,
+                    information=information,
+                )
+                for images in ((fixed, moving), other)
+            )
+            torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
 
     def test_nothing_known_moves_nothing(self, d):
         fixed, moving, _, body = pair(d)

@@ -21,7 +21,8 @@ from fusion_pipeline.register.trial import Trial
 from fusion_pipeline.synthesis import synthetic_patient
 
 # smoothness, what information is worth, and whether the first level is gone through
-STIFF, SOFT = (stages._STIFF, 0.0, True), (stages._SOFT, stages._INFORMATION, False)
+STIFF, SOFT = (stages._STIFF, 0.0, True), (stages._SOFT, 0.0, False)
+INFORMED = stages._SOFT, stages._INFORMATION, False
 
 
 def stage(d, **options):
@@ -343,28 +344,37 @@ class TestSecondOpinions:
         assert asked[:3] == [stages._JUDGED, stages._JUDGED, stages._STIFF]
 
     @pytest.mark.parametrize(
-        ("key", "still_seen", "gain", "refinements", "kept"),
+        ("keys", "still_seen", "falls", "rises", "refinements", "kept"),
         [
-            ("ct", 1.0, 0.2, [STIFF, SOFT], "soft"),
-            ("ct", 2.0, 0.2, [STIFF], "stiff"),
-            ("mr", 2.0, 0.2, [STIFF, SOFT], "soft"),
+            # shares by which the stiff and the soft field change MIND and NMI, against the pose
+            (("ct", "mr"), 1.0, (0.20, 0.40), (0.20, 0.40), [STIFF, INFORMED], "soft"),
+            (("mr", "ct"), 1.0, (0.20, 0.40), (0.20, 0.40), [STIFF, INFORMED], "soft"),
+            (("pet", "mr"), 1.0, (0.20, 0.40), (0.20, 0.40), [STIFF, INFORMED], "soft"),
+            (("mr", "mr"), 2.0, (0.20, 0.40), (0.20, 0.40), [STIFF, SOFT], "soft"),
+            (("mr", "ct"), 2.0, (0.20, 0.40), (0.20, 0.40), [STIFF], "stiff"),
+            (("mr", "ct"), float("nan"), (0.20, 0.40), (0.20, 0.40), [STIFF], "stiff"),
+            # a soft field that is worse than a stiff one that was kept, by either measure
+            (("mr", "mr"), 1.0, (0.20, 0.19), (0.20, 0.40), [STIFF, SOFT], "stiff"),
+            (("mr", "mr"), 1.0, (0.20, 0.40), (0.20, 0.22), [STIFF, SOFT], "stiff"),
             # the stiff field shows too little: a soft one is on trial, on clear images
-            ("ct", 1.0, 0.028, [STIFF, SOFT], "soft"),
-            ("mr", 1.0, 0.028, [STIFF, SOFT], "soft"),
-            ("mr", 2.0, 0.028, [STIFF], "none"),
-            ("mr", 1.0, 0.012, [STIFF, SOFT], "none"),
+            (("ct", "mr"), 1.0, (0.02, 0.04), (0.00, 0.10), [STIFF, INFORMED], "soft"),
+            (("mr", "mr"), 1.0, (0.02, 0.04), (0.00, 0.10), [STIFF, SOFT], "soft"),
+            (("mr", "mr"), 2.0, (0.02, 0.04), (0.00, 0.10), [STIFF], "none"),
+            (("mr", "mr"), 1.0, (0.02, 0.033), (0.00, 0.10), [STIFF, SOFT], "none"),
+            (("mr", "mr"), 1.0, (0.02, 0.04), (0.00, 0.07), [STIFF, SOFT], "none"),
+            (("ct", "pet"), 1.0, (0.02, 0.09), (0.00, 0.20), [STIFF, INFORMED], "none"),
         ],
     )
     def test_a_field_is_soft_where_the_pair_and_what_is_seen_allow_it(
-        self, monkeypatch, key, still_seen, gain, refinements, kept
+        self, monkeypatch, keys, still_seen, falls, rises, refinements, kept
     ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
-        fixed = dataclasses.replace(pair.fixed, key=key)
-        moving = dataclasses.replace(pair.moving, key="mr")
-        stage_ = stage(2)
+        fixed = dataclasses.replace(pair.fixed, key=keys[0])
+        moving = dataclasses.replace(pair.moving, key=keys[1])
+        tried = stage(2)
         lattice = stages.working_lattice(fixed, moving)
         sides = [
-            stage_._side(image, torch.ones_like(image.array), lattice) for image in (fixed, moving)
+            tried._side(image, torch.ones_like(image.array), lattice) for image in (fixed, moving)
         ]
         asked = []
 
@@ -372,31 +382,62 @@ class TestSecondOpinions:
             asked.append((smoothness, information, coarse))
             return velocity + 1e-3  # one step further than what it began with
 
+        def number(trial):  # 0: the pose, 1: the stiff field, 2: the soft one
+            return 0 if trial.ddf is None else round(float(trial.ddf.mean()) / 2e-3)
+
         def similarity(trial):
-            moves = 0.0 if trial.ddf is None else float(trial.ddf.mean())
-            n = round(moves / 2e-3)  # 1: stiff, 2: soft
-            return {"nmi": 1 + 0.1 * (1 + 10 * n * gain), "mind": 1 - n * gain, "overlap": 1.0}
+            n = number(trial)
+            return {
+                "nmi": 1 + 0.1 * (1 + (0.0, *rises)[n]),
+                "mind": 1 - (0.0, *falls)[n],
+                "overlap": 1.0,
+            }
 
         monkeypatch.setattr(stages, "refine", refined)
         monkeypatch.setattr(Trial, "similarity", property(similarity))
         monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
-        end = stage_._deformed(stages.Pair(*sides, lattice), (fixed, moving))
+        end = tried._deformed(stages.Pair(*sides, lattice), (fixed, moving))
         assert asked == refinements
-        moves = 0 if end.ddf is None else round(float(end.ddf.mean()) / 2e-3)
-        assert ("none", "stiff", "soft")[moves] == kept
+        assert ("none", "stiff", "soft")[number(end)] == kept
 
-    @pytest.mark.parametrize(("score", "asked"), [(1.0, True), (1.2, False)])
-    def test_headers_are_no_rival_to_a_score_that_is_many_times_theirs(
-        self, monkeypatch, score, asked
+    @pytest.mark.parametrize(
+        ("start", "rigid", "affine", "less_alike", "asked"),
+        [
+            (0.5, 1.0, 1.0, False, True),  # twice their score
+            (0.5, 1.2, 1.2, False, False),  # 2.4 times, and 0.7 nats
+            (0.1, 0.6, 0.6, False, True),  # six times, and 0.5 nats
+            (-0.1, 0.6, 0.6, False, False),
+            (0.5, 1.05, 1.15, False, True),  # the affine pose, which is not taken, does not count
+            (0.5, 1.2, 1.2, True, True),
+        ],
+    )
+    def test_headers_are_no_rival_to_a_score_that_is_far_better(
+        self, monkeypatch, start, rigid, affine, less_alike, asked
     ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         matrix = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
-        pose = Pose(matrix, matrix, start=0.5, rigid_score=score, score=score, far=0.0)
+        pose = Pose(matrix, matrix, start=start, rigid_score=rigid, score=affine, far=0.0)
         monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "_less_alike", lambda *_: less_alike)
         monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: True)
-        found = stage(2)(pair.fixed, pair.moving, transform="rigid")
+        found = stage(2)(pair.fixed, pair.moving)
         assert np.array_equal(found.moving_from_fixed, np.eye(3)) == asked
+
+    def test_a_gate_asks_for_structure_and_for_information(self):
+        @dataclasses.dataclass
+        class Shown:
+            similarity: dict[str, float]
+
+        def shown(mind, nmi):
+            return Shown({"mind": mind, "nmi": nmi})
+
+        gate, before = stages._Gate(0.03, 0.05), shown(0.5, 1.2)
+        assert gate.lets(shown(0.484, 1.211), before)
+        assert not gate.lets(shown(0.486, 1.211), before)
+        assert not gate.lets(shown(0.484, 1.209), before)
+        both = gate.and_also(stages._Gate(0.01, 0.10))
+        assert (both.structure, both.information) == (0.03, 0.10)
 
     def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)

@@ -1,5 +1,6 @@
 """Instance optimization: a few steps on one pair's velocity, from where the network left it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +17,12 @@ from fusion_pipeline.losses import (
 )
 
 _PATIENCE = 8
+_LEAST_FALL = 1e-3  # of the loss
 _RATE = 0.5  # voxels of the whole lattice
 _CLOSER = 0.4  # of that on the second level after the first one, twice that without it
 _LEAST_NODES = 3  # along an axis, so that it can bend
 _BINS = 24
-_EVERY = 3  # of the compared voxels enters the histogram of the mutual information
+_EVERY = 3  # of the lattice's voxels enters the histogram of the mutual information
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def refine(
     information: float = 0.0,
     coarse: bool = True,
 ) -> Tensor:
-    """Lower the self-similarity distance of one pair by changing its velocity field.
+    """Make one pair more alike by changing its velocity field.
+
+    The self-similarity distance falls, and mutual information rises where it is worth something.
 
     Two levels: averaged descriptors are compared first (a long reach), then those of the whole
     lattice for half of the steps. The velocity has its nodes on a quarter or half of the lattice,
@@ -89,7 +93,8 @@ def refine(
         velocity: ``(1, d, *H)`` to start from.
         steps: at most so many on the first level; 0 gives ``velocity`` back.
         smoothness: how rough the velocity may be.
-        information: what a nat of mutual information is worth beside the hundredfold distance.
+        information: what a nat of mutual information is worth beside the hundredfold distance; on
+            the second level only, since averages near the border hold what is not known.
         coarse: whether the first level is gone through; not needed from a start that has been.
 
     Returns:
@@ -106,7 +111,7 @@ def refine(
     out = resize_ddf(velocity, half if smoothness.nodes == 2 else quarter)
     rate = _RATE / smoothness.nodes
     if coarse:
-        out = _optimize(_halved(fixed), _halved(moving), out, steps, rate, smoothness, information)
+        out = _optimize(_halved(fixed), _halved(moving), out, steps, rate, smoothness, 0.0)
     every_other = (slice(None), slice(None), *[slice(None, None, 2)] * (fixed.ndim - 2))
     rate *= _CLOSER if coarse else 2 * _CLOSER
     out = _optimize(
@@ -135,7 +140,8 @@ def _optimize(
         loss = _unlikeness(fixed, moving, bent, information) + smoothness.price(bent)
         loss.backward()
         value = float(loss.detach())
-        since = 0 if value < lowest * 0.999 else since + 1
+        falls = math.isinf(lowest) or value < lowest - _LEAST_FALL * abs(lowest)
+        since = 0 if falls else since + 1
         if value < lowest:
             best, lowest = smooth(current.detach(), blurs), value
         if since >= _PATIENCE:
@@ -161,7 +167,8 @@ def _unlikeness(fixed: Tensor, moving: Tensor, velocity: Tensor, information: fl
     total = (distance * both + unseen * lost).sum() / fixed[:, -1:].sum().clamp_min(1.0)
     if not information:
         return 100 * total
-    some = [x.flatten(2)[..., ::_EVERY] for x in (fixed[:, :1], warped[:, :1], both)]
+    surely = (both > 0.999).float()  # values that are in part not known would count as others
+    some = [x.flatten(2)[..., ::_EVERY] for x in (fixed[:, :1], warped[:, :1], surely)]
     shared = mutual_information(*some, bins=_BINS, normalized=False)[0]
     return 100 * total - information * shared
 

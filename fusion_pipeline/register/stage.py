@@ -28,19 +28,20 @@ _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
-# Smoothness of the refinement: at first, and once a deformation has earned its place. Pose and
-# headers are judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4.
+# Smoothness of the refinement: at first, and from there where the pair allows it. Pose and headers
+# are judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4.
 _STIFF, _SOFT = Smoothness(diffusion=80.0), Smoothness(diffusion=5.0, bending=10.0)
 _JUDGED = Smoothness(diffusion=80.0, nodes=2)
-# What a nat of mutual information is worth to a soft field. Self-similarity alone bends a skull off
-# its place; on limbs of training patients information leads further from the headers still.
-_INFORMATION = 6.0
+# What a nat of mutual information is worth to a soft field beside a CT or emission image, whose
+# edges lie otherwise than an MR's: self-similarity alone bends a skull off its place. Two MRs are
+# better off without, and limbs of training patients are led further from their headers by it.
+_INFORMATION = 3.0
 _TAPER_MM = 20.0
 _LEAST_OVERLAP = 0.1
 _DOUBTFUL_MM = 4.0  # of 55 training results 17 are beyond, 14 of them more than 5 mm off
-# Where the pose multiplies the headers' score by so much, they are not tried as its rival: on
-# training patients they won up to 1.96 times their score.
-_UNDISPUTED = 2.2
+# A pose whose score is so many times the headers', and so many nats higher, is not tried against
+# them: on training patients they never won beyond 1.96 times and 0.55 nats.
+_UNDISPUTED, _UNDISPUTED_NATS = 2.2, 0.6
 _JUDGED_ON = 1.5  # times the working spacing: a third of the time
 _STRAIN_COSTS = 8.0  # of the self-similarity distance, per mean squared strain
 # By so much must a pose that is as far from the headers as they are often wrong be better than
@@ -51,9 +52,10 @@ _ERROR_OF_HEADERS_MM = 15.0
 # What the logarithm of the error that the network still sees is worth beside that
 _DISAGREEMENT = 0.1
 # Where the network sees no more error than this, the images show so much that they are believed: no
-# gain is too small then, and a pair with a CT may bend softly. Little but edges is alike between a
-# CT and another image: softer fields of limbs of training patients end further from the headers.
-# In painted training heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
+# gain of a pose is too small then, a pair with a CT may bend softly, and a soft field is on trial
+# where a stiff one did not show enough. Little but edges is alike between a CT and another image:
+# softer fields of limbs of training patients end further from the headers. In painted training
+# heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
 _CLEAR_MM = 1.4
 
 
@@ -64,7 +66,7 @@ class _Gate:
     Attributes:
         structure: share of the self-similarity distance that it must remove.
         information: share by which NMI has to rise as well: self-similarity alone can fall while a
-            good pose is bent away.
+            good pose is bent away. No independent witness for a field that information has bent.
     """
 
     structure: float
@@ -85,7 +87,7 @@ class _Gate:
 # gains there were noise.
 _GATE, _GATE_OF_PET_CT, _GATE_OF_PET_MR = _Gate(0.03, 0.02), _Gate(0.10, 0.05), _Gate(0.015, 0.05)
 _SOFTER = _Gate(0.0, 0.02)  # of a soft field after a stiff one that was kept
-_ON_TRIAL = _Gate(0.035, 0.12)  # of a soft field after a stiff one that was not
+_ON_TRIAL = _Gate(0.035, 0.08)  # of a soft field after a stiff one that was not
 
 
 class Register:
@@ -157,7 +159,7 @@ class Register:
         body_mm = _body_mm(moving, known[1], lattice.spacing)
         if transform == "none":
             return _result(start, start.undeformed, unmoved, "none", "", {}, body_mm=body_mm)
-        matrix, kept, details = _pose(fixed, moving, known, affine=transform != "rigid")
+        matrix, kept, undisputed, details = _pose(fixed, moving, known, affine=transform != "rigid")
         pair = start
         if kept != "none":
             pair = Pair(reference, self._side(moving, known[1], lattice, matrix), lattice)
@@ -167,7 +169,7 @@ class Register:
             # emission images show too little structure to be deformed on trial
             _less_alike(start, pair)
             if emission(fixed, moving)
-            else details["pose_score"] < _UNDISPUTED * details["pose_score_start"]
+            else (not undisputed or _less_alike(start, pair))
             and self._headers_do_as_well(pair, matrix, images, known, deforms=deforms)
         ):
             matrix, kept, pair = unmoved, "none", start
@@ -175,10 +177,11 @@ class Register:
         end = pair.undeformed
         if deforms:
             end = self._deformed(pair, images)
-            details["mind_pose"] = pair.undeformed.similarity["mind"]
+            where = pair.undeformed.compared() * end.compared()
+            details["mind_pose"] = pair.undeformed.distance(where)
             if end.ddf is not None:
                 kept = "deformable"
-                details["mind_deformed"] = end.distance(pair.undeformed.compared() * end.compared())
+                details["mind_deformed"] = end.distance(where)
             elif not reason:
                 reason = "a deformation would not have been clearly better than the pose alone"
         return _result(start, end, matrix, kept, reason, details, body_mm=body_mm)
@@ -274,7 +277,9 @@ class Register:
 
     def _deformed(self, pair: Pair, images: tuple[Image, Image]) -> Trial:
         """The pair after the deformation that earns its place, or as the pose left it."""
-        gate, with_ct = _gate(*images), "ct" in [image.modality for image in images]
+        gate = _gate(*images)
+        with_ct = "ct" in [image.modality for image in images]
+        worth = _INFORMATION if with_ct or emission(*images) else 0.0
         velocity, predicted = self._predict(pair)
         refined = self._refined(pair, velocity, _STIFF)
         stiff = pair.trial(refined)
@@ -285,12 +290,11 @@ class Register:
             ):
                 best = trial
         kept = best.ddf is not None
-        clear = with_ct or not kept  # for these a soft field is tried on clear images only
-        if self.refine_steps == 0 or (clear and stiff.error_mm > _CLEAR_MM):
+        if self.refine_steps == 0:
             return best
-        soft = pair.trial(
-            self._refined(pair, refined, _SOFT, information=_INFORMATION, coarse=False)
-        )
+        if (with_ct or not kept) and not stiff.error_mm <= _CLEAR_MM:
+            return best
+        soft = pair.trial(self._refined(pair, refined, _SOFT, information=worth, coarse=False))
         return soft if (_SOFTER if kept else gate.and_also(_ON_TRIAL)).lets(soft, best) else best
 
 
@@ -303,8 +307,8 @@ def _gate(fixed: Image, moving: Image) -> _Gate:
 
 def _pose(
     fixed: Image, moving: Image, known: tuple[Tensor, Tensor], *, affine: bool
-) -> tuple[Matrix, TransformKind, dict[str, float]]:
-    """The pose that is clearly better than the headers', or the headers' own."""
+) -> tuple[Matrix, TransformKind, bool, dict[str, float]]:
+    """The pose that is clearly better than the headers', or theirs; whether it is far better."""
     pose = find_pose(fixed, moving, known, affine=affine)
     details = {
         "pose_score_start": pose.start,
@@ -318,8 +322,9 @@ def _pose(
     if moved < _SMALL_MOVE_MM:
         needed = min(needed, _SMALL_GAIN * pose.start)
     if score - pose.start < needed:
-        return np.eye(len(matrix)), "none", details
-    return matrix, "affine" if stretched else "rigid", details
+        return np.eye(len(matrix)), "none", False, details
+    undisputed = score >= max(_UNDISPUTED * pose.start, pose.start + _UNDISPUTED_NATS)
+    return matrix, "affine" if stretched else "rigid", undisputed, details
 
 
 def _mean_move(fixed: Image, matrix: Matrix) -> float:

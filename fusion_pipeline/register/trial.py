@@ -1,4 +1,7 @@
-"""A pair on its working lattice, and what is seen of it after a deformation: each thing once."""
+"""A pair on its working lattice, and what is seen of it after a deformation.
+
+What is dear is made when it is first asked for, and kept.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,11 +21,11 @@ _LEAST_VOXELS = 100  # under so few, nothing is said of how alike two images are
 
 @dataclass(frozen=True)
 class Side:
-    """One image on the lattice; what is read off it is made when first asked for, and kept.
+    """One image on the lattice, and what is read off it.
 
     Attributes:
         shown: the image there, after pose and deformation.
-        network: describes images for the comparison by features.
+        network: describes images and finds the displacement between them.
         device: where the network computes.
     """
 
@@ -42,10 +45,10 @@ class Side:
             return self.network.features(self.shown.image.to(self.device))
 
     def warped(self, ddf: Tensor) -> "Side":
-        """The same image after a deformation ``(1, d, *S)`` in voxels."""
-        moved = {name: warp(getattr(self.shown, name), ddf) for name in ("known", "body", "bone")}
+        """The same image after a deformation ``(1, d, *S)`` in voxels; its masks become shares."""
         image = warp(self.shown.image, ddf, fill=None)
-        return replace(self, shown=OnLattice(image, **moved))
+        masks = warp(torch.cat([self.shown.known, self.shown.body, self.shown.bone], 1), ddf)
+        return replace(self, shown=OnLattice(image, *masks.split(1, dim=1)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,11 @@ class Trial:
         return (self.fixed.described[0, 1:-1] - described[0, 1:-1]).abs().mean(0)
 
     def distance(self, where: Tensor) -> float:
-        """Mean absolute difference of the self-similarities over a region; 1 over an empty one."""
+        """Mean absolute difference of the self-similarities over a region; 1 over an empty one.
+
+        Each image's patches end where it is known itself, so that its descriptors serve any region;
+        `metrics.mind_distance` ends the patches of both at the region.
+        """
         inside = where[0, 0] > 0.5
         return float(self._apart[inside].mean()) if bool(inside.any()) else 1.0
 
