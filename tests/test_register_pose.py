@@ -7,7 +7,13 @@ import fusion_pipeline.register.pose as poses
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, rigid_matrix, sample
 from fusion_pipeline.register.lattice import on_lattice, working_lattice
-from fusion_pipeline.register.pose import Points, PointScore, find_pose, pose_parameters
+from fusion_pipeline.register.pose import (
+    Points,
+    PointScore,
+    find_pose,
+    polished,
+    pose_parameters,
+)
 from fusion_pipeline.register.views import View, grown, known_region, make_view, smoothed
 
 
@@ -115,6 +121,33 @@ class TestKnownMoves:
         pair = rigid_pair(seed, key=key)
         error = pair.error(apply_affine(search(pair).rigid, pair.points))
         assert error < pair.coarser_voxel
+
+
+class TestPolish:
+    @pytest.mark.parametrize("swapped", [False, True])
+    @pytest.mark.parametrize("key", ["mr", "pet"])
+    def test_a_rough_pose_is_placed_more_exactly(self, key, swapped):
+        pair = rigid_pair(3, key=key)
+        half = pair.moving.array[:, :, : pair.moving.shape[1] * 3 // 4]
+        moving = pair.moving.with_array(half)  # shows less: the points come from it
+        centre = pair.points.mean(0).tolist()
+        rough = pair.truth @ rigid_matrix([1.0, -0.8, 0.6], [0.9, -0.7, 0.8], centre)
+        images = (moving, pair.fixed) if swapped else (pair.fixed, moving)
+        known = known_region(images[0]), known_region(images[1])
+        start = np.linalg.inv(rough) if swapped else rough
+        matrix = polished(*images, known, start)
+        assert_rigid(matrix)
+        matrix = np.linalg.inv(matrix) if swapped else matrix
+        before, after = (pair.error(apply_affine(m, pair.points)) for m in (rough, matrix))
+        assert after < 0.5 * before
+
+    def test_parameters_and_matrix_say_the_same(self):
+        matrix = rigid_matrix([21.0, -13.0, 34.0], [7.0, -11.0, 5.0], [40.0, -20.0, 9.0])
+        centre = torch.tensor([12.0, 30.0, -7.0])
+        parameters = poses._parameters(matrix, centre)
+        np.testing.assert_allclose(
+            poses._world_matrix(parameters, centre), matrix, rtol=0, atol=2e-5
+        )
 
 
 class TestPointScore:

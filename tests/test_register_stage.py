@@ -373,9 +373,8 @@ class TestSecondOpinions:
         moving = dataclasses.replace(pair.moving, key=keys[1])
         tried = stage(2)
         lattice = stages.working_lattice(fixed, moving)
-        sides = [
-            tried._side(image, torch.ones_like(image.array), lattice) for image in (fixed, moving)
-        ]
+        known = torch.ones_like(fixed.array), torch.ones_like(moving.array)
+        placed = tried._placing((fixed, moving), known, lattice)(None)
         asked = []
 
         def refined(of_fixed, of_moving, velocity, *, steps, smoothness, information, coarse):
@@ -397,7 +396,7 @@ class TestSecondOpinions:
         monkeypatch.setattr(Trial, "similarity", property(similarity))
         monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
-        end = tried._deformed(stages.Pair(*sides, lattice), (fixed, moving))
+        end = tried._deformed(placed, (fixed, moving))
         assert asked == refinements
         assert ("none", "stiff", "soft")[number(end)] == kept
 
@@ -423,6 +422,94 @@ class TestSecondOpinions:
         monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: True)
         found = stage(2)(pair.fixed, pair.moving)
         assert np.array_equal(found.moving_from_fixed, np.eye(3)) == asked
+
+    @pytest.mark.parametrize(
+        ("key", "still_seen", "apart", "nmi", "tried", "taken"),
+        [
+            ("mr", 2.0, 0.98, 1.2, True, True),
+            ("mr", 2.0, 0.99, 1.2, True, False),  # not clearly less unlike
+            ("mr", 2.0, 0.98, 1.1, True, False),  # shares less information
+            ("mr", 1.0, 0.98, 1.2, False, False),  # clear images: a soft field took it up
+            ("pet", 2.0, 0.98, 1.2, False, False),
+        ],
+    )
+    def test_a_stretch_has_to_show_its_worth_after_the_deformation(
+        self, monkeypatch, key, still_seen, apart, nmi, tried, taken
+    ):
+        pair = rigid_pair(2, d=2, key=key, degrees=0.0, mm=0.0)
+        rigid = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
+        stretched = rigid @ np.diag([1.05, 1.0, 1.0])
+        pose = Pose(rigid, stretched, start=0.3, rigid_score=0.99, score=1.0, far=0.0)
+        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        ends = []
+
+        def deformed(_, start, images):
+            ends.append(
+                start.trial(torch.full((1, 2, *np.array(start.lattice.shape) // 2 + 1), 0.1))
+            )
+            return ends[-1]
+
+        def second(trial):
+            return len(ends) > 1 and trial is ends[1]
+
+        def similarity(trial):
+            return {"nmi": nmi if second(trial) else 1.15, "mind": 1.0, "overlap": 1.0}
+
+        monkeypatch.setattr(stages.Register, "_deformed", deformed)
+        monkeypatch.setattr(Trial, "similarity", property(similarity))
+        monkeypatch.setattr(Trial, "distance", lambda t, _: apart if second(t) else 1.0)
+        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
+        found = stage(2)(pair.fixed, pair.moving)
+        assert len(ends) == 1 + tried
+        np.testing.assert_array_equal(found.moving_from_fixed, stretched if taken else rigid)
+        assert found.transform == "deformable"
+
+    def test_no_stretch_is_tried_where_no_deformation_was_kept(self, monkeypatch):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        rigid = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
+        stretched = rigid @ np.diag([1.05, 1.0, 1.0])
+        pose = Pose(rigid, stretched, start=0.3, rigid_score=0.99, score=1.0, far=0.0)
+        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        asked = []
+
+        def deformed(_, start, images):
+            asked.append(start)
+            return start.undeformed
+
+        monkeypatch.setattr(stages.Register, "_deformed", deformed)
+        assert stage(2)(pair.fixed, pair.moving).transform == "rigid"
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize(
+        ("keys", "still_seen", "transform", "placed_anew"),
+        [
+            (("ct", "mr"), 1.0, "rigid", True),
+            (("pet", "mr"), 1.0, "rigid", True),
+            (("ct", "mr"), 1.0, "deformable", True),  # none is kept, see below
+            (("ct", "pet"), 1.0, "rigid", False),
+            (("ct", "mr"), 1.5, "rigid", False),
+            (("ct", "mr"), float("nan"), "rigid", False),
+            (("ct", "mr"), 1.0, "affine", False),  # an affine pose
+        ],
+    )
+    def test_a_rigid_result_of_clear_images_is_polished(
+        self, monkeypatch, volumes, keys, still_seen, transform, placed_anew
+    ):
+        fixed = dataclasses.replace(volumes.fixed, key=keys[0])
+        moving = dataclasses.replace(volumes.moving, key=keys[1])
+        rough = rigid_matrix([0.0] * 3, [9.0, 0.0, 0.0], [0.0] * 3)
+        fine = rigid_matrix([0.0] * 3, [9.5, 0.0, 0.0], [0.0] * 3)
+        score = 2.0 if transform == "affine" else 1.0
+        pose = Pose(rough, rough, start=0.3, rigid_score=1.0, score=score, far=0.0)
+        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "polished", lambda *_: fine)
+        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        monkeypatch.setattr(stages.Register, "_deformed", lambda _, start, __: start.undeformed)
+        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
+        found = stage(3)(fixed, moving, transform=transform)
+        np.testing.assert_array_equal(found.moving_from_fixed, fine if placed_anew else rough)
 
     def test_a_gate_asks_for_structure_and_for_information(self):
         @dataclasses.dataclass

@@ -1,7 +1,7 @@
 """`Register`: pose, network, refinement; each kept only where it earns its place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from fusion_pipeline.losses import diffusion_energy
 from fusion_pipeline.metrics import mind_distance
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register.lattice import Lattice, on_lattice, working_lattice
-from fusion_pipeline.register.pose import find_pose
+from fusion_pipeline.register.pose import find_pose, polished
 from fusion_pipeline.register.refinement import Smoothness, refine
 from fusion_pipeline.register.registration import Registration
 from fusion_pipeline.register.trial import Pair, Side, Trial
@@ -28,6 +28,8 @@ _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
+# By so much must the self-similarity distance after the deformation be lower from an affine start.
+_STRETCH_GAIN = 0.015
 # Smoothness of the refinement: at first, and from there where the pair allows it. Pose and headers
 # are judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4.
 _STIFF, _SOFT = Smoothness(diffusion=80.0), Smoothness(diffusion=5.0, bending=10.0)
@@ -151,32 +153,25 @@ class Register:
             )
         # the search must not depend on the axes in which a file happens to be stored
         fixed, moving = fixed.in_canonical_axes(), moving.in_canonical_axes()
+        images = fixed, moving
         known = known_region(fixed, fixed_mask), known_region(moving, moving_mask)
         lattice = working_lattice(fixed, moving, self.working_spacing)
-        unmoved = np.eye(fixed.spatial_dims + 1)
-        reference = self._side(fixed, known[0], lattice)
-        start = Pair(reference, self._side(moving, known[1], lattice), lattice)
+        place = self._placing(images, known, lattice)
+        start = place(None)
         body_mm = _body_mm(moving, known[1], lattice.spacing)
         if transform == "none":
+            unmoved = np.eye(fixed.spatial_dims + 1)
             return _result(start, start.undeformed, unmoved, "none", "", {}, body_mm=body_mm)
-        matrix, kept, undisputed, details = _pose(fixed, moving, known, affine=transform != "rigid")
-        pair = start
-        if kept != "none":
-            pair = Pair(reference, self._side(moving, known[1], lattice, matrix), lattice)
         deforms = transform == "deformable"
-        images = fixed, moving
-        if kept != "none" and (
-            # emission images show too little structure to be deformed on trial
-            _less_alike(start, pair)
-            if emission(fixed, moving)
-            else (not undisputed or _less_alike(start, pair))
-            and self._headers_do_as_well(pair, matrix, images, known, deforms=deforms)
-        ):
-            matrix, kept, pair = unmoved, "none", start
+        found = _pose(fixed, moving, known, affine=transform != "rigid")
+        pair = place(found.matrix)
+        if self._headers_win(start, pair, found, images, known, deforms=deforms):
+            found, pair = found.refused(), start
+        matrix, kept, details = found.matrix, found.kept, found.details
         reason = "" if kept != "none" else "the headers' pose was kept: no other was clearly better"
         end = pair.undeformed
         if deforms:
-            end = self._deformed(pair, images)
+            matrix, pair, end = self._deformed_from(place, pair, found, images)
             where = pair.undeformed.compared() * end.compared()
             details["mind_pose"] = pair.undeformed.distance(where)
             if end.ddf is not None:
@@ -184,13 +179,22 @@ class Register:
                 details["mind_deformed"] = end.distance(where)
             elif not reason:
                 reason = "a deformation would not have been clearly better than the pose alone"
+        if kept == "rigid" and _can_be_polished(end, images):
+            matrix = polished(fixed, moving, known, matrix)
+            end = place(matrix).undeformed
         return _result(start, end, matrix, kept, reason, details, body_mm=body_mm)
 
-    def _side(
-        self, image: Image, known: Tensor, lattice: Lattice, pose: Matrix | None = None
-    ) -> Side:
-        """One image on the lattice."""
-        return Side(on_lattice(image, known, lattice, pose), self.network, self.device)
+    def _placing(
+        self, images: tuple[Image, Image], known: tuple[Tensor, Tensor], lattice: Lattice
+    ) -> Callable[[Matrix | None], Pair]:
+        """What brings both images onto a lattice, the moving one by a pose (None: its headers)."""
+
+        def side(number: int, pose: Matrix | None) -> Side:
+            shown = on_lattice(images[number], known[number], lattice, pose)
+            return Side(shown, self.network, self.device)
+
+        reference = side(0, None)
+        return lambda pose: Pair(reference, side(1, pose), lattice)
 
     def _predict(self, pair: Pair) -> tuple[Tensor, Trial]:
         """The network's velocity on half the lattice; zero where the images are then less alike.
@@ -207,6 +211,26 @@ class Register:
         if trial.distance(where) < pair.undeformed.distance(where):
             return velocity, trial
         return torch.zeros_like(velocity), pair.undeformed
+
+    def _headers_win(
+        self,
+        start: Pair,
+        pair: Pair,
+        found: "_Found",
+        images: tuple[Image, Image],
+        known: tuple[Tensor, Tensor],
+        *,
+        deforms: bool,
+    ) -> bool:
+        """Whether the headers are to be kept, in place of the pose that was found if any was."""
+        if found.kept == "none":
+            return True
+        less_alike = _less_alike(start, pair)
+        if emission(*images):  # they show too little structure to be deformed on trial
+            return less_alike
+        if found.undisputed and not less_alike:
+            return False
+        return self._headers_do_as_well(pair, found.matrix, images, known, deforms=deforms)
 
     def _headers_do_as_well(
         self,
@@ -225,18 +249,17 @@ class Register:
         error that the network still sees counts as well; and the nearer the pose is to the
         headers, the more it has to gain, since a small error is likelier than a large one.
         """
-        fixed, moving = images
-        lattice = working_lattice(fixed, moving, _JUDGED_ON * pair.lattice.spacing)
-        reference = self._side(fixed, known[0], lattice)
+        lattice = working_lattice(*images, _JUDGED_ON * pair.lattice.spacing)
+        place = self._placing(images, known, lattice)
         starts: list[Trial] = []
         ends: list[Trial] = []
         for pose in (None, matrix):
-            rival = Pair(reference, self._side(moving, known[1], lattice, pose), lattice)
+            rival = place(pose)
             starts.append(rival.undeformed)
             if deforms:
                 velocity = self._refined(rival, self._predict(rival)[0], _JUDGED)
                 ends.append(rival.trial(velocity))
-        where = torch.ones_like(reference.shown.known)
+        where = torch.ones_like(starts[0].fixed.shown.known)
         for trial in (*starts, *ends):  # a limb that lies on air speaks against a pose
             where = where * trial.compared(either=True)
         if float(where.sum()) == 0:
@@ -249,7 +272,7 @@ class Register:
         )
         if not deforms:
             return headers < pose_left
-        near = float(np.clip(2 - _mean_move(fixed, matrix) / _ERROR_OF_HEADERS_MM, -1, 1))
+        near = float(np.clip(2 - _mean_move(images[0], matrix) / _ERROR_OF_HEADERS_MM, -1, 1))
         seen = [end.error_mm for end in ends]
         gain = _log_ratio(headers, pose_left) + _DISAGREEMENT * _log_ratio(*seen)
         needed = _NEAR_MUST_GAIN * near
@@ -274,6 +297,28 @@ class Register:
             information=information,
             coarse=coarse,
         )
+
+    def _deformed_from(
+        self,
+        place: Callable[[Matrix | None], Pair],
+        pair: Pair,
+        found: "_Found",
+        images: tuple[Image, Image],
+    ) -> tuple[Matrix, Pair, Trial]:
+        """The deformation, from the pose found or from the affine one that was not believed.
+
+        The search cannot tell whether stretching a pose makes it better. What is unlike after
+        a deformation that is to be kept can, where the stretch was large. On clear images a soft
+        field has taken the stretch up.
+        """
+        end = self._deformed(pair, images)
+        unclear = end.ddf is not None and not end.error_mm <= _CLEAR_MM
+        if unclear and found.stretched is not None:
+            stretched = place(found.stretched)
+            rival = self._deformed(stretched, images)
+            if _explains_more(rival, end):
+                return found.stretched, stretched, rival
+        return found.matrix, pair, end
 
     def _deformed(self, pair: Pair, images: tuple[Image, Image]) -> Trial:
         """The pair after the deformation that earns its place, or as the pose left it."""
@@ -305,10 +350,31 @@ def _gate(fixed: Image, moving: Image) -> _Gate:
     return _GATE_OF_PET_CT if "ct" in (fixed.modality, moving.modality) else _GATE_OF_PET_MR
 
 
-def _pose(
-    fixed: Image, moving: Image, known: tuple[Tensor, Tensor], *, affine: bool
-) -> tuple[Matrix, TransformKind, bool, dict[str, float]]:
-    """The pose that is clearly better than the headers', or theirs; whether it is far better."""
+@dataclass(frozen=True)
+class _Found:
+    """Where a deformation starts.
+
+    Attributes:
+        matrix: moving_from_fixed.
+        kept: what kind of pose it is; ``none``: the headers'.
+        details: scores, for the report.
+        undisputed: whether it is far better than the headers.
+        stretched: the affine pose that a rigid one was taken in place of; None: there is none.
+    """
+
+    matrix: Matrix
+    kept: TransformKind
+    details: dict[str, float]
+    undisputed: bool = False
+    stretched: Matrix | None = None
+
+    def refused(self) -> "_Found":
+        """The headers, with the same details."""
+        return _Found(np.eye(len(self.matrix)), "none", self.details)
+
+
+def _pose(fixed: Image, moving: Image, known: tuple[Tensor, Tensor], *, affine: bool) -> _Found:
+    """The pose that is clearly better than the headers', or theirs."""
     pose = find_pose(fixed, moving, known, affine=affine)
     details = {
         "pose_score_start": pose.start,
@@ -322,9 +388,19 @@ def _pose(
     if moved < _SMALL_MOVE_MM:
         needed = min(needed, _SMALL_GAIN * pose.start)
     if score - pose.start < needed:
-        return np.eye(len(matrix)), "none", False, details
+        return _Found(np.eye(len(matrix)), "none", details)
     undisputed = score >= max(_UNDISPUTED * pose.start, pose.start + _UNDISPUTED_NATS)
-    return matrix, "affine" if stretched else "rigid", undisputed, details
+    if stretched:
+        return _Found(matrix, "affine", details, undisputed)
+    trial = affine and not emission(fixed, moving)
+    return _Found(matrix, "rigid", details, undisputed, pose.matrix if trial else None)
+
+
+def _can_be_polished(trial: Trial, images: tuple[Image, Image]) -> bool:
+    """Whether a rigid result can be placed more exactly: clear images, but no PET beside a CT."""
+    modalities = [image.modality for image in images]
+    beside_ct = emission(*images) and "ct" in modalities
+    return images[0].spatial_dims == 3 and not beside_ct and trial.error_mm <= _CLEAR_MM
 
 
 def _mean_move(fixed: Image, matrix: Matrix) -> float:
@@ -344,6 +420,14 @@ def _taper(pair: Pair) -> Tensor:
     for _ in range(max(1, round(_TAPER_MM / (2 * pair.lattice.spacing)))):
         half = pool(F.pad(half, [1] * (2 * d), mode="replicate"), 3, stride=1)
     return half
+
+
+def _explains_more(stretched: Trial, rigid: Trial) -> bool:
+    """Whether what came of an affine start is clearly better than what came of a rigid one."""
+    where = stretched.compared() * rigid.compared()
+    apart = stretched.distance(where), rigid.distance(where)
+    alike = stretched.similarity["nmi"] >= rigid.similarity["nmi"]
+    return stretched.ddf is not None and alike and apart[0] < apart[1] * (1 - _STRETCH_GAIN)
 
 
 def _less_alike(start: Pair, pair: Pair) -> bool:
