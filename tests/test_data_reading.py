@@ -228,6 +228,17 @@ def test_unusable_nifti_is_refused_in_one_line(tmp_path, given, message):
     assert "; " in line
 
 
+@pytest.mark.parametrize("third", [None, 2.0])
+def test_a_mask_given_as_an_image_is_noticed(tmp_path, third):
+    array = (ramp() > ramp().mean()).astype(np.float32)
+    if third is not None:
+        array[0, 0, 0] = third
+    array[-1, -1, -1] = np.nan
+    _, messages = read_image(save_nifti(tmp_path / "x.nii.gz", array=array), "mr")
+    said = [m for m in messages if "two values only (0 and 1), like a mask" in m]
+    assert len(said) == (third is None)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"no such file; check the path"):
         read_image(tmp_path / "none.nii.gz", "ct")

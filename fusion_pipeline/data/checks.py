@@ -85,6 +85,8 @@ def check_shape(shape: tuple[int, ...], place: str) -> list[str]:
 def repair_values(array: Array, outside: float, place: str) -> tuple[Array, list[str]]:
     """Replace NaN and infinity by the value of the outside; refuse an image that shows nothing.
 
+    An image of two values is a mask by mistake more often than an image: that is said.
+
     Raises:
         InputError: no finite voxel, or all voxels equal.
     """
@@ -101,6 +103,11 @@ def repair_values(array: Array, outside: float, place: str) -> tuple[Array, list
     low, high = values.min(), values.max()
     if low == high:
         raise refusal(place, "an image", f"the constant value {low:g} everywhere", advice)
+    if np.count_nonzero(values == low) + np.count_nonzero(values == high) == values.size:
+        messages.append(
+            f"{place}: holds two values only ({low:g} and {high:g}), like a mask; "
+            "a mask of where to look is given as KEY_mask (--mask-KEY)."
+        )
     return array, messages
 
 
