@@ -164,7 +164,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    methods = [ours(None, None, "deformable"), *(peer(name, args.threads) for name in args.peers)]
+    methods = [
+        ours(None, None, "deformable", same_person=False),
+        *(peer(name, args.threads) for name in args.peers),
+    ]
     heads = HEADS if args.patients == "evaluation" else TRAINING_HEADS
     pairs = list(zip(heads, heads[1:] + heads[:1], strict=True))[: args.limit]
     rows: list[Row] = []

@@ -54,9 +54,13 @@ class Method:
     register: Callable[[Image, Image], Registration]
 
 
-def ours(bundle: Path | None, refine_steps: int | None, transform: str) -> Method:
+def ours(
+    bundle: Path | None, refine_steps: int | None, transform: str, *, same_person: bool = True
+) -> Method:
     """The register stage of a bundle."""
-    pipeline = FusionPipeline.from_bundle(bundle, refine_steps=refine_steps)
+    pipeline = FusionPipeline.from_bundle(
+        bundle, refine_steps=refine_steps, same_person=same_person
+    )
     settings: Any = pipeline.settings
     network = pipeline.network.registration
     stage = Register(network, **settings)

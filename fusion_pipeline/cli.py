@@ -119,7 +119,12 @@ def _pipeline(args: argparse.Namespace, spatial_dims: int) -> "FusionPipeline":
     from fusion_pipeline.pipeline import FusionPipeline, bundle_for
 
     path = bundle_for(spatial_dims) if args.bundle is None else args.bundle
-    return FusionPipeline.from_bundle(path, device=args.device, refine_steps=args.refine_steps)
+    return FusionPipeline.from_bundle(
+        path,
+        device=args.device,
+        refine_steps=args.refine_steps,
+        same_person=False if args.different_people else None,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -194,6 +199,11 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", type=Path, help="another bundle than the packaged one")
     command.add_argument("--device", help="cpu, cuda, cuda:1")
     command.add_argument("--refine-steps", type=_count, help="0: the networks alone")
+    command.add_argument(
+        "--different-people",
+        action="store_true",
+        help="the images are not of one person (an atlas): softer deformations",
+    )
     command.add_argument("--debug", action="store_true", help="show tracebacks")
 
 

@@ -35,8 +35,8 @@ def made(monkeypatch):
     """A small pipeline in place of the bundle's; what was asked for, and the cases that ran."""
     seen = {"cases": []}
 
-    def from_bundle(path=None, *, device=None, refine_steps=None):
-        seen.update(path=path, device=device, refine_steps=refine_steps)
+    def from_bundle(path=None, *, device=None, refine_steps=None, same_person=None):
+        seen.update(path=path, device=device, refine_steps=refine_steps, same_person=same_person)
         return FusionPipeline(small_network(), refine_steps=0)
 
     def run(self, case, output):
@@ -87,6 +87,13 @@ def test_the_options_reach_the_bundle(no_run, paths, tmp_path):
     assert run("--ct", paths["ct"], "--mr", paths["mr"], *options, output=tmp_path) == 0
     assert (str(no_run["path"]), no_run["device"], no_run["refine_steps"]) == ("mine", "cpu", 3)
     assert no_run["cases"][0].id == "p7"
+    assert no_run["same_person"] is None
+
+
+def test_an_atlas_is_of_another_person(no_run, paths, tmp_path):
+    files = ["--ct", paths["ct"], "--mr", paths["mr"]]
+    assert run(*files, "--different-people", output=tmp_path) == 0
+    assert no_run["same_person"] is False
 
 
 @pytest.mark.parametrize("dash", ["-", "_"])

@@ -423,64 +423,47 @@ class TestSecondOpinions:
         found = stage(2)(pair.fixed, pair.moving)
         assert np.array_equal(found.moving_from_fixed, np.eye(3)) == asked
 
-    @pytest.mark.parametrize(
-        ("key", "still_seen", "apart", "nmi", "tried", "taken"),
-        [
-            ("mr", 2.0, 0.98, 1.2, True, True),
-            ("mr", 2.0, 0.99, 1.2, True, False),  # not clearly less unlike
-            ("mr", 2.0, 0.98, 1.1, True, False),  # shares less information
-            ("mr", 1.0, 0.98, 1.2, False, False),  # clear images: a soft field took it up
-            ("pet", 2.0, 0.98, 1.2, False, False),
-        ],
-    )
-    def test_a_stretch_has_to_show_its_worth_after_the_deformation(
-        self, monkeypatch, key, still_seen, apart, nmi, tried, taken
-    ):
-        pair = rigid_pair(2, d=2, key=key, degrees=0.0, mm=0.0)
-        rigid = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
-        stretched = rigid @ np.diag([1.05, 1.0, 1.0])
-        pose = Pose(rigid, stretched, start=0.3, rigid_score=0.99, score=1.0, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
-        ends = []
-
-        def deformed(_, start, images):
-            ends.append(
-                start.trial(torch.full((1, 2, *np.array(start.lattice.shape) // 2 + 1), 0.1))
-            )
-            return ends[-1]
-
-        def second(trial):
-            return len(ends) > 1 and trial is ends[1]
-
-        def similarity(trial):
-            return {"nmi": nmi if second(trial) else 1.15, "mind": 1.0, "overlap": 1.0}
-
-        monkeypatch.setattr(stages.Register, "_deformed", deformed)
-        monkeypatch.setattr(Trial, "similarity", property(similarity))
-        monkeypatch.setattr(Trial, "distance", lambda t, _: apart if second(t) else 1.0)
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
-        found = stage(2)(pair.fixed, pair.moving)
-        assert len(ends) == 1 + tried
-        np.testing.assert_array_equal(found.moving_from_fixed, stretched if taken else rigid)
-        assert found.transform == "deformable"
-
-    def test_no_stretch_is_tried_where_no_deformation_was_kept(self, monkeypatch):
+    @pytest.mark.parametrize("same_person", [True, False])
+    def test_between_people_any_stretch_counts_and_headers_do_not(self, monkeypatch, same_person):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         rigid = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
         stretched = rigid @ np.diag([1.05, 1.0, 1.0])
-        pose = Pose(rigid, stretched, start=0.3, rigid_score=0.99, score=1.0, far=0.0)
+        pose = Pose(rigid, stretched, start=0.9, rigid_score=0.99, score=1.0, far=0.0)
         monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: True)
+        found = stage(2, same_person=same_person)(pair.fixed, pair.moving)
+        kept = np.eye(3) if same_person else stretched
+        np.testing.assert_array_equal(found.moving_from_fixed, kept)
+
+    @pytest.mark.parametrize(
+        ("falls", "rises", "kept"), [(0.3, 0.3, 3), (0.01, 0.3, 0), (0.3, 0, 0)]
+    )
+    def test_between_people_the_field_ends_softest(self, monkeypatch, falls, rises, kept):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        tried = stage(2, same_person=False)
+        images = pair.fixed, pair.moving
+        known = torch.ones_like(pair.fixed.array), torch.ones_like(pair.moving.array)
+        placed = tried._placing(images, known, stages.working_lattice(*images))(None)
         asked = []
 
-        def deformed(_, start, images):
-            asked.append(start)
-            return start.undeformed
+        def refined(of_fixed, of_moving, velocity, *, smoothness, information, coarse, **_):
+            asked.append((smoothness, information, coarse))
+            return velocity + 1e-3
 
-        monkeypatch.setattr(stages.Register, "_deformed", deformed)
-        assert stage(2)(pair.fixed, pair.moving).transform == "rigid"
-        assert len(asked) == 1
+        def number(trial):
+            return 0 if trial.ddf is None else round(float(trial.ddf.mean()) / 2e-3)
+
+        def similarity(trial):
+            share = number(trial) / 3
+            return {"nmi": 1.1 + 0.1 * rises * share, "mind": 1 - falls * share, "overlap": 1.0}
+
+        monkeypatch.setattr(stages, "refine", refined)
+        monkeypatch.setattr(Trial, "similarity", property(similarity))
+        monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
+        end = tried._deformed(placed, images)
+        softest = stages._SOFTEST, stages._INFORMATION, False
+        assert asked == [STIFF, (stages._SOFT, stages._INFORMATION, True), softest]
+        assert number(end) == kept
 
     @pytest.mark.parametrize(
         ("keys", "still_seen", "transform", "placed_anew"),

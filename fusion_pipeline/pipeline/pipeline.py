@@ -41,6 +41,7 @@ class FusionPipeline:
         network: the parts that the three stages hold.
         refine_steps: steps of instance optimization after the network; 0 switches it off.
         working_spacing: mm of the lattice on which the registration works; None: by the images.
+        same_person: False for images of different people, such as an atlas: softer fields.
         device: where the networks compute.
     """
 
@@ -51,6 +52,7 @@ class FusionPipeline:
         *,
         refine_steps: int = 30,
         working_spacing: float | None = None,
+        same_person: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         _check_device(device)
@@ -59,12 +61,14 @@ class FusionPipeline:
         self.settings: Mapping[str, float | str | None] = {
             "refine_steps": refine_steps,
             "working_spacing": working_spacing,
+            "same_person": same_person,
             "device": str(device),
         }
         self._register = Register(
             self.network.registration,
             refine_steps=refine_steps,
             working_spacing=working_spacing,
+            same_person=same_person,
             device=device,
         )
         self._harmonize = Harmonize(self.network.harmonization, device=device)
@@ -77,6 +81,7 @@ class FusionPipeline:
         *,
         device: torch.device | str | None = None,
         refine_steps: int | None = None,
+        same_person: bool | None = None,
     ) -> "FusionPipeline":
         """The pipeline that a bundle's ``configs/inference.json`` describes, with its weights.
 
@@ -84,11 +89,12 @@ class FusionPipeline:
             path: folder of the bundle; None: the 3D bundle that comes with the package.
             device: instead of the bundle's.
             refine_steps: instead of the bundle's.
+            same_person: instead of the bundle's.
 
         Raises:
             InputError: there is no such bundle, or its weights do not fit its network.
         """
-        overrides = {"device": device, "refine_steps": refine_steps}
+        overrides = {"device": device, "refine_steps": refine_steps, "same_person": same_person}
         found = bundle.from_config(path, {k: v for k, v in overrides.items() if v is not None})
         if not isinstance(found, cls):
             raise TypeError(f"the bundle's 'inferer' should be a {cls.__name__}, got {type(found)}")

@@ -28,12 +28,12 @@ _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
-# By so much must the self-similarity distance after the deformation be lower from an affine start.
-_STRETCH_GAIN = 0.015
 # Smoothness of the refinement: at first, and from there where the pair allows it. Pose and headers
 # are judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4.
 _STIFF, _SOFT = Smoothness(diffusion=80.0), Smoothness(diffusion=5.0, bending=10.0)
 _JUDGED = Smoothness(diffusion=80.0, nodes=2)
+# Last, and only between different people, whose tissues differ in shape and not in place alone
+_SOFTEST = Smoothness(diffusion=2.0, bending=2.0, nodes=2)
 # What a nat of mutual information is worth to a soft field beside a CT or emission image, whose
 # edges lie otherwise than an MR's: self-similarity alone bends a skull off its place. Two MRs are
 # better off without, and limbs of training patients are led further from their headers by it.
@@ -103,6 +103,8 @@ class Register:
         network: predicts the deformation.
         refine_steps: steps of instance optimization; 0 switches it off.
         working_spacing: mm of the working lattice; None chooses by the images.
+        same_person: whether both images show one person. If not, an affine pose is taken for any
+            gain, headers are no rival to it, and the deformation is as soft as anatomies differ.
         device: where the network computes.
     """
 
@@ -112,6 +114,7 @@ class Register:
         *,
         refine_steps: int = 30,
         working_spacing: float | None = None,
+        same_person: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         if refine_steps < 0:
@@ -121,6 +124,7 @@ class Register:
         self.network = network.to(device).eval()
         self.refine_steps = refine_steps
         self.working_spacing = working_spacing
+        self.same_person = same_person
         self.device = device
 
     def __call__(
@@ -163,15 +167,17 @@ class Register:
             unmoved = np.eye(fixed.spatial_dims + 1)
             return _result(start, start.undeformed, unmoved, "none", "", {}, body_mm=body_mm)
         deforms = transform == "deformable"
-        found = _pose(fixed, moving, known, affine=transform != "rigid")
-        pair = place(found.matrix)
+        stretch_gain = _AFFINE_GAIN if self.same_person else 1.0
+        affine = transform != "rigid"
+        found = _pose(fixed, moving, known, affine=affine, stretch_gain=stretch_gain)
+        pair = start if found.kept == "none" else place(found.matrix)
         if self._headers_win(start, pair, found, images, known, deforms=deforms):
             found, pair = found.refused(), start
         matrix, kept, details = found.matrix, found.kept, found.details
         reason = "" if kept != "none" else "the headers' pose was kept: no other was clearly better"
         end = pair.undeformed
         if deforms:
-            matrix, pair, end = self._deformed_from(place, pair, found, images)
+            end = self._deformed(pair, images)
             where = pair.undeformed.compared() * end.compared()
             details["mind_pose"] = pair.undeformed.distance(where)
             if end.ddf is not None:
@@ -223,8 +229,8 @@ class Register:
         deforms: bool,
     ) -> bool:
         """Whether the headers are to be kept, in place of the pose that was found if any was."""
-        if found.kept == "none":
-            return True
+        if found.kept == "none" or not self.same_person:
+            return found.kept == "none"
         less_alike = _less_alike(start, pair)
         if emission(*images):  # they show too little structure to be deformed on trial
             return less_alike
@@ -278,6 +284,13 @@ class Register:
         needed = _NEAR_MUST_GAIN * near
         return gain < (min(0.0, needed) if max(seen) <= _CLEAR_MM else needed)
 
+    def _softest(self, pair: Pair, stiff: Tensor, gate: _Gate) -> Trial:
+        """A field as soft as between different people, or none where the images do not show it."""
+        soft = self._refined(pair, stiff, _SOFT, information=_INFORMATION)
+        softest = self._refined(pair, soft, _SOFTEST, information=_INFORMATION, coarse=False)
+        trial = pair.trial(softest)
+        return trial if gate.lets(trial, pair.undeformed) else pair.undeformed
+
     def _refined(
         self,
         pair: Pair,
@@ -298,28 +311,6 @@ class Register:
             coarse=coarse,
         )
 
-    def _deformed_from(
-        self,
-        place: Callable[[Matrix | None], Pair],
-        pair: Pair,
-        found: "_Found",
-        images: tuple[Image, Image],
-    ) -> tuple[Matrix, Pair, Trial]:
-        """The deformation, from the pose found or from the affine one that was not believed.
-
-        The search cannot tell whether stretching a pose makes it better. What is unlike after
-        a deformation that is to be kept can, where the stretch was large. On clear images a soft
-        field has taken the stretch up.
-        """
-        end = self._deformed(pair, images)
-        unclear = end.ddf is not None and not end.error_mm <= _CLEAR_MM
-        if unclear and found.stretched is not None:
-            stretched = place(found.stretched)
-            rival = self._deformed(stretched, images)
-            if _explains_more(rival, end):
-                return found.stretched, stretched, rival
-        return found.matrix, pair, end
-
     def _deformed(self, pair: Pair, images: tuple[Image, Image]) -> Trial:
         """The pair after the deformation that earns its place, or as the pose left it."""
         gate = _gate(*images)
@@ -327,6 +318,8 @@ class Register:
         worth = _INFORMATION if with_ct or emission(*images) else 0.0
         velocity, predicted = self._predict(pair)
         refined = self._refined(pair, velocity, _STIFF)
+        if not self.same_person:
+            return self._softest(pair, refined, gate)
         stiff = pair.trial(refined)
         best = pair.undeformed
         for trial in (predicted, stiff):
@@ -359,29 +352,37 @@ class _Found:
         kept: what kind of pose it is; ``none``: the headers'.
         details: scores, for the report.
         undisputed: whether it is far better than the headers.
-        stretched: the affine pose that a rigid one was taken in place of; None: there is none.
     """
 
     matrix: Matrix
     kept: TransformKind
     details: dict[str, float]
     undisputed: bool = False
-    stretched: Matrix | None = None
 
     def refused(self) -> "_Found":
         """The headers, with the same details."""
         return _Found(np.eye(len(self.matrix)), "none", self.details)
 
 
-def _pose(fixed: Image, moving: Image, known: tuple[Tensor, Tensor], *, affine: bool) -> _Found:
-    """The pose that is clearly better than the headers', or theirs."""
+def _pose(
+    fixed: Image,
+    moving: Image,
+    known: tuple[Tensor, Tensor],
+    *,
+    affine: bool,
+    stretch_gain: float,
+) -> _Found:
+    """The pose that is clearly better than the headers', or theirs.
+
+    An affine one is taken where its score is so many times a rigid one's.
+    """
     pose = find_pose(fixed, moving, known, affine=affine)
     details = {
         "pose_score_start": pose.start,
         "pose_score_rigid": pose.rigid_score,
         "pose_score": pose.score,
     }
-    stretched = affine and pose.score > pose.rigid_score * _AFFINE_GAIN
+    stretched = affine and pose.score > pose.rigid_score * stretch_gain
     matrix, score = (pose.matrix, pose.score) if stretched else (pose.rigid, pose.rigid_score)
     moved = _mean_move(fixed, matrix)
     needed = _POSE_GAIN_NATS + pose.far
@@ -390,10 +391,7 @@ def _pose(fixed: Image, moving: Image, known: tuple[Tensor, Tensor], *, affine: 
     if score - pose.start < needed:
         return _Found(np.eye(len(matrix)), "none", details)
     undisputed = score >= max(_UNDISPUTED * pose.start, pose.start + _UNDISPUTED_NATS)
-    if stretched:
-        return _Found(matrix, "affine", details, undisputed)
-    trial = affine and not emission(fixed, moving)
-    return _Found(matrix, "rigid", details, undisputed, pose.matrix if trial else None)
+    return _Found(matrix, "affine" if stretched else "rigid", details, undisputed)
 
 
 def _can_be_polished(trial: Trial, images: tuple[Image, Image]) -> bool:
@@ -420,14 +418,6 @@ def _taper(pair: Pair) -> Tensor:
     for _ in range(max(1, round(_TAPER_MM / (2 * pair.lattice.spacing)))):
         half = pool(F.pad(half, [1] * (2 * d), mode="replicate"), 3, stride=1)
     return half
-
-
-def _explains_more(stretched: Trial, rigid: Trial) -> bool:
-    """Whether what came of an affine start is clearly better than what came of a rigid one."""
-    where = stretched.compared() * rigid.compared()
-    apart = stretched.distance(where), rigid.distance(where)
-    alike = stretched.similarity["nmi"] >= rigid.similarity["nmi"]
-    return stretched.ddf is not None and alike and apart[0] < apart[1] * (1 - _STRETCH_GAIN)
 
 
 def _less_alike(start: Pair, pair: Pair) -> bool:
