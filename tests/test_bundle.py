@@ -162,6 +162,14 @@ class TestOverrides:
         assert found.inferer.settings["refine_steps"] == 0
         assert found.network_def.fusion.bound == 0.25
 
+    @pytest.mark.parametrize(
+        ("word", "meant"), [("false", False), ("True", True), (False, False), (True, True)]
+    )
+    def test_a_switch_may_come_as_a_word(self, tmp_path, word, meant):
+        found = workflow(same_person=word, resume=word, output_dir=str(tmp_path))
+        assert found.inferer.settings["same_person"] is meant
+        assert found.evaluator.resume is meant
+
     def test_a_second_config_may_bring_names_of_its_own(self, tmp_path):
         more = tmp_path / "more.json"
         more.write_text('{"note": "mine", "refine_steps": 0}')
@@ -193,8 +201,10 @@ class TestFromBundle:
             assert torch.equal(a, b), name
 
     def test_the_defaults_of_the_bundle_can_be_replaced(self):
-        found = FusionPipeline.from_bundle(BUNDLE, device="cpu", refine_steps=0)
+        found = FusionPipeline.from_bundle(BUNDLE, device="cpu", refine_steps=0, same_person=False)
         assert found.settings["refine_steps"] == 0
+        assert found.settings["same_person"] is False
+        assert FusionPipeline.from_bundle(BUNDLE).settings["same_person"] is True
 
     def test_a_folder_that_is_no_bundle(self, tmp_path):
         with pytest.raises(InputError, match=r"expected a bundle with configs/inference\.json"):
@@ -318,6 +328,7 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
         (["--datalst", "cases.json"], "unknown override: datalst"),
         (["--network#path", "broken.json"], "broken.json: expected the weights of MultimodalNet"),
         (["--refine_steps", "-1"], "expected refine_steps >= 0, got -1"),
+        (["--same_person", "no"], "expected same_person true or false, got 'no'"),
     ],
 )
 def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, arguments, line):

@@ -23,6 +23,22 @@ _NAMES = {3: "multimodal_fusion", 2: "multimodal_fusion_2d"}
 _TARGET = "_target_"
 
 
+def switch(name: str, value: bool | str) -> bool:
+    """A switch of a config: a bool, or the word that MONAI's command line leaves of one.
+
+    >>> switch("resume", "false")
+    False
+
+    Raises:
+        InputError: anything else, which Python would take for true.
+    """
+    words = {"true": True, "false": False}
+    found = value if isinstance(value, bool) else words.get(str(value).lower())
+    if found is None:
+        raise InputError(f"expected {name} true or false, got {value!r}")
+    return found
+
+
 def bundle_for(spatial_dims: int) -> Path:
     """The bundle for 2D or 3D input that comes with the package.
 

@@ -21,6 +21,7 @@ from fusion_pipeline.data import (
     written_whole,
 )
 from fusion_pipeline.evaluation import Scores, mean_scores
+from fusion_pipeline.pipeline.bundle import switch
 from fusion_pipeline.pipeline.demo import SyntheticCases
 from fusion_pipeline.pipeline.folder import REPORT
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
@@ -113,7 +114,7 @@ class Cohort:
         self.pipeline = pipeline
         self.cases = cases
         self.output = Path(output)
-        self.resume = resume
+        self.resume = switch("resume", resume)
         self.outcomes: list[Outcome] = []
 
     def run(self) -> list[Outcome]:

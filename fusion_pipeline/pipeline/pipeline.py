@@ -56,6 +56,7 @@ class FusionPipeline:
         device: torch.device | str = "cpu",
     ) -> None:
         _check_device(device)
+        same_person = bundle.switch("same_person", same_person)
         self._device = torch.device(device)
         self.network = network.to(device).eval()
         self.settings: Mapping[str, float | str | None] = {
