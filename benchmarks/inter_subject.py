@@ -5,9 +5,9 @@
 
 Each of the label maps that no network has seen is registered to the next one, the fixed head
 painted in one contrast, the moving one in another. Both lie with the middle of their brains on one
-point: their files' origins mean nothing to each other. The labels of the moving head are read
-through the map found, and compared with those of the fixed one: mean Dice over the brain's labels,
-left and right apart. Next to the JSON comes a Markdown table.
+point: their files' origins mean nothing to each other. Ours runs with `same_person=False`. The
+labels of the moving head are read through the map found, and compared with those of the fixed one:
+mean Dice over the brain's labels, left and right apart. Next to the JSON comes a Markdown table.
 """
 
 import argparse
@@ -162,10 +162,13 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=tuple(peers.PEERS), default=())
     parser.add_argument("--limit", type=int, help="the first N pairs of heads only")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--same-person", action="store_true", help="ours by the rules of one person, to compare"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     methods = [
-        ours(None, None, "deformable", same_person=False),
+        ours(None, None, "deformable", same_person=args.same_person),
         *(peer(name, args.threads) for name in args.peers),
     ]
     heads = HEADS if args.patients == "evaluation" else TRAINING_HEADS

@@ -65,6 +65,7 @@ def ours(
     network = pipeline.network.registration
     stage = Register(network, **settings)
     limit = "" if transform == "deformable" else f", {transform}"
+    limit += "" if same_person else ", different people"
     return Method(
         f"ours, {settings['refine_steps']} steps{limit}",
         _version(_package_sources(), network),

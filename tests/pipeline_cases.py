@@ -53,7 +53,9 @@ class ShiftRegister:
 
     shift_mm = (2.0, 0.0, 0.0)
 
-    def __init__(self, network, **_):
+    def __init__(
+        self, network, *, refine_steps=0, working_spacing=None, same_person=True, device="cpu"
+    ):
         self.calls = []
 
     def __call__(self, fixed, moving, *, transform="deformable", fixed_mask=None, moving_mask=None):

@@ -204,7 +204,19 @@ class TestFromBundle:
         found = FusionPipeline.from_bundle(BUNDLE, device="cpu", refine_steps=0, same_person=False)
         assert found.settings["refine_steps"] == 0
         assert found.settings["same_person"] is False
-        assert FusionPipeline.from_bundle(BUNDLE).settings["same_person"] is True
+        assert found._register.same_person is False
+        assert FusionPipeline.from_bundle(BUNDLE)._register.same_person is True
+
+    def test_a_bundle_that_does_not_know_an_option_is_not_run_without_it(self, tmp_path):
+        copy = tmp_path / "mine"
+        shutil.copytree(BUNDLE, copy)
+        path = copy / "configs" / "inference.json"
+        config = json.loads(path.read_text())
+        del config["same_person"], config["inferer"]["same_person"]
+        path.write_text(json.dumps(config))
+        assert FusionPipeline.from_bundle(copy).settings["same_person"] is True
+        with pytest.raises(InputError, match="pass same_person on to its inferer, got True"):
+            FusionPipeline.from_bundle(copy, same_person=False)
 
     def test_a_folder_that_is_no_bundle(self, tmp_path):
         with pytest.raises(InputError, match=r"expected a bundle with configs/inference\.json"):
@@ -329,6 +341,7 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
         (["--network#path", "broken.json"], "broken.json: expected the weights of MultimodalNet"),
         (["--refine_steps", "-1"], "expected refine_steps >= 0, got -1"),
         (["--same_person", "no"], "expected same_person true or false, got 'no'"),
+        (["--resume", "no"], "expected resume true or false, got 'no'"),
     ],
 )
 def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, arguments, line):

@@ -436,7 +436,14 @@ class TestSecondOpinions:
         np.testing.assert_array_equal(found.moving_from_fixed, kept)
 
     @pytest.mark.parametrize(
-        ("falls", "rises", "kept"), [(0.3, 0.3, 3), (0.01, 0.3, 0), (0.3, 0, 0)]
+        ("falls", "rises", "kept"),
+        [  # of the stiff, the soft and the softest field, against the pose
+            ((0.1, 0.2, 0.3), (0.1, 0.2, 0.3), 3),
+            ((0.1, 0.2, 0.3), (0.1, 0.2, 0.0), 2),
+            ((0.1, 0.02, 0.02), (0.1, 0.2, 0.3), 1),
+            ((0.02, 0.02, 0.02), (0.1, 0.2, 0.3), 0),
+            ((0.1, 0.2, 0.3), (0.0, 0.0, 0.0), 0),
+        ],
     )
     def test_between_people_the_field_ends_softest(self, monkeypatch, falls, rises, kept):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
@@ -454,8 +461,9 @@ class TestSecondOpinions:
             return 0 if trial.ddf is None else round(float(trial.ddf.mean()) / 2e-3)
 
         def similarity(trial):
-            share = number(trial) / 3
-            return {"nmi": 1.1 + 0.1 * rises * share, "mind": 1 - falls * share, "overlap": 1.0}
+            n = number(trial)
+            rise, fall = (0.0, *rises)[n], (0.0, *falls)[n]
+            return {"nmi": 1.1 + 0.1 * rise, "mind": 1 - fall, "overlap": 1.0}
 
         monkeypatch.setattr(stages, "refine", refined)
         monkeypatch.setattr(Trial, "similarity", property(similarity))
@@ -466,33 +474,56 @@ class TestSecondOpinions:
         assert number(end) == kept
 
     @pytest.mark.parametrize(
-        ("keys", "still_seen", "transform", "placed_anew"),
+        ("keys", "still_seen", "transform", "mm", "placed_anew"),
         [
-            (("ct", "mr"), 1.0, "rigid", True),
-            (("pet", "mr"), 1.0, "rigid", True),
-            (("ct", "mr"), 1.0, "deformable", True),  # none is kept, see below
-            (("ct", "pet"), 1.0, "rigid", False),
-            (("ct", "mr"), 1.5, "rigid", False),
-            (("ct", "mr"), float("nan"), "rigid", False),
-            (("ct", "mr"), 1.0, "affine", False),  # an affine pose
+            (("ct", "mr"), 1.0, "rigid", 0.5, True),
+            (("pet", "mr"), 1.4, "rigid", 1.9, True),
+            (("ct", "mr"), 1.0, "deformable", 0.5, True),  # no deformation is kept, see below
+            (("ct", "mr"), 1.0, "rigid", 2.1, False),  # it ran away
+            (("ct", "pet"), 1.0, "rigid", 0.5, False),
+            (("spect", "ct"), 1.0, "rigid", 0.5, False),
+            (("ct", "mr"), 1.5, "rigid", 0.5, False),
+            (("ct", "mr"), float("nan"), "rigid", 0.5, False),
+            (("ct", "mr"), 1.0, "affine", 0.5, False),  # an affine pose
         ],
     )
     def test_a_rigid_result_of_clear_images_is_polished(
-        self, monkeypatch, volumes, keys, still_seen, transform, placed_anew
+        self, monkeypatch, volumes, keys, still_seen, transform, mm, placed_anew
     ):
         fixed = dataclasses.replace(volumes.fixed, key=keys[0])
         moving = dataclasses.replace(volumes.moving, key=keys[1])
         rough = rigid_matrix([0.0] * 3, [9.0, 0.0, 0.0], [0.0] * 3)
-        fine = rigid_matrix([0.0] * 3, [9.5, 0.0, 0.0], [0.0] * 3)
+        fine = rigid_matrix([0.0] * 3, [9.0 + mm, 0.0, 0.0], [0.0] * 3)
+        asked = []
         score = 2.0 if transform == "affine" else 1.0
         pose = Pose(rough, rough, start=0.3, rigid_score=1.0, score=score, far=0.0)
         monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages, "polished", lambda *_: fine)
+        monkeypatch.setattr(stages, "polished", lambda *given: asked.append(given) or fine)
         monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
         monkeypatch.setattr(stages.Register, "_deformed", lambda _, start, __: start.undeformed)
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
         found = stage(3)(fixed, moving, transform=transform)
         np.testing.assert_array_equal(found.moving_from_fixed, fine if placed_anew else rough)
+        assert ("polished_mm" in found.details) == placed_anew
+        if placed_anew:  # the report speaks of the pose that it holds
+            assert found.details["polished_mm"] == pytest.approx(mm)
+            assert [image.key for image in asked[0][:2]] == list(keys)
+            np.testing.assert_array_equal(asked[0][3], rough)
+            again = Pose(fine, fine, start=0.3, rigid_score=1.0, score=score, far=0.0)
+            monkeypatch.setattr(stages, "find_pose", lambda *_, **__: again)
+            monkeypatch.setattr(stages, "_can_be_polished", lambda *_: False)
+            there = stage(3)(fixed, moving, transform=transform)
+            assert found.similarity_after == pytest.approx(there.similarity_after, abs=1e-6)
+
+    def test_pictures_are_not_polished(self, monkeypatch):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
+        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: False)
+        monkeypatch.setattr(Trial, "error_mm", property(lambda _: 1.0))
+        found = stage(2)(pair.fixed, pair.moving, transform="rigid")
+        assert found.transform == "rigid"
+        assert "polished_mm" not in found.details
 
     def test_a_gate_asks_for_structure_and_for_information(self):
         @dataclasses.dataclass

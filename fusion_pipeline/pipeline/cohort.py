@@ -103,6 +103,7 @@ class Cohort:
         resume: skip a case whose report was made from the same input, settings and weights.
     """
 
+    @one_line_refusals()
     def __init__(
         self,
         pipeline: FusionPipeline,

@@ -96,9 +96,16 @@ class FusionPipeline:
             InputError: there is no such bundle, or its weights do not fit its network.
         """
         overrides = {"device": device, "refine_steps": refine_steps, "same_person": same_person}
-        found = bundle.from_config(path, {k: v for k, v in overrides.items() if v is not None})
+        given = {k: v for k, v in overrides.items() if v is not None}
+        found = bundle.from_config(path, given)
         if not isinstance(found, cls):
             raise TypeError(f"the bundle's 'inferer' should be a {cls.__name__}, got {type(found)}")
+        for name, value in given.items():
+            if str(found.settings[name]) != str(value):
+                raise InputError(
+                    f"bundle {path}: expected inference.json to pass {name} on to its inferer, got "
+                    f'{found.settings[name]!r}; add "{name}" as in the packaged bundle'
+                )
         return found
 
     def __call__(self, case: Case | CaseFiles | Mapping[str, object]) -> CaseResult:

@@ -41,8 +41,8 @@ _FAR_COSTS = 0.003  # nats per mm (or 1.1°): of two equal places the headers' i
 _HEADERS_NATS = {False: 0.06, True: 0.3}
 _HEADERS_MM = 6.0
 _ROOM_MM = 20.0  # how far around its points a target is kept, on the finer levels
-# Polish: spacing and blur of its views in mm, and points beside an emission image and else. Little
-# blur places sharp images more exactly, and finds fewer of them from afar.
+# Polish: spacing and blur of its views in mm (of an emission image: its own, more), and points
+# beside an emission image and else. Little blur places sharp images more exactly, from near by.
 _POLISH_MM, _POLISH_BLUR_MM = 2.0, 0.6
 _POLISH_POINTS = {True: 100_000, False: 40_000}
 # beside an emission image structure tells more than information does
@@ -105,7 +105,7 @@ class Points:
         self.weight = sample(source.known, chosen[None], fill=0.0)[0, 0]
         self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]
         self.blind = blind
-        self.structure_nats = structure_nats or _STRUCTURE[blind]
+        self.structure_nats = _STRUCTURE[blind] if structure_nats is None else structure_nats
         self.structure = sample(_structure(source, blind), chosen[None], fill=None)[0]
         self.centre = source.centre()
         self.places = source.world(chosen) - self.centre

@@ -59,6 +59,7 @@ _DISAGREEMENT = 0.1
 # softer fields of limbs of training patients end further from the headers. In painted training
 # heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
 _CLEAR_MM = 1.4
+_POLISH_MOST_MM = 2.0  # a polish that goes further has left the place that was found
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,16 @@ class Register:
 
     Headers, then a rigid or affine pose, then the network's deformation, then its refinement. Each
     step is judged by similarity over the field of view that both images share and dropped where it
-    is not clearly better: a good start is to be kept, and a rigid case to stay rigid.
+    is not clearly better: a good start is to be kept, and a rigid case to stay rigid. Last, a rigid
+    result of clear images may be placed more exactly, by the score of its pose.
 
     Args:
         network: predicts the deformation.
         refine_steps: steps of instance optimization; 0 switches it off.
         working_spacing: mm of the working lattice; None chooses by the images.
-        same_person: whether both images show one person. If not, an affine pose is taken for any
-            gain, headers are no rival to it, and the deformation is as soft as anatomies differ.
+        same_person: whether both images show one person. If not, an affine pose needs no more gain
+            than a rigid one, the result from the headers is no rival to it, and the deformation
+            is as soft as anatomies differ.
         device: where the network computes.
     """
 
@@ -186,8 +189,7 @@ class Register:
             elif not reason:
                 reason = "a deformation would not have been clearly better than the pose alone"
         if kept == "rigid" and _can_be_polished(end, images):
-            matrix = polished(fixed, moving, known, matrix)
-            end = place(matrix).undeformed
+            matrix, end = _placed_exactly(place, end, matrix, images, known, details)
         return _result(start, end, matrix, kept, reason, details, body_mm=body_mm)
 
     def _placing(
@@ -285,11 +287,14 @@ class Register:
         return gain < (min(0.0, needed) if max(seen) <= _CLEAR_MM else needed)
 
     def _softest(self, pair: Pair, stiff: Tensor, gate: _Gate) -> Trial:
-        """A field as soft as between different people, or none where the images do not show it."""
+        """The softest field that shows its worth: anatomies of different people differ in shape."""
         soft = self._refined(pair, stiff, _SOFT, information=_INFORMATION)
         softest = self._refined(pair, soft, _SOFTEST, information=_INFORMATION, coarse=False)
-        trial = pair.trial(softest)
-        return trial if gate.lets(trial, pair.undeformed) else pair.undeformed
+        for velocity in (softest, soft, stiff):
+            trial = pair.trial(velocity)
+            if gate.lets(trial, pair.undeformed):
+                return trial
+        return pair.undeformed
 
     def _refined(
         self,
@@ -345,7 +350,7 @@ def _gate(fixed: Image, moving: Image) -> _Gate:
 
 @dataclass(frozen=True)
 class _Found:
-    """Where a deformation starts.
+    """The pose to go on from.
 
     Attributes:
         matrix: moving_from_fixed.
@@ -361,7 +366,7 @@ class _Found:
 
     def refused(self) -> "_Found":
         """The headers, with the same details."""
-        return _Found(np.eye(len(self.matrix)), "none", self.details)
+        return _Found(np.eye(len(self.matrix)), "none", dict(self.details))
 
 
 def _pose(
@@ -399,6 +404,29 @@ def _can_be_polished(trial: Trial, images: tuple[Image, Image]) -> bool:
     modalities = [image.modality for image in images]
     beside_ct = emission(*images) and "ct" in modalities
     return images[0].spatial_dims == 3 and not beside_ct and trial.error_mm <= _CLEAR_MM
+
+
+def _placed_exactly(
+    place: Callable[[Matrix | None], Pair],
+    trial: Trial,
+    matrix: Matrix,
+    images: tuple[Image, Image],
+    known: tuple[Tensor, Tensor],
+    details: dict[str, float],
+) -> tuple[Matrix, Trial]:
+    """A rigid result placed more exactly, as far as that is near; how far is added to the details.
+
+    Its score rises; self-similarity over the lattice is no judge of so small a move.
+    """
+    finer = polished(*images, known, matrix)
+    moved = _mean_move(images[0], np.linalg.inv(matrix) @ finer)
+    if moved > _POLISH_MOST_MM:
+        return matrix, trial
+    end = place(finer).undeformed
+    details["polished_mm"] = moved
+    if "mind_pose" in details:
+        details["mind_pose"] = end.distance(end.compared())
+    return finer, end
 
 
 def _mean_move(fixed: Image, matrix: Matrix) -> float:
