@@ -16,6 +16,7 @@ from fusion_pipeline.geometry import (
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register import Register
 from fusion_pipeline.register import stage as stages
+from fusion_pipeline.register.gates import Gate
 from fusion_pipeline.register.pose import Pose
 from fusion_pipeline.register.trial import Trial
 from fusion_pipeline.synthesis import synthetic_patient
@@ -533,11 +534,11 @@ class TestSecondOpinions:
         def shown(mind, nmi):
             return Shown({"mind": mind, "nmi": nmi})
 
-        gate, before = stages._Gate(0.03, 0.05), shown(0.5, 1.2)
+        gate, before = Gate(0.03, 0.05), shown(0.5, 1.2)
         assert gate.lets(shown(0.484, 1.211), before)
         assert not gate.lets(shown(0.486, 1.211), before)
         assert not gate.lets(shown(0.484, 1.209), before)
-        both = gate.and_also(stages._Gate(0.01, 0.10))
+        both = gate.and_also(Gate(0.01, 0.10))
         assert (both.structure, both.information) == (0.03, 0.10)
 
     def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):

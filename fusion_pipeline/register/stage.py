@@ -1,7 +1,7 @@
 """`Register`: pose, network, refinement; each kept only where it earns its place."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image, InputError, TransformKind
-from fusion_pipeline.geometry import apply_affine, ddf_mm_from_ddf, jacobian_determinant
+from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses import diffusion_energy
 from fusion_pipeline.metrics import mind_distance
 from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.register.gates import ON_TRIAL, SOFTER, Gate, stiff_gate
 from fusion_pipeline.register.lattice import Lattice, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose, polished
 from fusion_pipeline.register.refinement import Smoothness, refine
 from fusion_pipeline.register.registration import Registration
+from fusion_pipeline.register.result import body_mm3, result
 from fusion_pipeline.register.trial import Pair, Side, Trial
 from fusion_pipeline.register.views import emission, known_region
 
@@ -39,8 +41,6 @@ _SOFTEST = Smoothness(diffusion=2.0, bending=2.0, nodes=2)
 # better off without, and limbs of training patients are led further from their headers by it.
 _INFORMATION = 3.0
 _TAPER_MM = 20.0
-_LEAST_OVERLAP = 0.1
-_DOUBTFUL_MM = 4.0  # of 55 training results 17 are beyond, 14 of them more than 5 mm off
 # A pose whose score is so many times the headers', and so many nats higher, is not tried against
 # them: on training patients they never won beyond 1.96 times and 0.55 nats.
 _UNDISPUTED, _UNDISPUTED_NATS = 2.2, 0.6
@@ -60,37 +60,6 @@ _DISAGREEMENT = 0.1
 # heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
 _CLEAR_MM = 1.4
 _POLISH_MOST_MM = 2.0  # a polish that goes further has left the place that was found
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """What a deformation has to show.
-
-    Attributes:
-        structure: share of the self-similarity distance that it must remove.
-        information: share by which NMI has to rise as well: self-similarity alone can fall while a
-            good pose is bent away. No independent witness for a field that information has bent.
-    """
-
-    structure: float
-    information: float
-
-    def and_also(self, other: "_Gate") -> "_Gate":
-        """What satisfies both."""
-        return _Gate(max(self.structure, other.structure), max(self.information, other.information))
-
-    def lets(self, after: Trial, before: Trial) -> bool:
-        """Whether a deformation has shown it, against what was before."""
-        new, old = after.similarity, before.similarity
-        alike = new["mind"] < old["mind"] * (1 - self.structure)
-        return alike and new["nmi"] - 1 > (old["nmi"] - 1) * (1 + self.information)
-
-
-# Emission images carry little structure, beside a CT least: on limbs of training patients, small
-# gains there were noise.
-_GATE, _GATE_OF_PET_CT, _GATE_OF_PET_MR = _Gate(0.03, 0.02), _Gate(0.10, 0.05), _Gate(0.015, 0.05)
-_SOFTER = _Gate(0.0, 0.02)  # of a soft field after a stiff one that was kept
-_ON_TRIAL = _Gate(0.035, 0.08)  # of a soft field after a stiff one that was not
 
 
 class Register:
@@ -165,10 +134,10 @@ class Register:
         lattice = working_lattice(fixed, moving, self.working_spacing)
         place = self._placing(images, known, lattice)
         start = place(None)
-        body_mm = _body_mm(moving, known[1], lattice.spacing)
+        body_mm = body_mm3(moving, known[1], lattice.spacing)
         if transform == "none":
             unmoved = np.eye(fixed.spatial_dims + 1)
-            return _result(start, start.undeformed, unmoved, "none", "", {}, body_mm=body_mm)
+            return result(start, start.undeformed, unmoved, "none", "", {}, body_mm=body_mm)
         deforms = transform == "deformable"
         stretch_gain = _AFFINE_GAIN if self.same_person else 1.0
         affine = transform != "rigid"
@@ -190,7 +159,7 @@ class Register:
                 reason = "a deformation would not have been clearly better than the pose alone"
         if kept == "rigid" and _can_be_polished(end, images):
             matrix, end = _placed_exactly(place, end, matrix, images, known, details)
-        return _result(start, end, matrix, kept, reason, details, body_mm=body_mm)
+        return result(start, end, matrix, kept, reason, details, body_mm=body_mm)
 
     def _placing(
         self, images: tuple[Image, Image], known: tuple[Tensor, Tensor], lattice: Lattice
@@ -286,7 +255,7 @@ class Register:
         needed = _NEAR_MUST_GAIN * near
         return gain < (min(0.0, needed) if max(seen) <= _CLEAR_MM else needed)
 
-    def _softest(self, pair: Pair, stiff: Tensor, gate: _Gate) -> Trial:
+    def _softest(self, pair: Pair, stiff: Tensor, gate: Gate) -> Trial:
         """The softest field that shows its worth: anatomies of different people differ in shape."""
         soft = self._refined(pair, stiff, _SOFT, information=_INFORMATION)
         softest = self._refined(pair, soft, _SOFTEST, information=_INFORMATION, coarse=False)
@@ -318,7 +287,7 @@ class Register:
 
     def _deformed(self, pair: Pair, images: tuple[Image, Image]) -> Trial:
         """The pair after the deformation that earns its place, or as the pose left it."""
-        gate = _gate(*images)
+        gate = stiff_gate(*images)
         with_ct = "ct" in [image.modality for image in images]
         worth = _INFORMATION if with_ct or emission(*images) else 0.0
         velocity, predicted = self._predict(pair)
@@ -338,14 +307,7 @@ class Register:
         if (with_ct or not kept) and not stiff.error_mm <= _CLEAR_MM:
             return best
         soft = pair.trial(self._refined(pair, refined, _SOFT, information=worth, coarse=False))
-        return soft if (_SOFTER if kept else gate.and_also(_ON_TRIAL)).lets(soft, best) else best
-
-
-def _gate(fixed: Image, moving: Image) -> _Gate:
-    """What a stiff deformation of this pair has to show."""
-    if not emission(fixed, moving):
-        return _GATE
-    return _GATE_OF_PET_CT if "ct" in (fixed.modality, moving.modality) else _GATE_OF_PET_MR
+        return soft if (SOFTER if kept else gate.and_also(ON_TRIAL)).lets(soft, best) else best
 
 
 @dataclass(frozen=True)
@@ -477,62 +439,3 @@ def _unlikely(trials: Sequence[Trial], *regions: Tensor) -> float:
 def _log_ratio(a: float, b: float) -> float:
     """log(a / b); 0 where there is nothing to compare."""
     return math.log(a / b) if a > 0 and b > 0 else 0.0
-
-
-def _result(
-    start: Pair,
-    end: Trial,
-    matrix: Matrix,
-    kept: TransformKind,
-    reason: str,
-    details: Mapping[str, float],
-    *,
-    body_mm: float,
-) -> Registration:
-    """Put the parts together and doubt them where there is reason to."""
-    lattice = start.lattice
-    d = len(lattice.shape)
-    field = torch.zeros((1, d, *lattice.shape)) if end.ddf is None else end.ddf
-    before, after = start.undeformed.similarity, end.similarity
-    fixed_mm = float(end.fixed.shown.body.sum()) * lattice.spacing**d
-    doubt = _doubt(before, after, end.error_mm, after["overlap"] * max(1.0, fixed_mm / body_mm))
-    return Registration(
-        moving_from_fixed=matrix,
-        ddf_mm=ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0],
-        working_affine=lattice.affine,
-        transform=kept,
-        ok=not doubt,
-        reason="; ".join(part for part in (doubt, reason) if part),
-        similarity_before=before,
-        similarity_after=after,
-        folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
-        error_mm=end.error_mm,
-        error_map_mm=end.error_map_mm,
-        details={**details, "working_spacing_mm": lattice.spacing},
-    )
-
-
-def _body_mm(image: Image, known: Tensor, spacing: float) -> float:
-    """How much body an image shows, in mm³ (mm² in 2D), at least one voxel."""
-    own = on_lattice(image, known, working_lattice(image, image, spacing))
-    return max(1.0, float(own.body.sum())) * spacing**image.spatial_dims
-
-
-def _doubt(
-    before: Mapping[str, float], after: Mapping[str, float], error_mm: float, shared: float
-) -> str:
-    """Why the result is probably wrong, or nothing.
-
-    Args:
-        before: similarity of the headers' pose.
-        after: similarity of the result.
-        error_mm: the network's estimate.
-        shared: how much of the smaller body both images show.
-    """
-    if shared < _LEAST_OVERLAP:
-        return f"the images share only {shared:.0%} of the smaller body"
-    if after["nmi"] < before["nmi"] and after["mind"] > before["mind"]:
-        return "the images are less alike than before"
-    if error_mm > _DOUBTFUL_MM:
-        return f"the network would move the result by another {error_mm:.0f} mm: look at it"
-    return ""
