@@ -6,6 +6,7 @@ from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import rigid_matrix
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register import stage as stages
+from fusion_pipeline.register.gates import stiff_gate
 from fusion_pipeline.register.lattice import on_lattice, working_lattice
 from fusion_pipeline.register.trial import Side, Trial
 
@@ -61,7 +62,7 @@ def test_no_other_image_shows_bone_surely():
 )
 def test_what_a_deformation_has_to_show_depends_on_both_modalities(keys, structure, information):
     flat = torch.zeros(1, SIDE, SIDE, SIDE)
-    gate = stages._gate(*[Image(flat, AFFINE, key) for key in keys])
+    gate = stiff_gate(*[Image(flat, AFFINE, key) for key in keys])
     assert (gate.structure, gate.information) == (structure, information)
 
 
