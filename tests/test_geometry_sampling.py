@@ -5,6 +5,7 @@ import torch
 from scipy import ndimage
 
 from fusion_pipeline.geometry import (
+    PointReader,
     identity_points,
     inside,
     lps_from_ras,
@@ -196,3 +197,21 @@ def test_resize_keeps_corners_in_3d_and_labels_as_labels():
 def test_resize_to_the_same_shape_is_the_image_itself(shape):
     image = noise(shape)
     assert resize(image, shape) is image
+
+
+@pytest.mark.parametrize("size", [(9, 12), (7, 9, 11), (5, 1, 6)])
+def test_a_point_reader_reads_what_sample_reads(size):
+    image = noise(size, channels=5)
+    points = points_around(size).reshape(-1, len(size))
+    read = PointReader(image)(points)
+    assert read.shape == (len(points), 5)
+    torch.testing.assert_close(read, sample(image, points[None])[0].T, atol=1e-5, rtol=1e-5)
+
+
+def test_a_point_reader_has_the_slopes_of_sample(shape):
+    image, weights = noise(shape, channels=4), noise((200,), channels=4, seed=1)[0].T
+    points = points_around(shape).reshape(-1, len(shape)).requires_grad_(True)
+    (slopes,) = torch.autograd.grad((PointReader(image)(points) * weights).sum(), points)
+    (known,) = torch.autograd.grad((sample(image, points[None])[0].T * weights).sum(), points)
+    torch.testing.assert_close(slopes, known, atol=1e-4, rtol=1e-4)
+    assert bool((slopes[points[:, 0] < 0, 0] == 0).all())  # the border goes on, level

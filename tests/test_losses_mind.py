@@ -123,3 +123,21 @@ def test_gradient_reaches_every_voxel():
 def test_empty_mask_gives_zeros():
     image = _noise((7, 8, 9))
     assert (mind_ssc(image, mask=torch.zeros_like(image)) == 0).all()
+
+
+def test_what_lies_far_from_the_mask_costs_nothing_and_changes_nothing():
+    image = torch.randn(1, 1, 20, 22, 24, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros_like(image)
+    mask[..., 6:12, 8:15, 0:9] = 1
+    other = torch.where(mask > 0, image, 100.0)
+    found = mind_ssc(image, mask=mask)
+    assert found.shape == (1, 12, 20, 22, 24)
+    torch.testing.assert_close(found, mind_ssc(other, mask=mask))
+    cut = mind_ssc(image[..., 4:14, 6:17, :12], mask=mask[..., 4:14, 6:17, :12])
+    torch.testing.assert_close(found[..., 4:14, 6:17, :12], cut)
+    assert float(found.abs().sum() - cut.abs().sum()) == pytest.approx(0, abs=1e-2)
+
+
+def test_an_empty_mask_gives_zeros():
+    image = torch.rand(1, 1, 8, 9, 10)
+    assert float(mind_ssc(image, mask=torch.zeros_like(image)).abs().max()) == 0

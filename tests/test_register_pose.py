@@ -207,7 +207,7 @@ class TestPointScore:
         for blind in (False, True):
             points = Points(views[0], 2000, seed=0, blind=blind)
             far = (points.places + points.centre)[:, 1].sub(30).abs() > 10
-            spread.append(float(points.structure[:, far].std()))
+            spread.append(float(points.structure[far].std()))
             values = PointScore(points, views[1])(self.shifts_across(0.0, 6.0))
             assert values[0] > values[1]
         assert spread[1] < 0.6 * spread[0]

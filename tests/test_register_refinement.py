@@ -123,9 +123,9 @@ class TestRefine:
         everywhere = torch.ones_like(body)
         asked, optimize = [], refinement._optimize
 
-        def watched(a, b, velocity, count, *rest):
+        def watched(unlikeness, velocity, count, *rest):
             asked.append((tuple(velocity.shape[2:]), count))
-            return optimize(a, b, velocity, count, *rest)
+            return optimize(unlikeness, velocity, count, *rest)
 
         monkeypatch.setattr(refinement, "_optimize", watched)
         found = refined(fixed, moving, still(d), everywhere, everywhere, steps=7, **options)

@@ -28,6 +28,7 @@ from fusion_pipeline.geometry.fields import (
     resize_ddf,
     warp,
 )
+from fusion_pipeline.geometry.reader import PointReader
 from fusion_pipeline.geometry.sampling import (
     identity_points,
     inside,
@@ -37,6 +38,7 @@ from fusion_pipeline.geometry.sampling import (
 )
 
 __all__ = [
+    "PointReader",
     "apply_affine",
     "compose",
     "ddf_from_ddf_mm",

@@ -1,6 +1,7 @@
 """Self-similarity descriptors that look alike in every modality."""
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import combinations
 
 import torch
@@ -46,8 +47,35 @@ def mind_ssc(
         Heinrich et al., "Towards realtime multimodal fusion for image-guided interventions using
         self-similarities", MICCAI 2013.
     """
-    inside = None if mask is None else (mask > 0.5).float()
-    distance = _patch_distances(image.float(), inside, radius, dilation)
+    if mask is None:
+        return _described(image.float(), None, radius, dilation, floor)
+    # beyond the mask there is nothing to describe: a box around it is enough
+    inside = (mask > 0.5).float()
+    box = _box_around(inside)
+    here = (slice(None), slice(None), *box)
+    found = _described(image[here].float(), inside[here], radius, dilation, floor)
+    if found.shape[2:] == image.shape[2:]:
+        return found
+    out = found.new_zeros(len(image), found.shape[1], *image.shape[2:])
+    out[here] = found
+    return out
+
+
+def _box_around(inside: Tensor) -> list[slice]:
+    """The smallest box that holds the mask and a voxel of what is not, where the image has one."""
+    box = []
+    for axis, size in enumerate(inside.shape[2:], start=2):
+        others = [a for a in range(inside.ndim) if a != axis]
+        along = inside.amax(others).nonzero()[:, 0].tolist() or [0]
+        box.append(slice(max(along[0] - 1, 0), min(along[-1] + 2, size)))
+    return box
+
+
+def _described(
+    image: Tensor, inside: Tensor | None, radius: int, dilation: int, floor: float
+) -> Tensor:
+    """`mind_ssc` of a whole image, ``(B, pairs, *S)``."""
+    distance = _patch_distances(image, inside, radius, dilation)
     axes = tuple(range(1, image.ndim))
     variance = distance.mean(1, keepdim=True)
     if inside is None:
@@ -74,19 +102,27 @@ def _patch_distances(image: Tensor, inside: Tensor | None, radius: int, dilation
             distances += _at(_box_mean(squares, radius), bases, shape)
             continue
         near, far = _views(padded_inside, offset, bases, dilation)
-        support = _box_mean(near * far, radius)
-        total = _box_mean(squares * near * far, radius)
+        both = near * far
+        support = _box_mean(both, radius)
+        total = _box_mean(squares * both, radius)
         distances += _at(total / support.clamp_min(_TINY), bases, shape)
         supports += _at(support, bases, shape)
     distance = torch.cat(distances, dim=1)
-    return _without_gaps(distance, torch.cat(supports, dim=1)) if supports else distance
+    if inside is None:
+        return distance
+    # along the mask's rim only, so those voxels are picked out
+    least = reduce(torch.minimum, supports)
+    rim = (least <= _TINY)[:, 0] & (inside[:, 0] > 0)
+    of_voxels = distance.movedim(1, -1)
+    known = torch.stack([support[:, 0][rim] for support in supports], -1) > _TINY
+    of_voxels[rim] = _without_gaps(of_voxels[rim], known)
+    return distance
 
 
-def _without_gaps(distance: Tensor, support: Tensor) -> Tensor:
+def _without_gaps(distance: Tensor, known: Tensor) -> Tensor:
     """Pairs without a single voxel inside the mask get the mean of the voxel's other pairs."""
-    known = (support > _TINY).to(distance.dtype)
-    mean = (distance * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp_min(1.0)
-    return torch.where(known > 0, distance, mean)
+    mean = (distance * known).sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
+    return torch.where(known, distance, mean)
 
 
 def _offsets(dims: int, dilation: int) -> Iterator[tuple[list[int], list[list[int]]]]:

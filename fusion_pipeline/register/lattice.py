@@ -80,8 +80,29 @@ class OnLattice:
     bone: Tensor
 
 
+def blurred_for(image: Image, known: Tensor, lattice: Lattice) -> Tensor:
+    """An image at the lattice's resolution, still on its own grid.
+
+    Args:
+        image: in its original units.
+        known: ``(1, *S)`` 0/1 on the image's own grid.
+        lattice: where it is wanted.
+
+    Returns:
+        ``(*S)``.
+    """
+    # half of what would keep all aliasing out: contrast at edges is worth more here
+    sigma = 0.35 * lattice.spacing * (image.spacing < lattice.spacing)
+    return smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
+
+
 def on_lattice(
-    image: Image, known: Tensor, lattice: Lattice, image_from_fixed: Matrix | None = None
+    image: Image,
+    known: Tensor,
+    lattice: Lattice,
+    image_from_fixed: Matrix | None = None,
+    *,
+    blurred: Tensor | None = None,
 ) -> OnLattice:
     """Read an image on the lattice, blurred to the lattice's resolution first.
 
@@ -90,10 +111,10 @@ def on_lattice(
         known: ``(1, *S)`` 0/1 on the image's own grid.
         lattice: where it is wanted.
         image_from_fixed: pose, world to world; None: the headers.
+        blurred: `blurred_for` of these, where several poses are read; None: it is made.
     """
-    # half of what would keep all aliasing out: contrast at edges is worth more here
-    sigma = 0.35 * lattice.spacing * (image.spacing < lattice.spacing)
-    blurred = smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
+    if blurred is None:
+        blurred = blurred_for(image, known, lattice)
     pose = np.eye(len(lattice.affine)) if image_from_fixed is None else image_from_fixed
     voxels = torch.from_numpy(inverse_affine(image.affine) @ pose @ lattice.affine)
     small = resample(blurred[None, None], voxels, lattice.shape, fill=image.outside)[0]

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, inverse_affine, sample
+from fusion_pipeline.geometry import PointReader, apply_affine, inverse_affine, sample
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses import mind_ssc
 from fusion_pipeline.register.views import View, emission, grown, make_view
@@ -106,7 +106,7 @@ class Points:
         self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]
         self.blind = blind
         self.structure_nats = _STRUCTURE[blind] if structure_nats is None else structure_nats
-        self.structure = sample(_structure(source, blind), chosen[None], fill=None)[0]
+        self.structure = PointReader(_structure(source, blind))(chosen)
         self.centre = source.centre()
         self.places = source.world(chosen) - self.centre
 
@@ -138,7 +138,9 @@ class PointScore:
         self.points = points
         self.source_doubt = float(source.dark_is_doubtful)
         self.target_doubt = float(target.dark_is_doubtful)
-        self.target = torch.cat([target.values, target.known, target.tissue, described], 1)
+        self.target = PointReader(
+            torch.cat([target.values, target.known, target.tissue, described], 1)
+        )
         self.voxel_from_world = torch.from_numpy(inverse_affine(target.affine))
         self.target_centre = target.centre()
         self.unrelated = self._unrelated(described, target.tissue)
@@ -164,10 +166,9 @@ class PointScore:
         inverse = self.voxel_from_world
         voxels = world @ inverse[:d, :d].T.float() + inverse[:d, d].float()
         poses, count = voxels.shape[:2]
-        read = sample(self.target, voxels.reshape(1, poses * count, d), fill=None)[0]
-        read = read.reshape(-1, poses, count)
-        value, known, tissue = read[:3]
-        size = torch.tensor(self.target.shape[2:])
+        read = self.target(voxels.reshape(poses * count, d)).reshape(poses, count, -1)
+        value, known, tissue = read[..., :3].unbind(-1)
+        size = torch.tensor(self.target.shape)
         # fades over half a voxel, so that the score has a slope where points leave the image
         within = ((voxels + 0.5).clamp(0, 1) * (size - 0.5 - voxels).clamp(0, 1)).prod(-1)
         weight = seen.weight * known * within
@@ -179,13 +180,13 @@ class PointScore:
         overlap = (weight * seen.tissue).sum(1) / (seen.weight * seen.tissue).sum().clamp_min(1e-6)
         informed = (information - bias).clamp_min(0.0) * overlap.clamp(1e-3, 1.0)
         # what is seen nowhere is as unlike as any two places: losing overlap must not pay
-        unlike = (read[3:] - seen.structure[:, None]).square().mean(0)
+        unlike = (read[..., 3:] - seen.structure).square().mean(-1)
         alike = (weight * (self.unrelated - unlike)).sum(1) / seen.weight.sum().clamp_min(1.0)
         return informed + seen.structure_nats * alike
 
     def _unrelated(self, described: Tensor, tissue: Tensor) -> Tensor:
         """Expected squared distance of the descriptors of places with nothing in common."""
-        mine = self.points.structure
+        mine = self.points.structure.T
         inside = described[0, :, tissue[0, 0] > 0.5]
         if inside.shape[1] == 0:
             return mine.new_zeros(())

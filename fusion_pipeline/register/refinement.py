@@ -15,6 +15,7 @@ from fusion_pipeline.losses import (
     mind_ssc,
     mutual_information,
 )
+from fusion_pipeline.losses.box import box_sum
 
 _PATIENCE = 8
 _LEAST_FALL = 1e-3  # of the loss
@@ -111,23 +112,65 @@ def refine(
     out = resize_ddf(velocity, half if smoothness.nodes == 2 else quarter)
     rate = _RATE / smoothness.nodes
     if coarse:
-        out = _optimize(_halved(fixed), _halved(moving), out, steps, rate, smoothness, 0.0)
+        unlikeness = _Unlikeness(halved(fixed), halved(moving))
+        out = _optimize(unlikeness, out, steps, rate, smoothness)
     every_other = (slice(None), slice(None), *[slice(None, None, 2)] * (fixed.ndim - 2))
     rate *= _CLOSER if coarse else 2 * _CLOSER
-    out = _optimize(
-        fixed[every_other], moving, out, max(1, steps // 2), rate, smoothness, information
-    )
+    finer = _Unlikeness(fixed[every_other], moving, information)
+    out = _optimize(finer, out, max(1, steps // 2), rate, smoothness)
     return resize_ddf(out, half)
 
 
+class _Unlikeness:
+    """Hundredfold distance of the descriptors over the common field of view, less information.
+
+    Looked at where the fixed image is known, since nothing else counts.
+
+    Args:
+        fixed: ``(1, C, *S)`` `describe`.
+        moving: the same on the lattice of ``fixed`` or on one of half its spacing.
+        information: what a nat of mutual information is worth.
+    """
+
+    def __init__(self, fixed: Tensor, moving: Tensor, information: float = 0.0) -> None:
+        self.shape = fixed.shape[2:]
+        self.where = (fixed[0, -1].flatten() > 0).nonzero()[:, 0]
+        self.fineness = (moving.shape[2] - 1) // (self.shape[0] - 1)
+        self.places = self._there(identity_points(self.shape, device=fixed.device).movedim(-1, 0))
+        self.fixed = self._there(fixed[0])
+        self.moving = moving
+        self.information = information
+        self.some = self.where % _EVERY == 0
+
+    def _there(self, values: Tensor) -> Tensor:
+        """Values ``(C, *S)`` where the fixed image is known, ``(C, N)``."""
+        return values.flatten(1)[:, self.where]
+
+    def __call__(self, velocity: Tensor) -> Tensor:
+        """What a velocity ``(1, d, *Q)`` in voxels of its own lattice leaves apart."""
+        ddf = resize_ddf(integrate(velocity, 5), self.shape)
+        points = self.fineness * (self.places + self._there(ddf[0])).T
+        fixed, warped = self.fixed, sample(self.moving, points[None], fill=0.0)[0]
+        both = fixed[-1] * warped[-1]
+        distance = (fixed[1:-1] - warped[1:-1]).square().mean(0)
+        # divided by what the fixed image knows, not by the overlap: losing overlap must not pay
+        lost = fixed[-1] * (1 - warped[-1])
+        unseen = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
+        total = (distance * both + unseen * lost).sum() / fixed[-1].sum().clamp_min(1.0)
+        if not self.information:
+            return 100 * total
+        surely = (both > 0.999).float()  # values in part not known would count as others
+        some = [x[self.some][None, None] for x in (fixed[0], warped[0], surely)]
+        shared = mutual_information(*some, bins=_BINS, normalized=False)[0]
+        return 100 * total - self.information * shared
+
+
 def _optimize(
-    fixed: Tensor,
-    moving: Tensor,
+    unlikeness: _Unlikeness,
     velocity: Tensor,
     steps: int,
     rate: float,
     smoothness: Smoothness,
-    information: float,
 ) -> Tensor:
     """Adam on one level; gives back the best velocity it has seen."""
     blurs = 4 // smoothness.nodes
@@ -137,7 +180,7 @@ def _optimize(
     for _ in range(steps):
         optimizer.zero_grad()
         bent = smooth(current, blurs)
-        loss = _unlikeness(fixed, moving, bent, information) + smoothness.price(bent)
+        loss = unlikeness(bent) + smoothness.price(bent)
         loss.backward()
         value = float(loss.detach())
         falls = math.isinf(lowest) or value < lowest - _LEAST_FALL * abs(lowest)
@@ -150,39 +193,15 @@ def _optimize(
     return best
 
 
-def _unlikeness(fixed: Tensor, moving: Tensor, velocity: Tensor, information: float) -> Tensor:
-    """Hundredfold distance of the descriptors over the common field of view, less information.
-
-    ``moving`` lies on the lattice of ``fixed`` or on one of half its spacing.
-    """
-    ddf = resize_ddf(integrate(velocity, 5), fixed.shape[2:]).movedim(1, -1)
-    fineness = (moving.shape[2] - 1) // (fixed.shape[2] - 1)
-    points = fineness * (identity_points(fixed.shape[2:], device=fixed.device) + ddf)
-    warped = sample(moving, points, fill=0.0)
-    both = fixed[:, -1:] * warped[:, -1:]
-    distance = (fixed[:, 1:-1] - warped[:, 1:-1]).square().mean(1, keepdim=True)
-    # divided by what the fixed image knows, not by the overlap: losing overlap must not pay
-    lost = fixed[:, -1:] * (1 - warped[:, -1:])
-    unseen = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
-    total = (distance * both + unseen * lost).sum() / fixed[:, -1:].sum().clamp_min(1.0)
-    if not information:
-        return 100 * total
-    surely = (both > 0.999).float()  # values that are in part not known would count as others
-    some = [x.flatten(2)[..., ::_EVERY] for x in (fixed[:, :1], warped[:, :1], surely)]
-    shared = mutual_information(*some, bins=_BINS, normalized=False)[0]
-    return 100 * total - information * shared
-
-
 def smooth(velocity: Tensor, times: int = 1) -> Tensor:
     """Average over three voxels along each axis, again and again; the border goes on."""
     d = velocity.ndim - 2
-    pool = F.avg_pool3d if d == 3 else F.avg_pool2d
     for _ in range(times):
-        velocity = pool(F.pad(velocity, [1] * (2 * d), mode="replicate"), 3, stride=1)
+        velocity = box_sum(F.pad(velocity, [1] * (2 * d), mode="replicate"), 3) / 3**d
     return velocity
 
 
-def _halved(image: Tensor) -> Tensor:
+def halved(image: Tensor) -> Tensor:
     """Average around every other voxel, corners kept."""
     pool = F.avg_pool3d if image.ndim == 5 else F.avg_pool2d
     return pool(image, 3, stride=2, padding=1, count_include_pad=False)

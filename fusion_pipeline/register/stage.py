@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image, InputError, TransformKind
@@ -16,9 +15,9 @@ from fusion_pipeline.losses import diffusion_energy
 from fusion_pipeline.metrics import mind_distance
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register.gates import ON_TRIAL, SOFTER, Gate, stiff_gate
-from fusion_pipeline.register.lattice import Lattice, on_lattice, working_lattice
+from fusion_pipeline.register.lattice import Lattice, blurred_for, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose, polished
-from fusion_pipeline.register.refinement import Smoothness, refine
+from fusion_pipeline.register.refinement import Smoothness, halved, refine, smooth
 from fusion_pipeline.register.registration import Registration
 from fusion_pipeline.register.result import body_mm3, result
 from fusion_pipeline.register.trial import Pair, Side, Trial
@@ -165,9 +164,11 @@ class Register:
         self, images: tuple[Image, Image], known: tuple[Tensor, Tensor], lattice: Lattice
     ) -> Callable[[Matrix | None], Pair]:
         """What brings both images onto a lattice, the moving one by a pose (None: its headers)."""
+        blurred = [blurred_for(*one, lattice) for one in zip(images, known, strict=True)]
 
         def side(number: int, pose: Matrix | None) -> Side:
-            shown = on_lattice(images[number], known[number], lattice, pose)
+            read = images[number], known[number], lattice, pose
+            shown = on_lattice(*read, blurred=blurred[number])
             return Side(shown, self.network, self.device)
 
         reference = side(0, None)
@@ -402,12 +403,7 @@ def _mean_move(fixed: Image, matrix: Matrix) -> float:
 def _taper(pair: Pair) -> Tensor:
     """1 where both images show something, fading to 0 over some 20 mm: nothing is known beyond."""
     where = pair.moving.shown.known * pair.fixed.shown.known
-    d = where.ndim - 2
-    pool = F.avg_pool3d if d == 3 else F.avg_pool2d
-    half = pool(where, 3, stride=2, padding=1, count_include_pad=False)
-    for _ in range(max(1, round(_TAPER_MM / (2 * pair.lattice.spacing)))):
-        half = pool(F.pad(half, [1] * (2 * d), mode="replicate"), 3, stride=1)
-    return half
+    return smooth(halved(where), max(1, round(_TAPER_MM / (2 * pair.lattice.spacing))))
 
 
 def _less_alike(start: Pair, pair: Pair) -> bool:
