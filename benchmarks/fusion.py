@@ -1,8 +1,8 @@
 r"""Fusion on the evaluation patients, source by source, against the traditional rules.
 
-    python benchmarks/fusion.py --harmonization ../weights/harmonization_3d.pt \
-        --fusion ../weights/fusion_3d.pt --judge ../shared/bench --out docs/figures
+    python benchmarks/fusion.py --judge ../shared/bench --out docs/figures
 
+The networks are the packaged bundle's, or others (``--harmonization``, ``--fusion``: state dicts).
 CT, MR and PET by their headers, harmonized by the network; every rule fuses the same sources. Pairs
 and the triple are judged on three slices inside the MR's field of view (at a quarter, a half and
 three quarters of it): pairs by the neutral ``source_wise.py`` of ``--judge`` (8 bit, 2D) where it
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sarcoma_grids import KEYS, Patient, patients
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_pipeline.baselines import FuseBy, average, laplacian_pyramid, maximum, pca
 from fusion_pipeline.data import Image
@@ -28,6 +28,7 @@ from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.harmonization import HarmonizationNet
 from fusion_pipeline.networks.kinds import kind_of
+from fusion_pipeline.pipeline import FusionPipeline
 
 GROUPS = (("ct", "mr"), ("ct", "pet"), ("mr", "pet"), ("ct", "mr", "pet"))
 NAMES = ("q_min", "vif_min", "ssim_min", "q", "nabf", "scd", "entropy")
@@ -87,20 +88,27 @@ def _neutral(folder: Path | None) -> Judge | None:
     return source_wise
 
 
+def _load(network: nn.Module, path: Path | None, packaged: nn.Module) -> None:
+    """Give a network the weights of a file, or the packaged ones."""
+    weights = packaged.state_dict() if path is None else torch.load(path, weights_only=True)
+    network.load_state_dict(weights)
+
+
 def main() -> None:
     """Measure, and write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--harmonization", type=Path, required=True)
-    parser.add_argument("--fusion", type=Path, required=True)
+    parser.add_argument("--harmonization", type=Path)
+    parser.add_argument("--fusion", type=Path)
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    packaged = FusionPipeline.from_bundle().network
     network, fusion = HarmonizationNet().eval(), FusionNet()
-    network.load_state_dict(torch.load(arguments.harmonization, weights_only=True))
-    fusion.load_state_dict(torch.load(arguments.fusion, weights_only=True))
+    _load(network, arguments.harmonization, packaged.harmonization)
+    _load(fusion, arguments.fusion, packaged.fusion)
     rules: dict[str, Callable[[dict[str, Image], dict[str, Tensor]], Fusion]] = {
         "network": Fuse(fusion),
         "average": FuseBy(average),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
+from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
@@ -14,6 +15,9 @@ from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.kinds import kind_of
 
 _SHOWN = 0.06
+_FADE_MM = 10.0
+_FADE_SHARE = 0.25  # of a field of view's extent, at most
+_LEAST_KEPT = 0.01  # of a weight, at an edge
 _JUDGED_SLICES = 5
 
 
@@ -24,7 +28,7 @@ class Fusion:
     Attributes:
         fused: in [0, 1], on the reference's grid; in colour where a source was in colour.
         weights: ``(M, *S)`` in the order of the input; they sum to 1 over the modalities that see a
-            voxel, and are 0 outside a modality's field of view.
+            voxel, fall towards the edge of a modality's field of view, and are 0 outside.
         scores: ``weight_<key>`` (mean weight where the images show something) and the measures of
             `metrics.fusion_scores`; of a volume their means over five slices along the last axis,
             which lie at equal steps of what is shown.
@@ -80,28 +84,29 @@ class Fuse:
         images = torch.cat([harmonized[k].array for k in keys])
         seen = torch.cat([(valid[k] > 0.5).float() for k in keys])
         kinds = [kind_of(harmonized[k].modality) for k in keys]
-        fused, weights = self._windows(images * seen, seen, kinds)
         reference = harmonized[keys[0]]
+        kept = torch.stack([faded(one, reference.spacing.tolist()) for one in seen])
+        fused, weights = self._windows(images * seen, kept, kinds)
         return Fusion(
             fused=_finished(fused, [harmonized[k] for k in keys], reference),
             weights=weights,
             scores=_scores(fused, weights, dict(zip(keys, images * seen, strict=True))),
         )
 
-    def _windows(self, images: Tensor, seen: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _windows(self, images: Tensor, kept: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Blend the windows' results; a mean of weights that sum to 1 sums to 1."""
         count, shape = len(kinds), images.shape[1:]
 
         def predict(stacked: Tensor) -> Tensor:
-            part, inside = stacked[:, :count], stacked[:, count:]
+            part, share = stacked[:, :count], stacked[:, count:]
             if not bool(part.any()):  # air: nothing to weigh
-                share = inside / inside.sum(1, keepdim=True).clamp_min(1)
+                share = share / share.sum(1, keepdim=True).clamp_min(_LEAST_KEPT)
                 return torch.cat([torch.zeros_like(part[:, :1]), share], 1)
-            return torch.cat(list(self._network(part, kinds, inside)), 1)
+            return torch.cat(list(self._network(part, kinds, share)), 1)
 
         longest = self._window * (4 if len(shape) == 2 else 1)
         out = sliding_window_inference(
-            torch.cat([images, seen])[None],
+            torch.cat([images, kept])[None],
             roi_size=[min(n, longest) for n in shape],
             sw_batch_size=1,
             predictor=predict,
@@ -110,7 +115,35 @@ class Fuse:
             sw_device=self._device,
             device="cpu",
         )
+        seen = kept > 0
         return out[0, :1] * seen.amax(0, keepdim=True), out[0, 1:] * seen
+
+
+def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:
+    """What an image keeps of its weight: all of it deep in its field of view, little at its edge.
+
+    Where a modality ends, its weight goes to the others over some 10 mm, without a step in the
+    fused image. Along an axis where the field of view is thin, the fade is so as well. Where the
+    lattice itself ends there is no edge.
+
+    Args:
+        seen: ``(*S)`` 0/1.
+        spacing: mm along each axis.
+
+    Returns:
+        ``(*S)`` 0 outside, 0.01 to 1 inside.
+    """
+    if bool((seen > 0).all()) or not bool(seen.any()):
+        return seen
+    depth = seen.numpy().astype(np.float32)
+    for axis, size in enumerate(spacing):
+        others = tuple(a for a in range(seen.ndim) if a != axis)
+        extent = int((seen.amax(others) > 0).sum())
+        reach = int(min(_FADE_MM / size, _FADE_SHARE * extent))
+        depth = ndimage.uniform_filter1d(depth, 2 * reach + 1, axis=axis, mode="nearest")
+    # on a straight edge half of a box is seen
+    kept = torch.from_numpy(depth).mul(2).sub(1).clamp(_LEAST_KEPT, 1.0)
+    return kept * (seen > 0)
 
 
 def _finished(fused: Tensor, sources: list[Image], reference: Image) -> Image:

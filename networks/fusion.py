@@ -81,22 +81,24 @@ class FusionNet(nn.Module):
         Args:
             images: ``(B, M, *S)`` harmonized, in [0, 1]; M ≥ 1 images in any order.
             kinds: one for all, or M of ``ct``, ``mr``, ``nuclear``.
-            valid: ``(B, M, *S)`` 0/1: each image's field of view; all of it by default.
+            valid: ``(B, M, *S)`` each image's field of view: 0 outside, within it how much of its
+            weight it keeps, up to 1; all of it by default.
 
         Returns:
             The fused image and the weights; both 0 where no image is valid.
         """
         index = self._check(images, kinds, valid)
-        seen = torch.ones_like(images) if valid is None else (valid > 0.5).to(images.dtype)
-        order = _canonical_order(images * seen, index)
-        picked = torch.stack([images[:, m] * seen[:, m] for m in order], 1)
-        seen = torch.stack([seen[:, m] for m in order], 1)
-        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], seen)
+        kept = torch.ones_like(images) if valid is None else valid.to(images.dtype)
+        images = images * (kept > 0)
+        order = _canonical_order(images, index)
+        picked, kept = (torch.stack([x[:, m] for m in order], 1) for x in (images, kept))
+        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], kept)
         back = sorted(range(len(order)), key=order.__getitem__)
         return FusionOutput(fused, torch.stack([weights[:, m] for m in back], 1))
 
-    def _fuse(self, images: Tensor, kinds: list[str], seen: Tensor) -> tuple[Tensor, Tensor]:
+    def _fuse(self, images: Tensor, kinds: list[str], kept: Tensor) -> tuple[Tensor, Tensor]:
         """Fuse images that are in order and zero outside their fields of view."""
+        seen = (kept > 0).to(images.dtype)
         levels = [self._encode(images, seen, m, kind) for m, kind in enumerate(kinds)]
         coarse = torch.stack([level[-1] for level in levels], 1)
         mixed = self.across(coarse, _shrink(seen, coarse.shape[3:]))
@@ -104,7 +106,7 @@ class FusionNet(nn.Module):
             [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)], 1
         )
         logits = torch.cat([self.logit(features[:, m]) for m in range(len(kinds))], 1)
-        weights = _masked_softmax(_bounded(logits), seen)
+        weights = _masked_softmax(_bounded(logits), kept)
         pooled = (weights.unsqueeze(2) * features).sum(1)
         base = (weights * images).sum(1, keepdim=True)
         brightest = images.amax(1, keepdim=True)

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.fuse import Fuse
+from fusion_pipeline.fuse import Fuse, faded
 from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.networks.fusion import FusionNet
 
@@ -76,10 +76,58 @@ def test_untrained_is_the_average_whatever_the_windows():
     images, valid = _case()
     valid["pet"][..., :9] = 0
     found = Fuse(FusionNet(), window=16)(images, valid)
-    stacked = torch.cat([images[k].array * valid[k] for k in images])
-    seen = torch.cat(list(valid.values()))
-    expected = stacked.sum(0, keepdim=True) / seen.sum(0)
+    spacing = images["ct"].spacing.tolist()
+    stacked = torch.cat([images[k].array for k in images])
+    kept = torch.stack([faded(one[0], spacing) for one in valid.values()])
+    expected = (stacked * kept).sum(0, keepdim=True) / kept.sum(0)
     torch.testing.assert_close(found.fused.array, expected, atol=1e-5, rtol=0)
+
+
+def test_a_modality_ends_without_a_step():
+    """Bright where it is seen, dark elsewhere: the mean goes from one to the other over 10 mm."""
+    shape = (60, 20, 20)
+    seen = torch.ones(1, *shape)
+    seen[:, 40:] = 0
+    images = {
+        key: Image(torch.full((1, *shape), value), np.eye(4), key)
+        for key, value in (("ct", 0.2), ("mr", 0.8))
+    }
+    found = Fuse(FusionNet())(images, {"ct": torch.ones(1, *shape), "mr": seen})
+    along = found.fused.array[0, :, 10, 10]
+    torch.testing.assert_close(along[:28], torch.full((28,), 0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(along[40:], torch.full((20,), 0.2), atol=1e-4, rtol=0)
+    steps = along.diff()
+    assert float(steps.max()) <= 1e-4
+    assert float(steps.min()) > -0.06
+
+
+class TestFaded:
+    def test_the_end_of_the_lattice_is_no_edge(self):
+        everywhere = torch.ones(9, 8, 7)
+        assert faded(everywhere, [1.0] * 3).equal(everywhere)
+        half = everywhere.clone()
+        half[5:] = 0
+        kept = faded(half, [5.0, 1.0, 1.0])
+        assert float(kept[0].min()) == 1.0
+        assert float((kept - kept[:, :1, :1]).abs().max()) == 0
+
+    def test_it_is_in_mm(self):
+        seen = torch.zeros(200)
+        seen[:100] = 1
+        seen = seen[:, None].expand(200, 30)
+        fine, coarse = (faded(seen, [size, 1.0])[:, 0] for size in (1.0, 5.0))
+        assert float(fine[85]) == float(coarse[85]) == 1.0
+        assert float(fine[96]) < 0.5 < float(coarse[97])
+        assert 0 < float(fine[99]) < 0.1
+        assert float(fine[100:].abs().max()) == 0
+
+    def test_a_thin_slab_keeps_its_weight_in_its_middle(self):
+        seen = torch.zeros(40, 40, 40)
+        seen[..., 20:26] = 1
+        assert float(faded(seen, [1.0] * 3)[20, 20, 22:24].min()) == 1.0
+
+    def test_nothing_seen(self):
+        assert float(faded(torch.zeros(5, 5), [1.0, 1.0]).sum()) == 0
 
 
 def test_windows_of_air_are_weighed_evenly():
