@@ -14,7 +14,7 @@ from fusion_pipeline.geometry import (
     rigid_matrix,
 )
 from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register import Register
+from fusion_pipeline.register import Register, judge
 from fusion_pipeline.register import stage as stages
 from fusion_pipeline.register.gates import Gate
 from fusion_pipeline.register.pose import Pose
@@ -325,7 +325,7 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
         left = iter([1.0, 1.0 - explained])
         seen = chain(still_seen, repeat(2.0))  # in mm; the last of them is the result's own
-        monkeypatch.setattr(stages, "_unlikely", lambda *_: next(left))
+        monkeypatch.setattr(judge, "unlikely", lambda *_: next(left))
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
         found = stage(2)(pair.fixed, pair.moving)
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
@@ -342,7 +342,7 @@ class TestSecondOpinions:
 
         monkeypatch.setattr(stages, "refine", refined)
         stage(2)(pair.fixed, pair.moving)
-        assert asked[:3] == [stages._JUDGED, stages._JUDGED, stages._STIFF]
+        assert asked[:3] == [judge.JUDGED, judge.JUDGED, stages._STIFF]
 
     @pytest.mark.parametrize(
         ("keys", "still_seen", "falls", "rises", "refinements", "kept"),
@@ -420,7 +420,7 @@ class TestSecondOpinions:
         pose = Pose(matrix, matrix, start=start, rigid_score=rigid, score=affine, far=0.0)
         monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
         monkeypatch.setattr(stages, "_less_alike", lambda *_: less_alike)
-        monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: True)
+        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
         found = stage(2)(pair.fixed, pair.moving)
         assert np.array_equal(found.moving_from_fixed, np.eye(3)) == asked
 
@@ -431,7 +431,7 @@ class TestSecondOpinions:
         stretched = rigid @ np.diag([1.05, 1.0, 1.0])
         pose = Pose(rigid, stretched, start=0.9, rigid_score=0.99, score=1.0, far=0.0)
         monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: True)
+        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
         found = stage(2, same_person=same_person)(pair.fixed, pair.moving)
         kept = np.eye(3) if same_person else stretched
         np.testing.assert_array_equal(found.moving_from_fixed, kept)
@@ -520,7 +520,7 @@ class TestSecondOpinions:
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
         monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
-        monkeypatch.setattr(stages.Register, "_headers_do_as_well", lambda *_, **__: False)
+        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: False)
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: 1.0))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
         assert found.transform == "rigid"

@@ -1,7 +1,6 @@
 """`Register`: pose, network, refinement; each kept only where it earns its place."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,9 @@ from torch import Tensor
 from fusion_pipeline.data import Image, InputError, TransformKind
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.losses import diffusion_energy
-from fusion_pipeline.metrics import mind_distance
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register.gates import ON_TRIAL, SOFTER, Gate, stiff_gate
+from fusion_pipeline.register.judge import CLEAR_MM, JUDGED, JUDGED_ON, headers_do_as_well
 from fusion_pipeline.register.lattice import Lattice, blurred_for, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose, polished
 from fusion_pipeline.register.refinement import Smoothness, halved, refine, smooth
@@ -29,10 +27,8 @@ _POSE_GAIN_NATS = 0.03
 _SMALL_GAIN = 0.02  # share of the score that is enough for a move under `_SMALL_MOVE_MM`
 _SMALL_MOVE_MM = 2.0
 _AFFINE_GAIN = 1.15  # on training patients smaller gains came with worse poses as often as not
-# Smoothness of the refinement: at first, and from there where the pair allows it. Pose and headers
-# are judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4.
+# Smoothness of the refinement: at first, and from there where the pair allows it
 _STIFF, _SOFT = Smoothness(diffusion=80.0), Smoothness(diffusion=5.0, bending=10.0)
-_JUDGED = Smoothness(diffusion=80.0, nodes=2)
 # Last, and only between different people, whose tissues differ in shape and not in place alone
 _SOFTEST = Smoothness(diffusion=2.0, bending=2.0, nodes=2)
 # What a nat of mutual information is worth to a soft field beside a CT or emission image, whose
@@ -43,21 +39,6 @@ _TAPER_MM = 20.0
 # A pose whose score is so many times the headers', and so many nats higher, is not tried against
 # them: on training patients they never won beyond 1.96 times and 0.55 nats.
 _UNDISPUTED, _UNDISPUTED_NATS = 2.2, 0.6
-_JUDGED_ON = 1.5  # times the working spacing: a third of the time
-_STRAIN_COSTS = 8.0  # of the self-similarity distance, per mean squared strain
-# By so much must a pose that is as far from the headers as they are often wrong be better than
-# they are; one twice as far, at all; one three times as far may be so much worse, since no tissue
-# deforms by that much. Set on 20 training patients, in the logarithm of what is left unexplained.
-_NEAR_MUST_GAIN = 0.05
-_ERROR_OF_HEADERS_MM = 15.0
-# What the logarithm of the error that the network still sees is worth beside that
-_DISAGREEMENT = 0.1
-# Where the network sees no more error than this, the images show so much that they are believed: no
-# gain of a pose is too small then, a pair with a CT may bend softly, and a soft field is on trial
-# where a stiff one did not show enough. Little but edges is alike between a CT and another image:
-# softer fields of limbs of training patients end further from the headers. In painted training
-# heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
-_CLEAR_MM = 1.4
 _POLISH_MOST_MM = 2.0  # a polish that goes further has left the place that was found
 
 
@@ -208,53 +189,17 @@ class Register:
             return less_alike
         if found.undisputed and not less_alike:
             return False
-        return self._headers_do_as_well(pair, found.matrix, images, known, deforms=deforms)
-
-    def _headers_do_as_well(
-        self,
-        pair: Pair,
-        matrix: Matrix,
-        images: tuple[Image, Image],
-        known: tuple[Tensor, Tensor],
-        *,
-        deforms: bool,
-    ) -> bool:
-        """Whether the headers, with what a deformation adds, explain the images like the pose.
-
-        The search sees rigid moves only, and what a soft tissue has moved by itself costs it dear:
-        it tilts bones until the skin fits. So both starts are deformed on a coarser lattice and
-        compared where both results are seen, and once more around the bones. Strain costs; the
-        error that the network still sees counts as well; and the nearer the pose is to the
-        headers, the more it has to gain, since a small error is likelier than a large one.
-        """
-        lattice = working_lattice(*images, _JUDGED_ON * pair.lattice.spacing)
-        place = self._placing(images, known, lattice)
-        starts: list[Trial] = []
-        ends: list[Trial] = []
-        for pose in (None, matrix):
-            rival = place(pose)
-            starts.append(rival.undeformed)
-            if deforms:
-                velocity = self._refined(rival, self._predict(rival)[0], _JUDGED)
-                ends.append(rival.trial(velocity))
-        where = torch.ones_like(starts[0].fixed.shown.known)
-        for trial in (*starts, *ends):  # a limb that lies on air speaks against a pose
-            where = where * trial.compared(either=True)
-        if float(where.sum()) == 0:
-            return False
-        sides = [side for start in starts for side in (start.fixed, start.moved)]
-        bone = torch.stack([side.shown.bone for side in sides]).amax(0)
-        headers, pose_left = (
-            _unlikely(trials, where, where * bone)
-            for trials in (zip(starts, ends, strict=True) if deforms else [(x,) for x in starts])
+        lattice = working_lattice(*images, JUDGED_ON * pair.lattice.spacing)
+        return headers_do_as_well(
+            self._placing(images, known, lattice),
+            found.matrix,
+            moved_mm=_mean_move(images[0], found.matrix),
+            deform=self._deformed_for_judgement if deforms else None,
         )
-        if not deforms:
-            return headers < pose_left
-        near = float(np.clip(2 - _mean_move(images[0], matrix) / _ERROR_OF_HEADERS_MM, -1, 1))
-        seen = [end.error_mm for end in ends]
-        gain = _log_ratio(headers, pose_left) + _DISAGREEMENT * _log_ratio(*seen)
-        needed = _NEAR_MUST_GAIN * near
-        return gain < (min(0.0, needed) if max(seen) <= _CLEAR_MM else needed)
+
+    def _deformed_for_judgement(self, pair: Pair) -> Trial:
+        """A pair after a deformation that is kept whatever it shows."""
+        return pair.trial(self._refined(pair, self._predict(pair)[0], JUDGED))
 
     def _softest(self, pair: Pair, stiff: Tensor, gate: Gate) -> Trial:
         """The softest field that shows its worth: anatomies of different people differ in shape."""
@@ -305,7 +250,7 @@ class Register:
         kept = best.ddf is not None
         if self.refine_steps == 0:
             return best
-        if (with_ct or not kept) and not stiff.error_mm <= _CLEAR_MM:
+        if (with_ct or not kept) and not stiff.error_mm <= CLEAR_MM:
             return best
         soft = pair.trial(self._refined(pair, refined, _SOFT, information=worth, coarse=False))
         return soft if (SOFTER if kept else gate.and_also(ON_TRIAL)).lets(soft, best) else best
@@ -366,7 +311,7 @@ def _can_be_polished(trial: Trial, images: tuple[Image, Image]) -> bool:
     """Whether a rigid result can be placed more exactly: clear images, but no PET beside a CT."""
     modalities = [image.modality for image in images]
     beside_ct = emission(*images) and "ct" in modalities
-    return images[0].spatial_dims == 3 and not beside_ct and trial.error_mm <= _CLEAR_MM
+    return images[0].spatial_dims == 3 and not beside_ct and trial.error_mm <= CLEAR_MM
 
 
 def _placed_exactly(
@@ -410,28 +355,3 @@ def _less_alike(start: Pair, pair: Pair) -> bool:
     """Whether a pose lowers one of both similarities."""
     before, after = start.undeformed.similarity, pair.undeformed.similarity
     return after["nmi"] < before["nmi"] or after["mind"] > before["mind"]
-
-
-def _unlikely(trials: Sequence[Trial], *regions: Tensor) -> float:
-    """What a pose and its deformation leave unexplained over each region that is not empty.
-
-    The self-similarity distances after the pose alone and after the deformation, and what the
-    strain costs. After the deformation alone, even exact rigid moves are no better than headers
-    that are bent (generated phantoms).
-    """
-    left = sum(
-        float(mind_distance(trial.fixed.shown.image, trial.moved.shown.image, where))
-        for where in regions
-        if bool(where.any())
-        for trial in trials
-    )
-    ddf = trials[-1].ddf
-    if ddf is None:
-        return left
-    strain = diffusion_energy(ddf, [1.0] * (ddf.ndim - 2)).sum()
-    return left + _STRAIN_COSTS * float(strain)
-
-
-def _log_ratio(a: float, b: float) -> float:
-    """log(a / b); 0 where there is nothing to compare."""
-    return math.log(a / b) if a > 0 and b > 0 else 0.0
