@@ -55,11 +55,19 @@ class Method:
 
 
 def ours(
-    bundle: Path | None, refine_steps: int | None, transform: str, *, same_person: bool = True
+    bundle: Path | None,
+    refine_steps: int | None,
+    transform: str,
+    *,
+    same_person: bool = True,
+    working_spacing: float | None = None,
 ) -> Method:
     """The register stage of a bundle."""
     pipeline = FusionPipeline.from_bundle(
-        bundle, refine_steps=refine_steps, same_person=same_person
+        bundle,
+        refine_steps=refine_steps,
+        same_person=same_person,
+        working_spacing=working_spacing,
     )
     settings: Any = pipeline.settings
     network = pipeline.network.registration

@@ -201,9 +201,12 @@ class TestFromBundle:
             assert torch.equal(a, b), name
 
     def test_the_defaults_of_the_bundle_can_be_replaced(self):
-        found = FusionPipeline.from_bundle(BUNDLE, device="cpu", refine_steps=0, same_person=False)
+        found = FusionPipeline.from_bundle(
+            BUNDLE, device="cpu", refine_steps=0, working_spacing=3.0, same_person=False
+        )
         assert found.settings["refine_steps"] == 0
         assert found.settings["same_person"] is False
+        assert found.settings["working_spacing"] == found._register.working_spacing == 3.0
         assert found._register.same_person is False
         assert FusionPipeline.from_bundle(BUNDLE)._register.same_person is True
 

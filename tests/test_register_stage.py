@@ -331,6 +331,21 @@ class TestSecondOpinions:
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
         assert moved == taken
 
+    @pytest.mark.parametrize(("still_seen", "tried"), [((4.1, 2.0), False), ((3.9, 2.0), True)])
+    def test_a_pose_after_which_far_less_error_is_seen_is_not_tried(
+        self, monkeypatch, still_seen, tried
+    ):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        self.found_by_search(monkeypatch, rigid_matrix([0.0], [5.0, 0.0], [0.0, 0.0]))
+        asked = []
+        seen = chain(still_seen, repeat(2.0))
+        monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
+        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: asked.append(1))
+        found = stage(2)(pair.fixed, pair.moving)
+        assert bool(asked) == tried
+        assert not np.array_equal(found.moving_from_fixed, np.eye(3))
+
     def test_pose_and_headers_are_judged_on_closer_nodes(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))

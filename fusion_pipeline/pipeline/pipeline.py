@@ -82,6 +82,7 @@ class FusionPipeline:
         *,
         device: torch.device | str | None = None,
         refine_steps: int | None = None,
+        working_spacing: float | None = None,
         same_person: bool | None = None,
     ) -> "FusionPipeline":
         """The pipeline that a bundle's ``configs/inference.json`` describes, with its weights.
@@ -90,12 +91,18 @@ class FusionPipeline:
             path: folder of the bundle; None: the 3D bundle that comes with the package.
             device: instead of the bundle's.
             refine_steps: instead of the bundle's.
+            working_spacing: instead of the bundle's.
             same_person: instead of the bundle's.
 
         Raises:
             InputError: there is no such bundle, or its weights do not fit its network.
         """
-        overrides = {"device": device, "refine_steps": refine_steps, "same_person": same_person}
+        overrides = {
+            "device": device,
+            "refine_steps": refine_steps,
+            "working_spacing": working_spacing,
+            "same_person": same_person,
+        }
         given = {k: v for k, v in overrides.items() if v is not None}
         found = bundle.from_config(path, given)
         if not isinstance(found, cls):
