@@ -95,6 +95,8 @@ def main() -> None:
         for pair in pairs(options.data, training=False)
         if _PAIRS.get(pair.group) == pair.patient
     ]
+    if len(chosen) < len(_PAIRS):
+        parser.error(f"{options.data} does not hold all of {_PAIRS}")
     rows: list[Row] = []
     for spacing in [s for s in _SPACINGS_MM if s >= options.finest]:
         for pair in chosen:

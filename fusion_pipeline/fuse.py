@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.inferers.utils import sliding_window_inference
 from scipy import ndimage
 from torch import Tensor
@@ -16,8 +17,9 @@ from fusion_pipeline.networks.kinds import kind_of
 
 _SHOWN = 0.06
 _FADE_MM = 10.0
-_FADE_SHARE = 0.25  # of a field of view's extent, at most
+_FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_KEPT = 0.01  # of a weight, at an edge
+_DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 _JUDGED_SLICES = 5
 
 
@@ -81,16 +83,16 @@ class Fuse:
         """
         _check(harmonized, valid)
         keys = list(harmonized)
-        images = torch.cat([harmonized[k].array for k in keys])
-        seen = torch.cat([(valid[k] > 0.5).float() for k in keys])
-        kinds = [kind_of(harmonized[k].modality) for k in keys]
         reference = harmonized[keys[0]]
-        kept = torch.stack([faded(one, reference.spacing.tolist()) for one in seen])
-        fused, weights = self._windows(images * seen, kept, kinds)
+        spacing = reference.spacing.tolist()
+        kept = torch.stack([faded((valid[k][0] > 0.5).float(), spacing) for k in keys])
+        images = torch.cat([harmonized[k].array for k in keys]) * (kept > 0)
+        kinds = [kind_of(harmonized[k].modality) for k in keys]
+        fused, weights = self._windows(images, kept, kinds)
         return Fusion(
             fused=_finished(fused, [harmonized[k] for k in keys], reference),
             weights=weights,
-            scores=_scores(fused, weights, dict(zip(keys, images * seen, strict=True))),
+            scores=_scores(fused, weights, dict(zip(keys, images, strict=True))),
         )
 
     def _windows(self, images: Tensor, kept: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -120,30 +122,48 @@ class Fuse:
 
 
 def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:
-    """What an image keeps of its weight: all of it deep in its field of view, little at its edge.
+    """What an image keeps of its weight: all deep in its field of view, nearly none at its edge.
 
-    Where a modality ends, its weight goes to the others over some 10 mm, without a step in the
-    fused image. Along an axis where the field of view is thin, the fade is so as well. Where the
-    lattice itself ends there is no edge.
+    Where a modality ends, its weight goes to the others over 10 mm, so that the fused image has no
+    step there; over half of its depth where its field of view is thin, in each of its parts. Where
+    the lattice itself ends there is no edge.
 
     Args:
         seen: ``(*S)`` 0/1.
         spacing: mm along each axis.
 
     Returns:
-        ``(*S)`` 0 outside, 0.01 to 1 inside.
+        ``(*S)`` 0 outside, 0.01 to 1 inside: the depth of a voxel's centre over that of the fade.
     """
+    shape, d = seen.shape, seen.ndim
     if bool((seen > 0).all()) or not bool(seen.any()):
         return seen
-    depth = seen.numpy().astype(np.float32)
-    for axis, size in enumerate(spacing):
-        others = tuple(a for a in range(seen.ndim) if a != axis)
-        extent = int((seen.amax(others) > 0).sum())
-        reach = int(min(_FADE_MM / size, _FADE_SHARE * extent))
-        depth = ndimage.uniform_filter1d(depth, 2 * reach + 1, axis=axis, mode="nearest")
-    # on a straight edge half of a box is seen
-    kept = torch.from_numpy(depth).mul(2).sub(1).clamp(_LEAST_KEPT, 1.0)
-    return kept * (seen > 0)
+    # depth is smooth, so a coarse lattice will do; blocks of voxels that reach beyond the image
+    factors = [max(1, min(int(_DEPTH_ON_MM / s), n)) for n, s in zip(shape, spacing, strict=True)]
+    beyond = [p for n, f in zip(shape[::-1], factors[::-1], strict=True) for p in (0, -n % f)]
+    pool = F.avg_pool3d if d == 3 else F.avg_pool2d
+    whole = F.pad(seen[None, None].float(), beyond, mode="replicate")
+    blocks = (pool(whole, factors, factors)[0, 0] >= 0.5).numpy()
+    if blocks.all():
+        return seen
+    sizes = [f * s for f, s in zip(factors, spacing, strict=True)]
+    nearest = ndimage.distance_transform_edt(
+        blocks, sampling=sizes, return_distances=False, return_indices=True
+    )
+    # to the border of the nearest block outside, not to its centre
+    here = np.ogrid[tuple(map(slice, blocks.shape))]
+    apart = [
+        np.maximum(np.abs(to - at) - 0.5, 0) * size
+        for to, at, size in zip(nearest, here, sizes, strict=True)
+    ]
+    depth = np.sqrt(sum(np.square(x, dtype=np.float32) for x in apart))
+    parts, count = ndimage.label(blocks)
+    deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
+    reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_KEPT))[parts]
+    kept = torch.from_numpy((depth / reach).astype(np.float32))[None, None]
+    mode = "trilinear" if d == 3 else "bilinear"
+    kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
+    return kept[tuple(map(slice, shape))].clamp(_LEAST_KEPT, 1.0) * (seen > 0)
 
 
 def _finished(fused: Tensor, sources: list[Image], reference: Image) -> Image:

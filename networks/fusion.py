@@ -81,14 +81,19 @@ class FusionNet(nn.Module):
         Args:
             images: ``(B, M, *S)`` harmonized, in [0, 1]; M ≥ 1 images in any order.
             kinds: one for all, or M of ``ct``, ``mr``, ``nuclear``.
-            valid: ``(B, M, *S)`` each image's field of view: 0 outside, within it how much of its
-            weight it keeps, up to 1; all of it by default.
+            valid: ``(B, M, *S)`` each image's field of view: 0 outside, in it the share of its
+                weight that the image keeps, up to 1; all of it by default.
 
         Returns:
             The fused image and the weights; both 0 where no image is valid.
+
+        Raises:
+            ValueError: shapes that do not fit, or shares outside 0..1.
         """
         index = self._check(images, kinds, valid)
         kept = torch.ones_like(images) if valid is None else valid.to(images.dtype)
+        if not bool(((kept >= 0) & (kept <= 1)).all()):
+            raise ValueError("expected valid between 0 and 1")
         images = images * (kept > 0)
         order = _canonical_order(images, index)
         picked, kept = (torch.stack([x[:, m] for m in order], 1) for x in (images, kept))

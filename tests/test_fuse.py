@@ -9,6 +9,7 @@ from fusion_pipeline.data import Image
 from fusion_pipeline.fuse import Fuse, faded
 from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.pipeline import FusionPipeline
 
 AFFINE = np.array(
     [[1.4, 0.3, 0.0, -20.0], [-0.2, 1.5, 0.4, 8.0], [0.1, -0.3, 2.9, 40.0], [0, 0, 0, 1.0]]
@@ -111,23 +112,64 @@ class TestFaded:
         assert float(kept[0].min()) == 1.0
         assert float((kept - kept[:, :1, :1]).abs().max()) == 0
 
-    def test_it_is_in_mm(self):
-        seen = torch.zeros(200)
-        seen[:100] = 1
-        seen = seen[:, None].expand(200, 30)
-        fine, coarse = (faded(seen, [size, 1.0])[:, 0] for size in (1.0, 5.0))
-        assert float(fine[85]) == float(coarse[85]) == 1.0
-        assert float(fine[96]) < 0.5 < float(coarse[97])
-        assert 0 < float(fine[99]) < 0.1
-        assert float(fine[100:].abs().max()) == 0
+    @pytest.mark.parametrize("size", [1.0, 2.0, 3.0, 5.0])
+    def test_it_is_the_depth_over_10_mm(self, size):
+        seen = torch.zeros(60, 30)
+        seen[:30] = 1
+        kept = faded(seen, [size, 1.0])[:, 15]
+        depth = (29.5 - torch.arange(30)) * size
+        torch.testing.assert_close(kept[:30], (depth / 10).clamp(0, 1), atol=0.06, rtol=0)
+        assert float(kept[30:].abs().max()) == 0
 
-    def test_a_thin_slab_keeps_its_weight_in_its_middle(self):
-        seen = torch.zeros(40, 40, 40)
-        seen[..., 20:26] = 1
-        assert float(faded(seen, [1.0] * 3)[20, 20, 22:24].min()) == 1.0
+    @pytest.mark.parametrize("degrees", [0, 10, 20, 45])
+    @pytest.mark.parametrize("thick", [4, 8, 15])
+    def test_a_thin_slab_keeps_its_weight_in_its_middle(self, degrees, thick):
+        i, _, k = torch.meshgrid(*[torch.arange(60.0) - 30] * 3, indexing="ij")
+        turn = np.deg2rad(degrees)
+        seen = ((k * np.cos(turn) + i * np.sin(turn)).abs() < thick / 2).float()
+        kept = faded(seen, [1.0] * 3)
+        around = kept[20:40, 20:40][seen[20:40, 20:40] > 0]
+        assert float(around.mean()) > 0.6
+        assert float(around.max()) > 0.9
 
-    def test_nothing_seen(self):
-        assert float(faded(torch.zeros(5, 5), [1.0, 1.0]).sum()) == 0
+    def test_each_part_has_its_own_depth(self):
+        seen = torch.zeros(60, 12, 12)
+        seen[4:10], seen[20:] = 1, 1
+        kept = faded(seen, [1.0] * 3)[:, 6, 6]
+        assert float(kept[6:8].min()) > 0.95
+        assert float(kept[31:].min()) == 1.0
+        assert float(kept[22]) < 0.4
+
+    @pytest.mark.parametrize("seen", [torch.zeros(5, 5), torch.eye(7)])
+    def test_nothing_or_next_to_nothing_seen(self, seen):
+        kept = faded(seen, [1.0, 1.0])
+        assert bool((kept[seen > 0] > 0).all())
+        assert float(kept[seen == 0].sum()) == 0
+
+    def test_pictures_too(self):
+        seen = torch.ones(40, 40)
+        seen[:, 25:] = 0
+        kept = faded(seen, [1.0, 1.0])
+        assert float(kept[:, :14].min()) == 1.0
+        assert float(kept[:, 24].max()) < 0.2
+
+
+def test_the_packaged_network_ends_a_modality_without_a_step():
+    """Two textures of unlike brightness: the largest change is small beside that of the whole."""
+    network = FusionPipeline.from_bundle().network.fusion
+    generator = torch.Generator().manual_seed(0)
+    texture = [0.03 * torch.randn(1, 48, 40, 40, generator=generator) for _ in range(2)]
+    images = {
+        key: Image((value + t).clamp(0, 1), np.eye(4), key)
+        for (key, value), t in zip((("ct", 0.3), ("mr", 0.8)), texture, strict=True)
+    }
+    seen = torch.ones(1, 48, 40, 40)
+    seen[:, 32:] = 0
+    found = Fuse(network)(images, {"ct": torch.ones_like(seen), "mr": seen})
+    profile = found.fused.array[0, :, 12:28, 12:28].mean((1, 2))
+    whole = float(profile[:20].mean() - profile[34:].mean())
+    assert whole > 0.1
+    assert float(profile.diff().abs().max()) < 0.3 * whole
 
 
 def test_windows_of_air_are_weighed_evenly():

@@ -173,3 +173,27 @@ def test_gradient_reaches_the_images(dims):
 
 def test_size():
     assert sum(p.numel() for p in FusionNet(3).parameters()) < 300_000
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_shares_of_a_field_of_view_scale_the_weights(dims):
+    images, valid = _case(dims, 2)
+    net, kinds = _trained(dims), ["ct", "mr"]
+    with torch.no_grad():
+        full = net(images, kinds, valid).weights
+        halved = valid.clone()
+        halved[:, 1] *= 0.25
+        weights = net(images, kinds, halved).weights
+    both = (valid > 0).all(1)
+    torch.testing.assert_close(weights.sum(1), valid.amax(1))
+    odds, before = ((w[:, 1] / w[:, 0])[both] for w in (weights, full))
+    torch.testing.assert_close(odds / before, torch.full_like(odds, 0.25), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(weights.movedim(1, -1)[~both], full.movedim(1, -1)[~both])
+
+
+@pytest.mark.parametrize("share", [-0.1, 255.0, float("nan")])
+def test_shares_beyond_0_to_1_are_refused(share):
+    images, valid = _case(2, 2)
+    valid[:, 0, 0] = share
+    with pytest.raises(ValueError, match="expected valid between 0 and 1"):
+        FusionNet(2)(images, "mr", valid)

@@ -6,7 +6,7 @@ from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import rigid_matrix
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register.gates import stiff_gate
-from fusion_pipeline.register.judge import unlikely
+from fusion_pipeline.register.judge import left_unexplained
 from fusion_pipeline.register.lattice import on_lattice, working_lattice
 from fusion_pipeline.register.trial import Side, Trial
 
@@ -79,7 +79,7 @@ def test_around_the_bone_the_headers_explain_more_than_a_pose_that_follows_the_s
         trial = Trial(reference, moved, lattice.spacing)
         everywhere = trial.compared(either=True)
         regions = everywhere, everywhere * reference.shown.bone
-        left.append([unlikely([trial], region) for region in regions])
+        left.append([left_unexplained([trial], region) for region in regions])
     (headers, headers_bone), (pose, pose_bone) = left
     assert pose < headers  # more skin and muscle than bone
     assert headers_bone < pose_bone

@@ -7,6 +7,7 @@ from fusion_pipeline.geometry import (
     invert,
     jacobian_determinant,
     resize_ddf,
+    sample,
     warp,
 )
 from fusion_pipeline.losses import mutual_information
@@ -232,3 +233,38 @@ def test_smooth_keeps_constants_and_slopes(d):
     torch.testing.assert_close(smooth(slope)[inner], slope[inner], atol=1e-4, rtol=1e-5)
     noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
     assert float(smooth(noise).std()) < 0.5 * float(noise.std())
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("information", [0.0, 3.0])
+@pytest.mark.parametrize("fineness", [1, 2])
+def test_unlikeness_is_that_of_the_whole_lattice(d, information, fineness):
+    """Looked at where the fixed image is known only: the same value and slope."""
+    fine = SHAPES[d]
+    every = (slice(None), slice(None), *[slice(None, None, fineness)] * d)
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(1, 1, *fine, generator=generator) for _ in range(2)]
+    known = [torch.ones(1, 1, *fine) for _ in range(2)]
+    known[0][:, :, : fine[0] // 3] = 0
+    known[1][..., -4:] = 0
+    fixed, moving = (refinement.describe(i, k) for i, k in zip(images, known, strict=True))
+    fixed = fixed[every]
+    nodes = tuple((n + 1) // 2 for n in fixed.shape[2:])
+    velocity = torch.randn(1, d, *nodes, generator=generator).mul(0.3).requires_grad_(True)
+    found = refinement._Unlikeness(fixed, moving, information)(velocity)
+
+    ddf = resize_ddf(integrate(velocity, 5), fixed.shape[2:])
+    points = fineness * (identity_points(fixed.shape[2:]) + ddf.movedim(1, -1))
+    warped = sample(moving, points, fill=0.0)
+    both = fixed[:, -1:] * warped[:, -1:]
+    distance = (fixed[:, 1:-1] - warped[:, 1:-1]).square().mean(1, keepdim=True)
+    unseen = (distance * both).sum().detach() / both.sum().detach()
+    lost = fixed[:, -1:] * (1 - warped[:, -1:])
+    expected = 100 * (distance * both + unseen * lost).sum() / fixed[:, -1:].sum()
+    if information:
+        surely = (both > 0.999).float()
+        some = [x.flatten(2)[..., ::3] for x in (fixed[:, :1], warped[:, :1], surely)]
+        expected = expected - information * mutual_information(*some, bins=24, normalized=False)[0]
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    slopes = [torch.autograd.grad(value, velocity)[0] for value in (found, expected)]
+    torch.testing.assert_close(*slopes, atol=1e-5, rtol=1e-3)

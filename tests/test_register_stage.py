@@ -325,13 +325,15 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
         left = iter([1.0, 1.0 - explained])
         seen = chain(still_seen, repeat(2.0))  # in mm; the last of them is the result's own
-        monkeypatch.setattr(judge, "unlikely", lambda *_: next(left))
+        monkeypatch.setattr(judge, "left_unexplained", lambda *_: next(left))
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
         found = stage(2)(pair.fixed, pair.moving)
         moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
         assert moved == taken
 
-    @pytest.mark.parametrize(("still_seen", "tried"), [((4.1, 2.0), False), ((3.9, 2.0), True)])
+    @pytest.mark.parametrize(
+        ("still_seen", "tried"), [((4.1, 2.0), False), ((3.9, 2.0), True), ((1.3, 0.3), True)]
+    )
     def test_a_pose_after_which_far_less_error_is_seen_is_not_tried(
         self, monkeypatch, still_seen, tried
     ):
@@ -339,7 +341,7 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [5.0, 0.0], [0.0, 0.0]))
         asked = []
         seen = chain(still_seen, repeat(2.0))
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
+        monkeypatch.setattr(Trial, "error_over", lambda *_: next(seen))
         monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
         monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: asked.append(1))
         found = stage(2)(pair.fixed, pair.moving)

@@ -8,11 +8,17 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class PointReader:
-    """Read one image at points as `sample` does with ``fill=None``, faster where points scatter.
+    """Read one image at points, linearly, faster than `sample` where points scatter.
 
     The channels of a voxel lie side by side in memory, so that a point with many channels meets
     ``2 ** d`` places there and not that many for each channel: on a CPU four times faster with 15
     channels, derivatives included twice. On a lattice's own points `sample` is as fast.
+
+    Convention:
+        - unit: voxels of ``image``; component ``c`` of a point runs along tensor axis ``2 + c``
+        - sampling: ``align_corners=True``; voxel centres at integer coordinates
+        - outside: the border goes on, level: derivatives are 0 there
+        - float32, whatever the image's type
 
     Args:
         image: ``(1, C, *S)``, d = 2 or 3 spatial axes; no derivative reaches it.

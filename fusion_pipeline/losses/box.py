@@ -1,7 +1,25 @@
-"""Sums over boxes of voxels, the common part of MIND-SSC and LNCC."""
+"""Boxes of voxels, the common part of MIND-SSC and LNCC."""
 
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def box_around(mask: Tensor, margin: int) -> tuple[slice, ...]:
+    """Indices of the smallest box that holds a mask, and some voxels more where the image has them.
+
+    Args:
+        mask: ``(B, C, *S)``, positive inside; an empty one gives a corner.
+        margin: voxels.
+
+    Returns:
+        Slices of all axes, the first two whole.
+    """
+    box = [slice(None), slice(None)]
+    for axis, size in enumerate(mask.shape[2:], start=2):
+        others = [a for a in range(mask.ndim) if a != axis]
+        along = (mask.amax(others) > 0).nonzero()[:, 0].tolist() or [0]
+        box.append(slice(max(along[0] - margin, 0), min(along[-1] + margin + 1, size)))
+    return tuple(box)
 
 
 def box_sum(values: Tensor, width: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion_pipeline.losses.box import box_sum
+from fusion_pipeline.losses.box import box_around, box_sum
 
 _TINY = 1e-12
 
@@ -49,26 +49,16 @@ def mind_ssc(
     """
     if mask is None:
         return _described(image.float(), None, radius, dilation, floor)
-    # beyond the mask there is nothing to describe: a box around it is enough
-    inside = (mask > 0.5).float()
-    box = _box_around(inside)
-    here = (slice(None), slice(None), *box)
+    # Beyond the mask there is nothing to describe. One voxel of that around it, so that what goes
+    # on beyond the box is not taken for known.
+    inside = (mask > 0.5).float().expand(len(image), *mask.shape[1:])
+    here = box_around(inside, 1)
     found = _described(image[here].float(), inside[here], radius, dilation, floor)
     if found.shape[2:] == image.shape[2:]:
         return found
     out = found.new_zeros(len(image), found.shape[1], *image.shape[2:])
     out[here] = found
     return out
-
-
-def _box_around(inside: Tensor) -> list[slice]:
-    """The smallest box that holds the mask and a voxel of what is not, where the image has one."""
-    box = []
-    for axis, size in enumerate(inside.shape[2:], start=2):
-        others = [a for a in range(inside.ndim) if a != axis]
-        along = inside.amax(others).nonzero()[:, 0].tolist() or [0]
-        box.append(slice(max(along[0] - 1, 0), min(along[-1] + 2, size)))
-    return box
 
 
 def _described(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.losses import mind_ssc
+from fusion_pipeline.losses.box import box_around
 
 _MIND_REACH = 3  # voxels: the dilation and the radius of its patches
 
@@ -56,19 +57,12 @@ def mind_distance(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
         ``(B,)`` in [0, 1]; NaN under an empty mask.
     """
     if mask is not None and bool((mask > 0.5).any()):
-        box = _box_around(mask)  # what lies further away enters no patch: a partial view costs less
+        # what lies further away enters no patch: a partial view costs less
+        box = box_around((mask > 0.5).float(), _MIND_REACH)
         a, b, mask = a[box], b[box], mask[box]
     inside = torch.ones_like(a[:, :1]) if mask is None else (mask > 0.5).to(a.dtype)
     difference = (mind_ssc(a, mask=mask) - mind_ssc(b, mask=mask)).abs().mean(1, keepdim=True)
     return (difference * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
-
-
-def _box_around(mask: Tensor) -> tuple[slice, ...]:
-    """Indices of the box around a mask ``(B, 1, *S)``, larger by the reach of a descriptor."""
-    places = (mask > 0.5).any(0)[0].nonzero()
-    low = (places.amin(0) - _MIND_REACH).clamp_min(0).tolist()
-    high = (places.amax(0) + _MIND_REACH + 1).tolist()
-    return (slice(None), slice(None), *map(slice, low, high))
 
 
 def _entropy(p: npt.NDArray[np.float64]) -> float:

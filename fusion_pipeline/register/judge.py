@@ -10,18 +10,13 @@ from torch import Tensor
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses import diffusion_energy
 from fusion_pipeline.metrics import mind_distance
+from fusion_pipeline.register.gates import CLEAR_MM
 from fusion_pipeline.register.refinement import Smoothness
 from fusion_pipeline.register.trial import Pair, Trial
 
 # Judged on a coarser lattice, with nodes at 3 voxels of the usual one instead of 4
 JUDGED = Smoothness(diffusion=80.0, nodes=2)
 JUDGED_ON = 1.5  # times the working spacing: a third of the time
-# Where the network sees no more error than this, the images show so much that they are believed: no
-# gain of a pose is too small then, a pair with a CT may bend softly, and a soft field is on trial
-# where a stiff one did not show enough. Little but edges is alike between a CT and another image:
-# softer fields of limbs of training patients end further from the headers. In painted training
-# heads the network saw 0.9 to 1.3 mm, in those limbs 1.45 and more.
-CLEAR_MM = 1.4
 _STRAIN_COSTS = 8.0  # of the self-similarity distance, per mean squared strain
 # By so much must a pose that is as far from the headers as they are often wrong be better than
 # they are; one twice as far, at all; one three times as far may be so much worse, since no tissue
@@ -64,7 +59,7 @@ def headers_do_as_well(
     sides = [side for start in starts for side in (start.fixed, start.moved)]
     bone = torch.stack([side.shown.bone for side in sides]).amax(0)
     headers, pose_left = (
-        unlikely(trials, where, where * bone)
+        left_unexplained(trials, where, where * bone)
         for trials in (zip(starts, ends, strict=True) if ends else [(x,) for x in starts])
     )
     if not ends:
@@ -76,7 +71,7 @@ def headers_do_as_well(
     return gain < (min(0.0, needed) if max(seen) <= CLEAR_MM else needed)
 
 
-def unlikely(trials: Sequence[Trial], *regions: Tensor) -> float:
+def left_unexplained(trials: Sequence[Trial], *regions: Tensor) -> float:
     """What a pose and its deformation leave unexplained over each region that is not empty.
 
     The self-similarity distances after the pose alone and after the deformation, and what the

@@ -11,8 +11,8 @@ from fusion_pipeline.data import Image, InputError, TransformKind
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register.gates import ON_TRIAL, SOFTER, Gate, stiff_gate
-from fusion_pipeline.register.judge import CLEAR_MM, JUDGED, JUDGED_ON, headers_do_as_well
+from fusion_pipeline.register.gates import CLEAR_MM, ON_TRIAL, SOFTER, Gate, stiff_gate
+from fusion_pipeline.register.judge import JUDGED, JUDGED_ON, headers_do_as_well
 from fusion_pipeline.register.lattice import Lattice, blurred_for, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose, polished
 from fusion_pipeline.register.refinement import Smoothness, halved, refine, smooth
@@ -355,8 +355,11 @@ def _taper(pair: Pair) -> Tensor:
 
 
 def _seen_nearer(start: Pair, pair: Pair) -> bool:
-    """Whether the network sees far less error after a pose than by the headers."""
-    return start.undeformed.error_mm > _SEEN_NEARER * pair.undeformed.error_mm
+    """Whether the network sees far less error after a pose than by the headers, on one region."""
+    before, after = start.undeformed, pair.undeformed
+    where = before.compared(either=True) * after.compared(either=True)
+    headers, pose = before.error_over(where), after.error_over(where)
+    return headers > CLEAR_MM and headers > _SEEN_NEARER * pose
 
 
 def _less_alike(start: Pair, pair: Pair) -> bool:

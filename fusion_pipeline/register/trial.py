@@ -119,7 +119,11 @@ class Trial:
     @cached_property
     def error_mm(self) -> float:
         """Its mean over what is compared; NaN where nothing is. Estimates the remaining error."""
-        inside = self.compared()[0, 0] > 0
+        return self.error_over(self.compared())
+
+    def error_over(self, where: Tensor) -> float:
+        """Its mean over a region ``(1, 1, *S)``; NaN over an empty one."""
+        inside = where[0, 0] > 0
         return float(self.error_map_mm[inside].mean()) if bool(inside.any()) else float("nan")
 
 
