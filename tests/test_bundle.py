@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import (
+    ConfigParser,
     ConfigWorkflow,
     create_workflow,
     load,
@@ -122,6 +123,31 @@ def test_the_properties_of_a_training_workflow(tmp_path):
         found.max_epochs
         == json.loads((CONFIGS / "train.json").read_text())["train"]["trainer"]["max_epochs"]
     )
+
+
+@pytest.mark.parametrize(("word", "meant"), [("true", True), (True, True), ("false", False)])
+def test_training_starts_from_the_weights_or_from_none(word, meant):
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.json"))
+    parser["pretrained"], parser["bundle_root"] = word, "somewhere"
+    parser.parse()
+    assert parser.get_parsed_content("network#path") == (
+        "somewhere/models/model.pt" if meant else None
+    )
+
+
+def test_a_word_that_is_no_switch_ends_training_with_one_line(tmp_path):
+    args = ["--config_file", str(CONFIGS / "train.json"), "--pretrained", "no"]
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", *args],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "expected pretrained true or false, got 'no'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_configs_share_one_network():

@@ -23,6 +23,7 @@ _NAMES = {3: "multimodal_fusion", 2: "multimodal_fusion_2d"}
 _TARGET = "_target_"
 
 
+@one_line_refusals()
 def switch(name: str, value: bool | str) -> bool:
     """A switch of a config: a bool, or the word that MONAI's command line leaves of one.
 
