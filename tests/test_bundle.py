@@ -138,13 +138,7 @@ def test_training_starts_from_the_weights_or_from_none(word, meant):
 
 def test_a_word_that_is_no_switch_ends_training_with_one_line(tmp_path):
     args = ["--config_file", str(CONFIGS / "train.json"), "--pretrained", "no"]
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", *args],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ran("monai.bundle", "run", *args, folder=tmp_path)
     assert done.returncode == 2
     assert "expected pretrained true or false, got 'no'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -310,14 +304,18 @@ class TestLoadWeights:
         assert load_weights(network, None) is network
 
 
-def call(*arguments, folder):
-    done = subprocess.run(
+def ran(*arguments, folder):
+    return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def call(*arguments, folder):
+    done = ran(*arguments, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -44,8 +44,8 @@ def headers_do_as_well(
 
     Args:
         place: both images on a lattice, the moving one by a pose (None: its headers).
-        pose: moving_from_fixed.
-        moved_mm: how far the pose is from the headers, on average.
+        pose: ``(d + 1, d + 1)`` moving_from_fixed, world to world.
+        moved_mm: how far the pose is from the headers, on average over the fixed image's box.
         deform: a pair after its deformation; None: it is not to be deformed.
     """
     rivals = [place(matrix) for matrix in (None, pose)]
