@@ -113,12 +113,13 @@ class TestFaded:
         assert float((kept - kept[:, :1, :1]).abs().max()) == 0
 
     @pytest.mark.parametrize("size", [1.0, 2.0, 3.0, 5.0])
-    def test_it_is_the_depth_over_10_mm(self, size):
+    def test_it_is_the_square_of_the_depth_over_10_mm(self, size):
         seen = torch.zeros(60, 30)
         seen[:30] = 1
         kept = faded(seen, [size, 1.0])[:, 15]
         depth = (29.5 - torch.arange(30)) * size
-        torch.testing.assert_close(kept[:30], (depth / 10).clamp(0, 1), atol=0.06, rtol=0)
+        expected = (depth / 10).clamp(0, 1).square().clamp_min(0.01)
+        torch.testing.assert_close(kept[:30], expected, atol=0.06, rtol=0)
         assert float(kept[30:].abs().max()) == 0
 
     @pytest.mark.parametrize("degrees", [0, 10, 20, 45])
@@ -129,8 +130,8 @@ class TestFaded:
         seen = ((k * np.cos(turn) + i * np.sin(turn)).abs() < thick / 2).float()
         kept = faded(seen, [1.0] * 3)
         around = kept[20:40, 20:40][seen[20:40, 20:40] > 0]
-        assert float(around.mean()) > 0.6
-        assert float(around.max()) > 0.9
+        assert float(around.mean()) > 0.4
+        assert float(around.max()) > 0.8
 
     def test_each_part_has_its_own_depth(self):
         seen = torch.zeros(60, 12, 12)
