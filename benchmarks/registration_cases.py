@@ -19,7 +19,8 @@ from fusion_pipeline.synthesis.tissues import Contrast
 from fusion_pipeline.transforms import BodyMask, FieldOfView
 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-# CT and MR of these agree to about 2 mm by their headers: truth that is good to that much
+# CT and MR of these agree to 2 to 4 mm by their headers: truth that is good to that much, but in
+# sts026 (header_truth.py)
 EVALUATION = ("sts015", "sts026", "sts032", "sts035", "sts043", "sts047")
 # and of these training patients to about 4 mm: for tuning, never for a claim
 TRAINING = ("sts002", "sts014", "sts024", "sts025", "sts036")

@@ -40,7 +40,8 @@ from fusion_pipeline.report.planes import (
 
 Row = dict[str, Any]
 MOVING = ("mr", "pet")
-# CT and MR agree to about 2 mm by their headers; PET and CT, of one session, in every patient
+# Labelled "good" by the data: CT and MR agree by their headers (sts026 is doubtful: see
+# header_truth.py); PET and CT, of one session, in every patient
 GOOD_HEADERS = ("sts015", "sts026", "sts032", "sts035", "sts043", "sts047")
 EVALUATION = ("sts008", *GOOD_HEADERS)  # held out of training
 _TILE_PX = 250
