@@ -33,7 +33,7 @@ from fusion_pipeline import baselines
 from fusion_pipeline.data import Image, written_whole
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.metrics import target_registration_error
-from fusion_pipeline.pipeline import FusionPipeline
+from fusion_pipeline.pipeline import FusionPipeline, keep_freed_memory
 from fusion_pipeline.register import Register, Registration
 
 _DECIDING = ("register", "networks", "geometry", "transforms", "losses", "metrics")
@@ -153,7 +153,12 @@ def _errors(case: KnownCase, found: Registration | None) -> Row:
     if found is not None:
         points["pose"] = apply_affine(found.moving_from_fixed, case.points)
         points["after"] = found.moving_points(case.points)
-    row: Row = {"points": len(case.points), "in_view_share": float(case.in_view.mean())}
+    voxels = [float(np.prod(x.spacing)) ** (1 / len(x.shape)) for x in (case.fixed, case.moving)]
+    row: Row = {
+        "points": len(case.points),
+        "in_view_share": float(case.in_view.mean()),
+        "voxel_mm": max(voxels),
+    }
     for name, where in points.items():
         error = target_registration_error(case.truth, where)
         row[name] = _distances(error)
@@ -320,6 +325,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the cases and write JSON, Markdown and, on request, the plot."""
     args = _arguments()
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(args.threads)
     chosen = pairs(args.data, training=args.patients == "train")
     if args.only:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion_pipeline.geometry import integrate, resize, resize_ddf
+from fusion_pipeline.losses.box import averaged, box_sum_same
 from fusion_pipeline.losses.mind import mind_ssc
 
 _LEVELS = 4
@@ -208,9 +209,9 @@ class RegistrationNet(nn.Module):
             part = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
             costs.append((fixed - padded[(slice(None), slice(None), *part)]).square().mean(1))
         cost = torch.stack(costs, 1)
-        pool = F.avg_pool3d if d == 3 else F.avg_pool2d
+        count = box_sum_same(torch.ones_like(cost[:1, :1]), 3)
         for _ in range(2):  # single voxels decide nothing; a neighbourhood of five does
-            cost = pool(cost, 3, stride=1, padding=1, count_include_pad=False)
+            cost = box_sum_same(cost, 3) / count
         belief = torch.log_softmax(-self.log_sharpness.exp() * cost, dim=1)
         offsets = cost.new_tensor(shifts) - r
         shift = torch.einsum("bn...,nc->bc...", belief.exp(), offsets)
@@ -222,11 +223,7 @@ class RegistrationNet(nn.Module):
 def _agreed(shift: Tensor, spread: Tensor, reach: int) -> Tensor:
     """The average of a voxel's surroundings, in which certain shifts count most."""
     weight = (spread + 0.05) ** -2
-    d = shift.ndim - 2
-    pool = F.avg_pool3d if d == 3 else F.avg_pool2d
-    both = torch.cat([weight * shift, weight], 1)
-    for _ in range(reach):
-        both = pool(F.pad(both, [1] * (2 * d), mode="replicate"), 3, stride=1)
+    both = averaged(torch.cat([weight * shift, weight], 1), reach)
     return both[:, :-1] / both[:, -1:]
 
 

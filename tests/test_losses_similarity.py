@@ -6,8 +6,9 @@ import torch
 from skimage.metrics import normalized_mutual_information as skimage_nmi
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
+from fusion_pipeline.geometry import identity_points
 from fusion_pipeline.losses import lncc, mutual_information
-from fusion_pipeline.losses.box import box_sum, box_sum_same
+from fusion_pipeline.losses.box import averaged, box_sum, box_sum_same
 
 SHAPES = [(20, 24), (13, 11, 15)]
 
@@ -36,6 +37,18 @@ class TestBoxSum:
     def test_same_keeps_the_shape_and_adds_nothing_beyond(self):
         ones = torch.ones(1, 1, 4, 5)
         assert box_sum_same(ones, 3)[0, 0, 0].tolist() == [4, 6, 6, 6, 4]
+
+    def test_averages_keep_constants_and_slopes(self, shape):
+        d = len(shape)
+        flat = torch.full((1, d, *shape), 1.7)
+        torch.testing.assert_close(averaged(flat), flat)
+        slope = identity_points(shape).movedim(-1, 0)[None]
+        inner = (slice(None), slice(None), *[slice(2, -2)] * d)
+        torch.testing.assert_close(averaged(slope)[inner], slope[inner], atol=1e-4, rtol=1e-5)
+        assert float(averaged(_noise(shape)).std()) < 0.5 * float(_noise(shape).std())
+        torch.testing.assert_close(
+            averaged(_noise(shape), 2), averaged(averaged(_noise(shape))), atol=0, rtol=0
+        )
 
 
 def _lncc_by_loops(a, b, mask, window):

@@ -59,9 +59,12 @@ class TestTrial:
             forth, back = net(fixed, moved), net(moved, fixed)
         fields = forth, back, compose(forth, back)
         expected = torch.stack([field.norm(dim=1)[0] for field in fields]).mean(0) * SPACING
-        torch.testing.assert_close(seen.error_map_mm, expected)
+        assert seen.error_map_mm.shape == expected.shape
+        nodes = (slice(None, None, 2),) * d  # it is measured there, and linear between
+        torch.testing.assert_close(seen.error_map_mm[nodes], expected[nodes])
         inside = seen.compared()[0, 0] > 0
-        assert seen.error_mm == pytest.approx(float(expected[inside].mean()))
+        assert seen.error_mm == pytest.approx(float(seen.error_map_mm[inside].mean()))
+        assert seen.error_mm == pytest.approx(float(expected[inside].mean()), rel=0.05)
         assert seen.error_mm > 0.1
 
     def test_everything_of_an_image_goes_with_it(self, d):

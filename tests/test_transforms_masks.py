@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from fusion_pipeline.geometry import identity_points, resample
-from fusion_pipeline.transforms import BodyMask, FieldOfView
+from fusion_pipeline.transforms import BodyMask, FieldOfView, masks
 
 SHAPE, SPACING = (56, 72, 40), (2.4, 2.0, 3.1)
 
@@ -67,6 +68,22 @@ def test_lungs_are_filled_although_the_lattice_cuts_them(modality):
     body, lungs = chest()
     image = painted(modality, body & ~lungs, torch.zeros_like(lungs))
     assert dice(BodyMask(modality)(image, SPACING)[0], body) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(20, 26), (14, 12, 10)])
+def test_what_is_enclosed_is_what_scipy_fills(shape):
+    mask = np.random.default_rng(0).random(shape) < 0.75
+    d = len(shape)
+    cross = ndimage.generate_binary_structure(d, 1)
+    filled = masks._enclosed(mask, cross, range(d)) | mask
+    np.testing.assert_array_equal(filled, ndimage.binary_fill_holes(mask))
+    assert filled.sum() > mask.sum()
+    layers = cross.copy()
+    layers[tuple(slice(0, 3, 2) if a == 1 else slice(None) for a in range(d))] = False
+    others = [a for a in range(d) if a != 1]
+    np.testing.assert_array_equal(
+        masks._enclosed(mask, layers, others) | mask, ndimage.binary_fill_holes(mask, layers)
+    )
 
 
 def test_the_table_is_left_out():

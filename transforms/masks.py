@@ -1,6 +1,6 @@
 """Where the body is, and where the image is padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -151,15 +151,27 @@ def _large_parts(mask: Bool) -> Bool:
 
 def _filled(mask: Bool) -> Bool:
     """Cavities closed, also those that the end of the field of view opens (lungs)."""
-    out = np.asarray(ndimage.binary_fill_holes(mask))
+    everywhere = ndimage.generate_binary_structure(mask.ndim, 1)
+    out = mask | _enclosed(mask, everywhere, range(mask.ndim))
     if mask.ndim == 2:
         return out
     for axis in range(3):
-        plane = np.ones((3, 3, 3), bool)
-        plane &= ndimage.generate_binary_structure(3, 1)
+        within = tuple(a for a in range(3) if a != axis)
+        plane = everywhere.copy()
         plane[tuple(slice(0, 3, 2) if a == axis else slice(None) for a in range(3))] = False
-        out |= ndimage.binary_fill_holes(mask, structure=plane)
+        out |= _enclosed(mask, plane, within)
     return out
+
+
+def _enclosed(mask: Bool, structure: Bool, axes: Iterable[int]) -> Bool:
+    """What is not mask and is not joined to the border: `ndimage.binary_fill_holes`, faster."""
+    labels, count = ndimage.label(~mask, structure)
+    enclosed = np.ones(count + 1, bool)
+    enclosed[0] = False
+    for axis in axes:
+        for end in (0, -1):
+            enclosed[np.take(labels, end, axis)] = False
+    return np.asarray(enclosed[labels])
 
 
 class FieldOfView(Transform):

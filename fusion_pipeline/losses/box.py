@@ -53,6 +53,22 @@ def box_sum_same(values: Tensor, width: int) -> Tensor:
     return box_sum(F.pad(values, [width // 2] * (2 * (values.ndim - 2))), width)
 
 
+def averaged(values: Tensor, times: int = 1) -> Tensor:
+    """Average over three voxels along each axis, again and again; the border goes on.
+
+    Args:
+        values: ``(B, C, *S)``.
+        times: how often.
+
+    Returns:
+        ``(B, C, *S)``.
+    """
+    d = values.ndim - 2
+    for _ in range(times):
+        values = box_sum(F.pad(values, [1] * (2 * d), mode="replicate"), 3) / 3**d
+    return values
+
+
 def _sum_along(values: Tensor, axis: int, width: int) -> Tensor:
     """Binary digits of ``width``: each set one adds a block of that many voxels."""
     length = values.shape[axis] - width + 1

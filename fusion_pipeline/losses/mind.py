@@ -75,7 +75,8 @@ def _described(
         typical = total / inside.sum(axes, keepdim=True).clamp_min(1.0)
     typical = typical.clamp_min(_TINY)
     variance = torch.minimum(torch.maximum(variance, typical * floor), typical * 1e3)
-    descriptor = torch.exp((distance.amin(1, keepdim=True) - distance) / variance)
+    # in place: these are large, and memory is what takes the time
+    descriptor = (distance.amin(1, keepdim=True) - distance).div_(variance).exp_()
     return descriptor if inside is None else descriptor * inside
 
 
@@ -83,28 +84,29 @@ def _patch_distances(image: Tensor, inside: Tensor | None, radius: int, dilation
     """Mean squared difference of the two patches of each pair, ``(B, pairs, *S)``."""
     shape = image.shape[2:]
     padded = _pad(image, radius + dilation)
-    padded_inside = None if inside is None else _pad(inside, radius + dilation)
+    width = 2 * radius + 1
+    # counts of voxels need a byte each
+    padded_inside = None if inside is None else _pad(inside, radius + dilation).byte()
     distances, supports = [], []
     for offset, bases in _offsets(len(shape), dilation):
         near, far = _views(padded, offset, bases, dilation)
-        squares = (near - far) ** 2
+        squares = (near - far).square()
         if padded_inside is None:
-            distances += _at(_box_mean(squares, radius), bases, shape)
+            distances += _at(box_sum(squares, width) / width ** len(shape), bases, shape)
             continue
         near, far = _views(padded_inside, offset, bases, dilation)
         both = near * far
-        support = _box_mean(both, radius)
-        total = _box_mean(squares * both, radius)
-        distances += _at(total / support.clamp_min(_TINY), bases, shape)
+        support = box_sum(both, width)
+        distances += _at(box_sum(squares * both, width) / support.clamp_min(1), bases, shape)
         supports += _at(support, bases, shape)
     distance = torch.cat(distances, dim=1)
     if inside is None:
         return distance
     # along the mask's rim only, so those voxels are picked out
     least = reduce(torch.minimum, supports)
-    rim = (least <= _TINY)[:, 0] & (inside[:, 0] > 0)
+    rim = ((least == 0) & (inside > 0))[:, 0].nonzero(as_tuple=True)
     of_voxels = distance.movedim(1, -1)
-    known = torch.stack([support[:, 0][rim] for support in supports], -1) > _TINY
+    known = torch.stack([support[:, 0][rim] for support in supports], -1) > 0
     of_voxels[rim] = _without_gaps(of_voxels[rim], known)
     return distance
 
@@ -162,12 +164,6 @@ def _window(values: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tens
     for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         values = values.narrow(2 + axis, start, size)
     return values
-
-
-def _box_mean(values: Tensor, radius: int) -> Tensor:
-    """Mean over ``2 · radius + 1`` voxels along each axis, the result smaller by the border."""
-    width = 2 * radius + 1
-    return box_sum(values, width) / width ** (values.ndim - 2)
 
 
 def _pad(image: Tensor, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from fusion_pipeline.losses import (
     mind_ssc,
     mutual_information,
 )
-from fusion_pipeline.losses.box import box_sum
+from fusion_pipeline.losses.box import averaged
 
 _PATIENCE = 8
 _LEAST_FALL = 1e-3  # of the loss
@@ -23,6 +23,7 @@ _RATE = 0.5  # voxels of the whole lattice
 _CLOSER = 0.4  # of that on the second level after the first one, twice that without it
 _LEAST_NODES = 3  # along an axis, so that it can bend
 _BINS = 24
+_SQUARINGS = 3  # enough to compare by; the field that is applied gets more
 _EVERY = 3  # of the lattice's voxels enters the histogram of the mutual information
 
 
@@ -148,7 +149,7 @@ class _Unlikeness:
 
     def __call__(self, velocity: Tensor) -> Tensor:
         """What a velocity ``(1, d, *Q)`` in voxels of its own lattice leaves apart."""
-        ddf = resize_ddf(integrate(velocity, 5), self.shape)
+        ddf = resize_ddf(integrate(velocity, _SQUARINGS), self.shape)
         points = self.fineness * (self.places + self._there(ddf[0])).T
         fixed, warped = self.fixed, sample(self.moving, points[None], fill=0.0)[0]
         both = fixed[-1] * warped[-1]
@@ -179,26 +180,18 @@ def _optimize(
     best, lowest, since = velocity, float("inf"), 0
     for _ in range(steps):
         optimizer.zero_grad()
-        bent = smooth(current, blurs)
+        bent = averaged(current, blurs)
         loss = unlikeness(bent) + smoothness.price(bent)
         loss.backward()
         value = float(loss.detach())
         falls = math.isinf(lowest) or value < lowest - _LEAST_FALL * abs(lowest)
         since = 0 if falls else since + 1
         if value < lowest:
-            best, lowest = smooth(current.detach(), blurs), value
+            best, lowest = averaged(current.detach(), blurs), value
         if since >= _PATIENCE:
             break
         optimizer.step()
     return best
-
-
-def smooth(velocity: Tensor, times: int = 1) -> Tensor:
-    """Average over three voxels along each axis, again and again; the border goes on."""
-    d = velocity.ndim - 2
-    for _ in range(times):
-        velocity = box_sum(F.pad(velocity, [1] * (2 * d), mode="replicate"), 3) / 3**d
-    return velocity
 
 
 def halved(image: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from torch import Tensor
 from fusion_pipeline.data import Image, InputError, TransformKind
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.losses.box import averaged
 from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register.gates import CLEAR_MM, ON_TRIAL, SOFTER, Gate, stiff_gate
 from fusion_pipeline.register.judge import JUDGED, JUDGED_ON, headers_do_as_well
 from fusion_pipeline.register.lattice import Lattice, blurred_for, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose, polished
-from fusion_pipeline.register.refinement import Smoothness, halved, refine, smooth
+from fusion_pipeline.register.refinement import Smoothness, halved, refine
 from fusion_pipeline.register.registration import Registration
 from fusion_pipeline.register.result import body_mm3, result
 from fusion_pipeline.register.trial import Pair, Side, Trial
@@ -351,7 +352,7 @@ def _mean_move(fixed: Image, matrix: Matrix) -> float:
 def _taper(pair: Pair) -> Tensor:
     """1 where both images show something, fading to 0 over some 20 mm: nothing is known beyond."""
     where = pair.moving.shown.known * pair.fixed.shown.known
-    return smooth(halved(where), max(1, round(_TAPER_MM / (2 * pair.lattice.spacing))))
+    return averaged(halved(where), max(1, round(_TAPER_MM / (2 * pair.lattice.spacing))))
 
 
 def _seen_nearer(start: Pair, pair: Pair) -> bool:
