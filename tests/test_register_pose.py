@@ -341,6 +341,14 @@ class TestViews:
             torch.testing.assert_close(blurred[:, :12], image[:, :12])
         torch.testing.assert_close(smoothed(image, known, (0.0, 0.0)), image)
 
+    def test_a_blur_of_what_is_all_known_is_the_plain_one(self):
+        image = torch.randn((15, 20), generator=torch.Generator().manual_seed(0))
+        known = torch.ones(15, 20)
+        plain = smoothed(image, known, (1.0, 1.0))
+        known[0, 0] = 0
+        torch.testing.assert_close(smoothed(image, known, (1.0, 1.0))[6:, 6:], plain[6:, 6:])
+        assert float(plain.std()) < 0.5 * float(image.std())
+
 
 class TestLattice:
     def test_lies_between_both_images(self, oblique_image):

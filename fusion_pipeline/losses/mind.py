@@ -85,8 +85,9 @@ def _patch_distances(image: Tensor, inside: Tensor | None, radius: int, dilation
     shape = image.shape[2:]
     padded = _pad(image, radius + dilation)
     width = 2 * radius + 1
-    # counts of voxels need a byte each
-    padded_inside = None if inside is None else _pad(inside, radius + dilation).byte()
+    # counts of voxels: a byte holds those of small patches, and memory is what takes the time
+    counts = torch.uint8 if width ** len(shape) < 256 else torch.int32
+    padded_inside = None if inside is None else _pad(inside, radius + dilation).to(counts)
     distances, supports = [], []
     for offset, bases in _offsets(len(shape), dilation):
         near, far = _views(padded, offset, bases, dilation)

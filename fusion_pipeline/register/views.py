@@ -188,11 +188,15 @@ def smoothed(image: Tensor, known: Tensor, sigma: Sequence[float]) -> Tensor:
     """
     if not any(s > 0 for s in sigma):
         return image.float()
-    values, weight = image.numpy(), known.numpy()
+    values, weight = image.float().numpy(), known.numpy()
+    if bool((weight == 1).all()):  # a large CT has no padding as a rule
+        blurred = ndimage.gaussian_filter(values, sigma, truncate=2.5, mode="nearest")
+        return torch.from_numpy(blurred)
     total = ndimage.gaussian_filter(values * weight, sigma, truncate=2.5, mode="nearest")
     share = ndimage.gaussian_filter(weight, sigma, truncate=2.5, mode="nearest")
-    blurred = np.where(share > 1e-3, total / np.maximum(share, 1e-3), values)
-    return torch.from_numpy(blurred.astype(np.float32))
+    blurred = values.copy()
+    np.divide(total, share, out=blurred, where=share > 1e-3)
+    return torch.from_numpy(blurred)
 
 
 def grown(mask: Tensor, reach: float) -> Tensor:
