@@ -33,7 +33,7 @@ from fusion_pipeline import baselines
 from fusion_pipeline.data import Image, written_whole
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.metrics import target_registration_error
-from fusion_pipeline.pipeline import FusionPipeline, keep_freed_memory
+from fusion_pipeline.pipeline import FusionPipeline
 from fusion_pipeline.register import Register, Registration
 
 _DECIDING = ("register", "networks", "geometry", "transforms", "losses", "metrics")
@@ -249,7 +249,8 @@ class Results:
     def _load(self) -> None:
         if self.path.is_file():
             for row in json.loads(self.path.read_text(encoding="utf-8"))["cases"]:
-                self._rows[_name(row, row["method"])] = row
+                if "voxel_mm" in row:  # else success is not known, and older files count as not run
+                    self._rows[_name(row, row["method"])] = row
 
 
 def _name(key: Row, method: str) -> str:
@@ -325,7 +326,6 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the cases and write JSON, Markdown and, on request, the plot."""
     args = _arguments()
-    keep_freed_memory()  # as the command does
     torch.set_num_threads(args.threads)
     chosen = pairs(args.data, training=args.patients == "train")
     if args.only:

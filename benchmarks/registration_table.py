@@ -101,7 +101,7 @@ def _summary(group: str, severity: str, method: str, rows: Sequence[Row]) -> Row
 
 def _succeeded(row: Row) -> bool:
     """Under 3 mm, or under a voxel of the coarser image."""
-    return "raised" not in row and row["after"]["mean"] < max(_SUCCESS_MM, row.get("voxel_mm", 0.0))
+    return "raised" not in row and row["after"]["mean"] < max(_SUCCESS_MM, row["voxel_mm"])
 
 
 def _column(rows: Sequence[Row], when: str, name: str) -> np.ndarray:

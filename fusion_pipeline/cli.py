@@ -71,9 +71,8 @@ def _exit_code_of(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     """``fusion-pipeline run``."""
     from fusion_pipeline.data import check_output_folder
-    from fusion_pipeline.pipeline import Cohort, keep_freed_memory, spatial_dims_of_cases
+    from fusion_pipeline.pipeline import Cohort, spatial_dims_of_cases
 
-    keep_freed_memory()
     cases = _cases(args)
     check_output_folder(args.output)
     pipeline = _pipeline(args, spatial_dims_of_cases(cases))
@@ -87,9 +86,8 @@ def _run(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     """``fusion-pipeline demo``."""
     from fusion_pipeline.evaluation import recovery_table
-    from fusion_pipeline.pipeline import keep_freed_memory, run_demo
+    from fusion_pipeline.pipeline import run_demo
 
-    keep_freed_memory()
     scores, folder = run_demo(_pipeline(args, 3), args.output)
     logger.info("%s\nreport: %s", recovery_table(scores), folder / "report.html")
     return 0

@@ -78,11 +78,17 @@ def test_mask_equals_loops_over_the_voxels_inside(shape):
     assert torch.equal(mind_ssc(hidden, mask=mask), found)
 
 
-@pytest.mark.parametrize("radius", [1, 3])  # a patch of 343 voxels is more than a byte counts
-def test_full_mask_equals_no_mask(radius):
-    image = _noise((9, 10, 11))
-    found = mind_ssc(image, mask=torch.ones_like(image), radius=radius)
-    torch.testing.assert_close(found, mind_ssc(image, radius=radius))
+def test_full_mask_equals_no_mask():
+    image = _noise((7, 8, 9))
+    torch.testing.assert_close(mind_ssc(image, mask=torch.ones_like(image)), mind_ssc(image))
+
+
+def test_a_mask_and_patches_of_more_voxels_than_a_byte_counts_equal_loops():
+    image, mask = _noise((11, 10, 9)), torch.ones(1, 1, 11, 10, 9)
+    mask[:, :, 5, 3:6] = 0
+    expected = _by_loops(image[0, 0].double().numpy(), 3, 2, mask[0, 0].bool().numpy())
+    found = mind_ssc(image, mask=mask, radius=3)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -226,6 +226,15 @@ class TestRefine:
 
 
 @pytest.mark.parametrize("d", [2, 3])
+def test_what_is_compared_lies_where_the_applied_field_does(d):
+    noise = torch.randn((1, d, *SHAPES[d]), generator=torch.Generator().manual_seed(0))
+    velocity = averaged(noise, 8)
+    velocity = velocity * (2 / velocity.norm(dim=1).max())  # two nodes
+    apart = integrate(velocity, refinement._SQUARINGS) - integrate(velocity)
+    assert float(apart.norm(dim=1).max()) < 0.05
+
+
+@pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("information", [0.0, 3.0])
 @pytest.mark.parametrize("fineness", [1, 2])
 def test_unlikeness_is_that_of_the_whole_lattice(d, information, fineness):

@@ -1,3 +1,5 @@
+from dataclasses import astuple, replace
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,24 @@ class TestTrial:
         assert seen.error_mm == pytest.approx(float(seen.error_map_mm[inside].mean()))
         assert seen.error_mm == pytest.approx(float(expected[inside].mean()), rel=0.05)
         assert seen.error_mm > 0.1
+
+    def test_the_error_of_even_sizes_is_cut_from_that_of_odd_ones(self, d):
+        odd = pair(d).undeformed
+        even = tuple(n - 1 for n in odd.fixed.shown.image.shape[2:])
+        inside = (..., *map(slice, even))
+        cut = [
+            replace(side, shown=OnLattice(*(x[inside] for x in astuple(side.shown))))
+            for side in (odd.fixed, odd.moved)
+        ]
+        found = Trial(*cut, SPACING).error_map_mm
+        assert found.shape == even
+        with torch.no_grad():
+            net, images = network(d), [side.shown.image for side in cut]
+            fields = [net(*images), net(*images[::-1])]
+        fields.append(compose(*fields))
+        expected = torch.stack([field.norm(dim=1)[0] for field in fields]).mean(0) * SPACING
+        nodes = (slice(None, -9, 2),) * d  # the field goes on a voxel further than the images
+        torch.testing.assert_close(found[nodes], expected[nodes])
 
     def test_everything_of_an_image_goes_with_it(self, d):
         tried = pair(d, known=(0, 20))

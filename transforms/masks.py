@@ -164,7 +164,7 @@ def _filled(mask: Bool) -> Bool:
 
 
 def _enclosed(mask: Bool, structure: Bool, axes: Iterable[int]) -> Bool:
-    """What is not mask and is not joined to the border: `ndimage.binary_fill_holes`, faster."""
+    """What is neither mask nor joined to the border: what `binary_fill_holes` adds, faster."""
     labels, count = ndimage.label(~mask, structure)
     enclosed = np.ones(count + 1, bool)
     enclosed[0] = False

@@ -1,4 +1,4 @@
-"""Boxes of voxels, the common part of MIND-SSC and LNCC."""
+"""Boxes of voxels: sums and means over them, as MIND-SSC, LNCC and smooth fields need."""
 
 import torch.nn.functional as F
 from torch import Tensor

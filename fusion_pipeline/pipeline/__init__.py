@@ -3,7 +3,6 @@
 from fusion_pipeline.pipeline.bundle import bundle_for, load_weights, refuse_unknown_overrides
 from fusion_pipeline.pipeline.cohort import Cohort, Outcome, case_dataset, spatial_dims_of_cases
 from fusion_pipeline.pipeline.demo import SyntheticCases, run_demo
-from fusion_pipeline.pipeline.memory import keep_freed_memory
 from fusion_pipeline.pipeline.pipeline import FusionPipeline, case_files
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "bundle_for",
     "case_dataset",
     "case_files",
-    "keep_freed_memory",
     "load_weights",
     "refuse_unknown_overrides",
     "run_demo",

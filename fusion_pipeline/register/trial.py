@@ -108,15 +108,17 @@ class Trial:
         """``(*S)`` how far the network would still move the result, forth and back, in mm."""
         network, shape = self.fixed.network, self.fixed.shown.image.shape[2:]
         sides = self.fixed.features, self.moved.features
-        half = [slice((n + 1) // 2) for n in shape]  # so smooth that half the lattice is enough
+        half = [n // 2 for n in shape]  # so smooth that every other voxel is enough
+        nodes = [slice(n + 1) for n in half]
         with torch.no_grad():
             forth, back = (
-                integrate(network.match(*pair)[0], network.integration_steps)[:, :, *half]
+                integrate(network.match(*pair)[0], network.integration_steps)[:, :, *nodes]
                 for pair in (sides, sides[::-1])
             )
             lengths = [x.square().sum(1).sqrt() for x in (forth, back, compose(forth, back))]
-            length = resize(torch.stack(lengths, 1).mean(1, keepdim=True), shape)
-        return (2 * length * self.spacing).cpu()[0, 0]
+            length = 2 * self.spacing * torch.stack(lengths, 1).mean(1, keepdim=True)
+        whole = resize(length, [2 * n + 1 for n in half])[0, 0]
+        return whole[tuple(slice(n) for n in shape)].cpu()
 
     @cached_property
     def error_mm(self) -> float:
