@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
+from fusion_pipeline.losses.box import box_around
 from fusion_pipeline.metrics.fusion import fusion_scores
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.kinds import kind_of
@@ -21,6 +22,7 @@ _FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_KEPT = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 _JUDGED_SLICES = 5
+_AROUND = 16  # voxels around what is shown: how far the network looks
 
 
 @dataclass(frozen=True)
@@ -96,29 +98,44 @@ class Fuse:
         )
 
     def _windows(self, images: Tensor, kept: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Blend the windows' results; a mean of weights that sum to 1 sums to 1."""
-        count, shape = len(kinds), images.shape[1:]
+        """Blend the windows' results; a mean of weights that sum to 1 sums to 1.
+
+        Air, where no image shows anything, is most of a scanner's field of view and nothing to
+        weigh: windows lie around what is shown, and one that holds air only is not computed.
+        """
+        count = len(kinds)
 
         def predict(stacked: Tensor) -> Tensor:
             part, share = stacked[:, :count], stacked[:, count:]
-            if not bool(part.any()):  # air: nothing to weigh
-                share = share / share.sum(1, keepdim=True).clamp_min(_LEAST_KEPT)
-                return torch.cat([torch.zeros_like(part[:, :1]), share], 1)
+            if not bool((part > _SHOWN).any()):
+                return torch.cat(_by_shares(part, share), 1)
             return torch.cat(list(self._network(part, kinds, share)), 1)
 
-        longest = self._window * (4 if len(shape) == 2 else 1)
-        out = sliding_window_inference(
-            torch.cat([images, kept])[None],
-            roi_size=[min(n, longest) for n in shape],
-            sw_batch_size=1,
-            predictor=predict,
-            overlap=self._overlap,
-            mode="gaussian",
-            sw_device=self._device,
-            device="cpu",
-        )
+        fused, weights = (x[0] for x in _by_shares(images[None], kept[None]))
+        shown = (images > _SHOWN).any(0)
+        if bool(shown.any()):
+            box = box_around(shown[None, None].float(), _AROUND)[1:]
+            inputs = torch.cat([images[box], kept[box]])[None]
+            longest = self._window * (4 if shown.ndim == 2 else 1)
+            out = sliding_window_inference(
+                inputs,
+                roi_size=[min(n, longest) for n in inputs.shape[2:]],
+                sw_batch_size=1,
+                predictor=predict,
+                overlap=self._overlap,
+                mode="gaussian",
+                sw_device=self._device,
+                device="cpu",
+            )
+            fused[box], weights[box] = out[0, :1], out[0, 1:]
         seen = kept > 0
-        return out[0, :1] * seen.amax(0, keepdim=True), out[0, 1:] * seen
+        return fused * seen.amax(0, keepdim=True), weights * seen
+
+
+def _by_shares(images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighed by what each image keeps: ``(B, M, *S)`` both to ``(B, 1, *S)`` and the weights."""
+    weights = kept / kept.sum(1, keepdim=True).clamp_min(_LEAST_KEPT)
+    return (weights * images).sum(1, keepdim=True), weights
 
 
 def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:

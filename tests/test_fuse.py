@@ -185,6 +185,27 @@ def test_windows_of_air_are_weighed_evenly():
     torch.testing.assert_close(found.weights[:, :8].mean((1, 2, 3)), torch.tensor([0.5, 0.0, 0.5]))
 
 
+def test_air_around_the_body_costs_nothing_and_changes_little():
+    images, _ = _case()
+    wide, shape = {}, (90, 26, 102)
+    for key, image in images.items():
+        array = torch.full((1, *shape), 0.01)
+        array[:, :30, :, 40:62] = image.array
+        wide[key] = image.with_array(array)
+    net, sizes = FusionPipeline.from_bundle().network.fusion, []
+    hook = net.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[2:]))
+    found = Fuse(net)(wide, {key: torch.ones(1, *shape) for key in wide})
+    hook.remove()
+    assert sizes == [(46, 26, 54)]  # what is shown, and 16 voxels around it
+    with torch.no_grad():
+        whole = net(torch.cat([i.array for i in wide.values()])[None], ["ct", "mr", "nuclear"])
+    apart = (found.fused.array - whole.fused[0]).abs()
+    assert float(apart.max()) < 0.05
+    assert float(apart.mean()) < 0.005
+    torch.testing.assert_close(found.weights.sum(0), torch.ones(shape))
+    assert float(found.fused.array[0, -1, 0, 0]) == pytest.approx(0.01)
+
+
 def test_nobody_sees():
     images, valid = _case()
     for seen in valid.values():
