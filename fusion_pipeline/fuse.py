@@ -22,7 +22,7 @@ _FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_KEPT = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 _JUDGED_SLICES = 5
-_AROUND = 16  # voxels around what is shown: how far the network looks
+_AROUND = 16  # voxels around what is shown, so that its rim is not the rim of a window
 
 
 @dataclass(frozen=True)
