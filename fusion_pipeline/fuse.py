@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.inferers.utils import sliding_window_inference
+from monai.data.utils import iter_patch_slices
 from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
 from fusion_pipeline.losses.box import box_around
 from fusion_pipeline.metrics.fusion import fusion_scores
-from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.fusion import STRIDE, FusionNet
 from fusion_pipeline.networks.kinds import kind_of
 
 _SHOWN = 0.06
@@ -22,7 +23,8 @@ _FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_KEPT = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 _JUDGED_SLICES = 5
-_AROUND = 16  # voxels around what is shown, so that its rim is not the rim of a window
+_AROUND = 16  # voxels around what is shown that are fused as well
+_REACH = 16  # voxels around a window that the network sees, beyond which it hardly looks
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,17 @@ class Fusion:
 class Fuse:
     """Fuse harmonized images window by window, so that the network's working memory stays bounded.
 
-    The memory of the whole grows with the grid: about six float32 volumes per modality are held
+    The result is that of the network on the whole, but for what it sees beyond a window's rim (to
+    about 0.001, tests allow 0.01 of a weight) and for air: each window's is kept without its rim,
+    and the channels are gated by a summary of all windows, for which the encoders run first.
+
+    The memory of the whole grows with the grid: about four float32 volumes per modality are held
     beside the input. They stay on the CPU; the device sees one window at a time.
 
     Args:
         network: weighs and decodes.
         device: where it computes.
-        window: longest side of a window in voxels (2D: four times as long).
-        overlap: share of a window that its neighbour covers as well.
+        window: longest side of a window in voxels (2D: four times as long), its rim of 16 included.
     """
 
     def __init__(
@@ -61,16 +66,15 @@ class Fuse:
         network: FusionNet,
         *,
         device: torch.device | str = "cpu",
-        window: int = 96,
-        overlap: float = 0.25,
+        window: int = 128,
     ) -> None:
-        if window < 16:
-            raise ValueError(f"expected a window of at least 16 voxels, got {window}")
-        if not 0 <= overlap < 1:
-            raise ValueError(f"expected an overlap 0 <= overlap < 1, got {overlap}")
+        if window < 2 * _REACH + STRIDE:
+            raise ValueError(
+                f"expected a window of at least {2 * _REACH + STRIDE} voxels, got {window}"
+            )
         self._network = network.to(device).eval()
         self._device = torch.device(device)
-        self._window, self._overlap = window, overlap
+        self._window = window
 
     @torch.no_grad()
     def __call__(self, harmonized: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Fusion:
@@ -87,8 +91,10 @@ class Fuse:
         keys = list(harmonized)
         reference = harmonized[keys[0]]
         spacing = reference.spacing.tolist()
-        kept = torch.stack([faded((valid[k][0] > 0.5).float(), spacing) for k in keys])
-        images = torch.cat([harmonized[k].array for k in keys]) * (kept > 0)
+        kept = torch.empty((len(keys), *reference.shape))
+        for key, one in zip(keys, kept, strict=True):
+            one.copy_(faded((valid[key][0] > 0.5).float(), spacing))
+        images = torch.cat([harmonized[k].array for k in keys]).mul_(kept > 0)
         kinds = [kind_of(harmonized[k].modality) for k in keys]
         fused, weights = self._windows(images, kept, kinds)
         return Fusion(
@@ -98,44 +104,91 @@ class Fuse:
         )
 
     def _windows(self, images: Tensor, kept: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Blend the windows' results; a mean of weights that sum to 1 sums to 1.
+        """The network's fused image and weights where images show something, and around it.
 
-        Air, where no image shows anything, is most of a scanner's field of view and nothing to
-        weigh: windows lie around what is shown, and one that holds air only is not computed.
+        Air, where none does, is most of a scanner's field of view and nothing to weigh: a window
+        that holds air only is not computed.
         """
-        count = len(kinds)
+        fused, weights = _by_shares(images, kept)
+        windows = _laid_around(images > _SHOWN, self._window * (4 if images.ndim == 3 else 1))
 
-        def predict(stacked: Tensor) -> Tensor:
-            part, share = stacked[:, :count], stacked[:, count:]
-            if not bool((part > _SHOWN).any()):
-                return torch.cat(_by_shares(part, share), 1)
-            return torch.cat(list(self._network(part, kinds, share)), 1)
+        def within(window: _Window) -> tuple[Tensor, Sequence[str], Tensor]:
+            part = (slice(None), *window.outer)
+            return images[part][None].to(self._device), kinds, kept[part][None].to(self._device)
 
-        fused, weights = (x[0] for x in _by_shares(images[None], kept[None]))
-        shown = (images > _SHOWN).any(0)
-        if bool(shown.any()):
-            box = box_around(shown[None, None].float(), _AROUND)[1:]
-            inputs = torch.cat([images[box], kept[box]])[None]
-            longest = self._window * (4 if shown.ndim == 2 else 1)
-            out = sliding_window_inference(
-                inputs,
-                roi_size=[min(n, longest) for n in inputs.shape[2:]],
-                sw_batch_size=1,
-                predictor=predict,
-                overlap=self._overlap,
-                mode="gaussian",
-                sw_device=self._device,
-                device="cpu",
-            )
-            fused[box], weights[box] = out[0, :1], out[0, 1:]
-        seen = kept > 0
-        return fused * seen.amax(0, keepdim=True), weights * seen
+        summary = None
+        if len(windows) > 1:
+            summaries = [
+                self._network.summarize(*within(window), window.mask().to(self._device))
+                for window in windows
+            ]
+            summary = torch.stack(summaries).sum(0)
+        for window in windows:
+            out = self._network(*within(window), summary)
+            for whole, part in ((fused, out.fused), (weights, out.weights)):
+                whole[(slice(None), *window.core)] = part[0].cpu()[(slice(None), *window.inner)]
+        return fused, weights
+
+
+class _Window(NamedTuple):
+    """A part of an image: what the network sees, and what of its result is kept.
+
+    Attributes:
+        outer: slices of the image.
+        core: those without the rim; cores do not overlap.
+        inner: the core within the outer.
+    """
+
+    outer: tuple[slice, ...]
+    core: tuple[slice, ...]
+    inner: tuple[slice, ...]
+
+    def mask(self) -> Tensor:
+        """``(1, 1, *outer)``, 1 in the core."""
+        mask = torch.zeros(1, 1, *[s.stop - s.start for s in self.outer])
+        mask[0, 0][self.inner] = 1.0
+        return mask
+
+
+def _laid_around(shown: Tensor, longest: int) -> list[_Window]:
+    """Windows over what any image shows and `_AROUND` it; those that hold air only are left out.
+
+    They begin at multiples of the network's stride, so that its levels lie as in the whole.
+
+    Args:
+        shown: ``(M, *S)`` boolean.
+        longest: side of a window in voxels, at most.
+    """
+    if not bool(shown.any()):
+        return []
+    box = box_around(shown.any(0)[None, None], _AROUND)[2:]
+    bounds = [(s.start // STRIDE * STRIDE, s.stop) for s in box]
+    sizes = [high - low for low, high in bounds]
+    cores = [n if n <= longest else longest // STRIDE * STRIDE - 2 * _REACH for n in sizes]
+    windows = []
+    for corner in iter_patch_slices(sizes, cores):
+        outer: list[slice] = []
+        core: list[slice] = []
+        inner: list[slice] = []
+        for patch, (low, high) in zip(corner, bounds, strict=True):
+            begin, end = low + patch.start, min(low + patch.stop, high)
+            first, last = max(begin - _REACH, low), min(end + _REACH, high)
+            outer.append(slice(first, last))
+            core.append(slice(begin, end))
+            inner.append(slice(begin - first, end - first))
+        window = _Window(tuple(outer), tuple(core), tuple(inner))
+        if bool(shown[(slice(None), *window.outer)].any()):
+            windows.append(window)
+    return windows
 
 
 def _by_shares(images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighed by what each image keeps: ``(B, M, *S)`` both to ``(B, 1, *S)`` and the weights."""
-    weights = kept / kept.sum(1, keepdim=True).clamp_min(_LEAST_KEPT)
-    return (weights * images).sum(1, keepdim=True), weights
+    """Weighed by what each image keeps: ``(M, *S)`` both to ``(1, *S)`` and the weights."""
+    weights = kept / kept.sum(0, keepdim=True).clamp_min(_LEAST_KEPT)
+    fused = torch.zeros_like(images[:1])
+    for image, weight in zip(images, weights, strict=True):
+        fused[0].addcmul_(image, weight)
+    return fused, weights
 
 
 def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -194,7 +247,9 @@ def _finished(fused: Tensor, sources: list[Image], reference: Image) -> Image:
 
 def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean weights, and the measures of fusion: of a volume the means over a few slices."""
-    shown = torch.stack(list(sources.values())).amax(0) > _SHOWN
+    shown = torch.zeros_like(fused[0], dtype=torch.bool)
+    for source in sources.values():
+        shown |= source > _SHOWN
     area = shown.sum().clamp_min(1)
     means = {
         f"weight_{key}": float((weight * shown).sum() / area)

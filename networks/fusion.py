@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
+STRIDE = 4  # voxels of a coarse place, along each axis
+_AIR = 0.06  # what is no brighter shows nothing
 _WINDOWS = (5, 13)
+_CONTRAST = 7  # voxels of the window in which contrast is measured
 # brings details to the size of the other features, so that they are learned as fast
 _GAIN = 8.0
 
@@ -30,12 +33,13 @@ class FusionOutput(NamedTuple):
 class FusionNet(nn.Module):
     """Encode each modality, weigh by attention, decode (METHOD 5.1, 5.2).
 
-    ``F_k = E_kind(I_k)``; at the coarse level the modalities of each voxel look at each other
-    (self-attention over modalities), channels are gated by their mean over space, and a decoder
-    with skips turns ``F_k`` into one logit per voxel (attention over space). Their softmax over the
-    valid modalities is ``w_k``. ``fused = Σ w_k I_k + m · b · tanh(D(Σ w_k F_k, details))`` with
-    ``m`` the brightest source, so that nothing appears where no source shows anything, and ``b``
-    the ``bound``. Details are what the sources have and a mean takes away.
+    ``F_k = E_kind(I_k)``; at the coarse level channels are gated by their mean over what is shown,
+    of this modality and of all, the modalities of each voxel look at each other (self-attention
+    over modalities), and a decoder with skips turns ``F_k``, the image and its local contrast into
+    one logit per voxel (attention over space). Their softmax over the valid modalities is ``w_k``.
+    ``fused = Σ w_k I_k + m · b · tanh(D(Σ w_k F_k, details))`` with ``m`` the brightest source, so
+    that nothing appears where no source shows anything, and ``b`` the ``bound``. Details are what
+    the sources have and a mean takes away.
 
     Logits and residual begin at zero: an untrained network is the average. The result does not
     depend on the order of the modalities, to the last bit, since sums run in an order of the
@@ -65,7 +69,7 @@ class FusionNet(nn.Module):
         self.encoders = nn.ModuleDict({k: _Encoder(spatial_dims, channels) for k in KINDS})
         self.across = _ModalityAttention(spatial_dims, coarse)
         self.decoder = _Decoder(spatial_dims, channels)
-        self.logit = conv(fine, 1, 1)
+        self.logit = conv(fine + 2, 1, 1)
         details = 2 * len(_WINDOWS)
         self.hidden = conv(fine + 2 + details, fine, 3, padding=1)
         self.change = conv(fine + details, 1, 3, padding=1)
@@ -74,7 +78,11 @@ class FusionNet(nn.Module):
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, images: Tensor, kinds: str | Sequence[str], valid: Tensor | None = None
+        self,
+        images: Tensor,
+        kinds: str | Sequence[str],
+        valid: Tensor | None = None,
+        summary: Tensor | None = None,
     ) -> FusionOutput:
         """Fuse.
 
@@ -83,6 +91,8 @@ class FusionNet(nn.Module):
             kinds: one for all, or M of ``ct``, ``mr``, ``nuclear``.
             valid: ``(B, M, *S)`` each image's field of view: 0 outside, in it the share of its
                 weight that the image keeps, up to 1; all of it by default.
+            summary: ``(B, M, C + 1)`` of the whole images where these are a part of them, see
+                `summarize`; by default of these.
 
         Returns:
             The fused image and the weights; both 0 where no image is valid.
@@ -90,43 +100,102 @@ class FusionNet(nn.Module):
         Raises:
             ValueError: shapes that do not fit, or shares outside 0..1.
         """
-        index = self._check(images, kinds, valid)
-        kept = torch.ones_like(images) if valid is None else valid.to(images.dtype)
-        if not bool(((kept >= 0) & (kept <= 1)).all()):
-            raise ValueError("expected valid between 0 and 1")
-        images = images * (kept > 0)
+        index, images, kept = self._check(images, kinds, valid)
+        if summary is not None and summary.shape[:2] != images.shape[:2]:
+            raise ValueError(
+                f"expected a summary of {images.shape[1]} images, got {tuple(summary.shape)}"
+            )
         order = _canonical_order(images, index)
         picked, kept = (torch.stack([x[:, m] for m in order], 1) for x in (images, kept))
-        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], kept)
+        told = None if summary is None else torch.stack([summary[:, m] for m in order], 1)
+        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], kept, told)
         back = sorted(range(len(order)), key=order.__getitem__)
         return FusionOutput(fused, torch.stack([weights[:, m] for m in back], 1))
 
-    def _fuse(self, images: Tensor, kinds: list[str], kept: Tensor) -> tuple[Tensor, Tensor]:
+    def summarize(
+        self,
+        images: Tensor,
+        kinds: str | Sequence[str],
+        valid: Tensor | None = None,
+        where: Tensor | None = None,
+    ) -> Tensor:
+        """What gates the channels: the summaries of the parts of images add up to the whole's.
+
+        Args:
+            images: as in `forward`.
+            kinds: as in `forward`.
+            valid: as in `forward`.
+            where: ``(B, 1, *S)`` 0/1: what counts; everything by default.
+
+        Returns:
+            ``(B, M, C + 1)``: per image, the sum of each coarse channel, weighed by how bright the
+            image is there, less 0.06, and the sum of these weights. Air and what an image does not
+            see say nothing.
+
+        Raises:
+            ValueError: as in `forward`.
+        """
+        index, images, kept = self._check(images, kinds, valid)
+        seen = (kept > 0).to(images.dtype)
+        counted = seen if where is None else seen * where
+        images, seen, counted = (_whole_places(x) for x in (images, seen, counted))
+        coarse = [
+            self._encode(images, seen, m, KINDS[index[m]])[-1] for m in range(images.shape[1])
+        ]
+        return _summary(torch.stack(coarse, 1), images, counted)
+
+    def _fuse(
+        self, images: Tensor, kinds: list[str], kept: Tensor, summary: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Fuse images that are in order and zero outside their fields of view."""
+        shape = images.shape[2:]
+        images, kept = _whole_places(images), _whole_places(kept)
         seen = (kept > 0).to(images.dtype)
         levels = [self._encode(images, seen, m, kind) for m, kind in enumerate(kinds)]
         coarse = torch.stack([level[-1] for level in levels], 1)
-        mixed = self.across(coarse, _shrink(seen, coarse.shape[3:]))
-        features = torch.stack(
-            [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)], 1
-        )
-        logits = torch.cat([self.logit(features[:, m]) for m in range(len(kinds))], 1)
-        weights = _masked_softmax(_bounded(logits), kept)
-        pooled = (weights.unsqueeze(2) * features).sum(1)
+        if summary is None:
+            summary = _summary(coarse, images, seen)
+        gates = self._gates(summary, kinds)
+        coarse = coarse * gates.view(*gates.shape, *[1] * self.spatial_dims)
+        mixed = self.across(coarse, _shrink(seen))
+        features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
+        salience = torch.stack([images, _contrast(images, seen)], 2)
+        logits = [self.logit(torch.cat([f, salience[:, m]], 1)) for m, f in enumerate(features)]
+        weights = _masked_softmax(_bounded(torch.cat(logits, 1)), kept)
+        pooled = torch.zeros_like(features[0])
+        for m, own in enumerate(features):
+            pooled = pooled + weights[:, m : m + 1] * own
+        del levels, features, own  # most of the memory, where no gradient needs them
         base = (weights * images).sum(1, keepdim=True)
         brightest = images.amax(1, keepdim=True)
         details = _details(images, seen, weights)
         hidden = F.leaky_relu(self.hidden(torch.cat([pooled, base, brightest, details], 1)), 0.1)
         change = self.change(torch.cat([hidden, details], 1))
         fused = base + self.bound * brightest * torch.tanh(change)
-        return fused.clamp(0, 1), weights
+        within = [slice(None)] * 2 + [slice(n) for n in shape]
+        return fused.clamp(0, 1)[tuple(within)], weights[tuple(within)]
 
     def _encode(self, images: Tensor, seen: Tensor, m: int, kind: str) -> list[Tensor]:
         """Features of one modality; where it was not seen is a second channel."""
         return self.encoders[kind](torch.stack([images[:, m], seen[:, m]], 1))
 
-    def _check(self, images: Tensor, kinds: str | Sequence[str], valid: Tensor | None) -> list[int]:
-        """Refuse shapes that do not fit; the kinds as numbers."""
+    def _gates(self, summary: Tensor, kinds: list[str]) -> Tensor:
+        """``(B, M, C)`` in 0..1, by the mean channels of each image and of all."""
+        shown = summary[..., -1:]
+        own = summary[..., :-1] / shown.clamp_min(1e-6)
+        every = own.sum(1) / (shown > 0).sum(1).clamp_min(1)
+        return torch.stack(
+            [
+                self.encoders[kind].get_submodule("gate")(torch.cat([own[:, m], every], 1))
+                for m, kind in enumerate(kinds)
+            ],
+            1,
+        )
+
+    def _check(
+        self, images: Tensor, kinds: str | Sequence[str], valid: Tensor | None
+    ) -> tuple[list[int], Tensor, Tensor]:
+        """The kinds as numbers, the images, zero where they see nothing, and what they keep."""
         if images.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected images (B, M, *S) with {self.spatial_dims} spatial axes, "
@@ -137,11 +206,15 @@ class FusionNet(nn.Module):
                 f"expected valid of the images' shape {tuple(images.shape)}, "
                 f"got {tuple(valid.shape)}"
             )
-        return kind_indices(kinds, images.shape[1])
+        index = kind_indices(kinds, images.shape[1])
+        kept = torch.ones_like(images) if valid is None else valid.to(images.dtype)
+        if not bool(((kept >= 0) & (kept <= 1)).all()):
+            raise ValueError("expected valid between 0 and 1")
+        return index, images * (kept > 0), kept
 
 
 class _Encoder(nn.Module):
-    """Three levels of features, the channels of the coarsest gated by their mean over space."""
+    """Three levels of features, and what gates the channels of the coarsest."""
 
     def __init__(self, spatial_dims: int, channels: Sequence[int]) -> None:
         super().__init__()
@@ -155,7 +228,7 @@ class _Encoder(nn.Module):
             conv(coarse, coarse, 3, padding=1),
         )
         self.gate = nn.Sequential(
-            nn.Linear(coarse, coarse // 2),
+            nn.Linear(2 * coarse, coarse // 2),
             nn.ReLU(),
             nn.Linear(coarse // 2, coarse),
             nn.Sigmoid(),
@@ -165,9 +238,7 @@ class _Encoder(nn.Module):
         """``(B, 2, *S)`` to features at full, half and quarter resolution."""
         fine = F.leaky_relu(self.fine(image), 0.1)
         middle = F.leaky_relu(self.middle(fine), 0.1)
-        coarse = F.leaky_relu(self.coarse(middle), 0.1)
-        gate = self.gate(coarse.flatten(2).mean(2))
-        return [fine, middle, coarse * gate.view(*gate.shape, *[1] * (coarse.ndim - 2))]
+        return [fine, middle, F.leaky_relu(self.coarse(middle), 0.1)]
 
 
 class _ModalityAttention(nn.Module):
@@ -239,6 +310,14 @@ def _details(images: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def _contrast(images: Tensor, seen: Tensor) -> Tensor:
+    """Local standard deviation of each image within its field of view."""
+    share = _box_mean(seen, _CONTRAST).clamp_min(1e-3)
+    mean = _box_mean(images, _CONTRAST) / share
+    variance = _box_mean(images.square(), _CONTRAST) / share - mean.square()
+    return variance.clamp_min(1e-8).sqrt() * seen
+
+
 def _box_mean(images: Tensor, window: int) -> Tensor:
     """Mean over boxes, zeros beyond the border; one axis after the other, to be fast."""
     pool = F.avg_pool3d if images.ndim == 5 else F.avg_pool2d
@@ -274,7 +353,24 @@ def _masked_softmax(logits: Tensor, seen: Tensor) -> Tensor:
     return raised / raised.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def _shrink(seen: Tensor, shape: Sequence[int]) -> Tensor:
-    """The share of each coarse place that was seen."""
-    pool = nn.AdaptiveAvgPool3d if seen.ndim == 5 else nn.AdaptiveAvgPool2d
-    return pool(tuple(shape))(seen)
+def _summary(coarse: Tensor, images: Tensor, seen: Tensor) -> Tensor:
+    """``(B, M, C, *S)`` summed over ``*S``, weighed by what each image shows; and the weights."""
+    shown = _shrink((images - _AIR).clamp_min(0) * seen).flatten(2)
+    sums = (coarse.flatten(3) * shown.unsqueeze(2)).sum(3)
+    return torch.cat([sums, shown.sum(2, keepdim=True)], 2)
+
+
+def _shrink(values: Tensor) -> Tensor:
+    """The mean in each coarse place."""
+    pool = F.avg_pool3d if values.ndim == 5 else F.avg_pool2d
+    return pool(values, STRIDE)
+
+
+def _whole_places(values: Tensor) -> Tensor:
+    """Zeros at the far end of each axis, up to whole coarse places.
+
+    So the levels lie on one another, and a part that begins at a whole place gives what the whole
+    gives there.
+    """
+    beyond = [p for n in values.shape[:1:-1] for p in (0, -n % STRIDE)]
+    return F.pad(values, beyond) if any(beyond) else values

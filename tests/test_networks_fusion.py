@@ -50,6 +50,10 @@ def dims(request):
             lambda: FusionNet(2)(torch.zeros(1, 2, 4, 4), ["ct", "mr", "mr"]),
             "expected 2 kinds, one for each image, got 3",
         ),
+        (
+            lambda: FusionNet(2)(torch.zeros(1, 2, 4, 4), "ct", None, torch.zeros(1, 3, 33)),
+            r"expected a summary of 2 images, got \(1, 3, 33\)",
+        ),
     ],
 )
 def test_errors_say_what_came(call, message):
@@ -197,3 +201,55 @@ def test_shares_beyond_0_to_1_are_refused(share):
     valid[:, 0, 0] = share
     with pytest.raises(ValueError, match="expected valid between 0 and 1"):
         FusionNet(2)(images, "mr", valid)
+
+
+def test_summaries_of_parts_add_up(dims):
+    """And a part of the images, given the summary of the whole, is fused as in the whole."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 2, 96, *[20] * (dims - 1), generator=generator)
+    valid = torch.ones_like(images)
+    valid[:, 1, 30:] = 0
+    images[:, :, 60:] *= 0.2
+    net, kinds = _trained(dims), ["ct", "mr"]
+    for encoder in net.encoders.values():  # gates that differ, and matter
+        encoder.gate[2].weight.data *= 30
+    net.decoder.narrow.weight.data *= 100
+    net.logit.weight.data[:, -2:] = 0
+    where = torch.zeros_like(images[:, :1])
+    where[:, :, :48] = 1
+    with torch.no_grad():
+        whole = net.summarize(images, kinds, valid)
+        first = net.summarize(images[:, :, :72], kinds, valid[:, :, :72], where[:, :, :72])
+        second = net.summarize(images[:, :, 24:], kinds, valid[:, :, 24:], 1 - where[:, :, 24:])
+        assert whole.shape == (1, 2, 33)
+        torch.testing.assert_close(first + second, whole, rtol=1e-3, atol=1e-3)
+        fused = net(images, kinds, valid).fused
+        again = net(images, kinds, valid, whole).fused
+        part = net(images[:, :, :72], kinds, valid[:, :, :72], whole).fused
+        other = torch.cat([whole[..., :-1] - 50 * whole[..., -1:], whole[..., -1:]], 2)
+        apart = net(images, kinds, valid, other).fused
+    torch.testing.assert_close(again, fused)
+    torch.testing.assert_close(part[:, :, :44], fused[:, :, :44], rtol=0, atol=1e-4)
+    assert float((apart - fused).abs().max()) > 1e-3
+
+
+def test_black_around_the_images_changes_nothing_inside(dims):
+    images, valid = _case(dims, 2)
+    net, kinds = _trained(dims), ["ct", "mr"]
+    beyond = [0, 8] * dims
+    padded, seen = (torch.nn.functional.pad(x, beyond) for x in (images, valid))
+    with torch.no_grad():
+        fused = net(images, kinds, valid).fused
+        within = [slice(None)] * 2 + [slice(n) for n in SHAPES[dims]]
+        again = net(padded, kinds, seen).fused[tuple(within)]
+        told = net.summarize(images, kinds, valid), net.summarize(padded, kinds, seen)
+    torch.testing.assert_close(told[0], told[1], rtol=0.05, atol=0.05)
+    assert float((again - fused).abs().mean()) < 0.01
+
+
+def test_images_that_show_nothing_are_fused_to_nothing(dims):
+    images = torch.zeros(1, 2, *SHAPES[dims])
+    with torch.no_grad():
+        out = _trained(dims)(images, "mr")
+    assert float(out.fused.abs().max()) == 0
+    assert bool(out.weights.isfinite().all())

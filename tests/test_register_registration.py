@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -96,6 +98,24 @@ class TestLaws:
             monkeypatch.setattr("fusion_pipeline.register.registration._SLAB_VOXELS", size)
             torch.testing.assert_close(found.displacement_mm(fixed), whole[0], atol=1e-5, rtol=0)
             torch.testing.assert_close(found.warp(moving, fixed).array, whole[1], atol=1e-3, rtol=0)
+
+    def test_the_field_is_the_way_of_the_points(self, d):
+        """Far from the world's origin as well, where float32 has few digits left."""
+        found, fixed = registration(d), image(d, "oblique")
+        far = np.eye(d + 1)
+        far[:d, d] = 8000.0
+        back = np.linalg.inv(far)
+        found = dataclasses.replace(
+            found,
+            moving_from_fixed=far @ found.moving_from_fixed @ back,
+            working_affine=far @ found.working_affine,
+        )
+        fixed = fixed.with_array(fixed.array, affine=far @ fixed.affine)
+        world = apply_affine(
+            fixed.affine, identity_points(fixed.shape, dtype=torch.float64).numpy()
+        )
+        expected = torch.from_numpy(found.moving_points(world) - world).movedim(-1, 0).float()
+        torch.testing.assert_close(found.displacement_mm(fixed), expected, atol=1e-3, rtol=0)
 
     def test_no_map_on_one_grid_is_the_identity(self, d):
         fixed = image(d, "oblique")

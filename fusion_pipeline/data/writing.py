@@ -143,7 +143,8 @@ def write_displacement(ddf_mm: Tensor, affine: Matrix, path: str | Path) -> None
     """
     d = ddf_mm.shape[0]
     signs = lps_from_ras(d).diagonal()[:d].astype(np.float32).reshape(d, *[1] * d)
-    vectors = np.moveaxis(ddf_mm.detach().cpu().numpy().astype(np.float32) * signs, 0, -1)
+    array = ddf_mm.detach().cpu().numpy().astype(np.float32, copy=False)
+    vectors = np.moveaxis(array * signs, 0, -1)
     shape = (*vectors.shape[:d], *[1] * (4 - d), d)
     _write_nifti(vectors.reshape(shape), affine, Path(path), intent=_VECTOR_INTENT)
 

@@ -1,6 +1,7 @@
 """The folder that a run leaves: written aside, and moved to its place when it is whole."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from fusion_pipeline.data import write_displacement, write_image, write_weights
+from torch import Tensor
+
+from fusion_pipeline.data import Image, write_displacement, write_image, write_weights
 from fusion_pipeline.evaluation import evaluate
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
 from fusion_pipeline.report import write_report
@@ -102,16 +105,24 @@ def write_files(result: CaseResult, folder: Path, *, input_digest: str) -> None:
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
+    """The same field, in place, without its last digits: they are noise and most of a file.
+
+    What is left is a multiple of a power of two mm, at most 1/1024 of a voxel's shortest side.
+    """
+    step = 2.0 ** math.floor(math.log2(float(fixed.spacing.min()) / 1024))
+    return ddf_mm.div_(step).round_().mul_(step)
+
+
 def _write_images(result: CaseResult, folder: Path) -> None:
     """Everything but the report."""
     fixed = result.case.fixed
     suffix = ".png" if fixed.path.lower().endswith(".png") else ".nii.gz"
     for key, image in result.registered.items():
         write_image(image, folder / f"{key}_registered{suffix}")
+        field = result.registrations[key].displacement_mm(fixed)
         write_displacement(
-            result.registrations[key].displacement_mm(fixed),
-            fixed.affine,
-            folder / f"{key}_displacement.nii.gz",
+            _rounded(field, fixed), fixed.affine, folder / f"{key}_displacement.nii.gz"
         )
     for key, image in result.harmonization.images.items():
         write_image(image, folder / f"{key}_harmonized{suffix}", unit_range=True)

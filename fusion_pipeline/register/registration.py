@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.data import Image, TransformKind
-from fusion_pipeline.geometry import apply_affine, identity_points, inverse_affine, sample
+from fusion_pipeline.geometry import apply_affine, inverse_affine, sample
 from fusion_pipeline.geometry.affines import Matrix
 
 _SLAB_VOXELS = 4_000_000
@@ -71,6 +71,37 @@ class Registration:
         shift = sample(self.ddf_mm[None].float(), flat)[0].T.double().numpy()
         return apply_affine(self.moving_from_fixed, points + shift.reshape(points.shape))
 
+    def _dense(
+        self, fixed: Image, target_from_moving: Matrix, minus: Matrix | None = None
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """``target_from_moving @ φ(x)``, less ``minus @ x``, at the voxels of an image.
+
+        Args:
+            fixed: the image.
+            target_from_moving: ``(d + 1, d + 1)``, from the moving world in mm.
+            minus: ``(d + 1, d + 1)``, from the fixed world in mm; nothing by default.
+
+        Yields:
+            Start, stop and values ``(d, stop - start, *S[1:])`` float32 of runs along the first
+            axis, so that memory stays bounded.
+        """
+        shape, d = fixed.shape, fixed.spatial_dims
+        target_from_fixed = target_from_moving @ self.moving_from_fixed
+        affine = (target_from_fixed - (0 if minus is None else minus)) @ fixed.affine
+        turn = torch.from_numpy(target_from_fixed[:d, :d]).float()
+        lattice_from_voxels = inverse_affine(self.working_affine) @ fixed.affine
+        deformed = bool(self.ddf_mm.any())
+        thickness = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
+        for start in range(0, shape[0], thickness):
+            stop = min(start + thickness, shape[0])
+            run = (stop - start, *shape[1:])
+            out = _affine_grid(affine, run, start)
+            if deformed:
+                points = _affine_grid(lattice_from_voxels, run, start).movedim(0, -1)
+                shift = sample(self.ddf_mm[None].float(), points[None])[0]
+                out += torch.einsum("ij,j...->i...", turn, shift)
+            yield start, stop, out
+
     def displacement_mm(self, fixed: Image) -> Tensor:
         """The whole mapping as a displacement on the fixed image's native grid.
 
@@ -81,8 +112,9 @@ class Registration:
             ``(d, *S)`` float32, RAS mm: ``φ(x) − x``.
         """
         out = torch.empty((fixed.spatial_dims, *fixed.shape))
-        for start, stop, world in _slabs(fixed):
-            out[:, start:stop] = torch.from_numpy(self.moving_points(world) - world).movedim(-1, 0)
+        identity = np.eye(fixed.spatial_dims + 1)
+        for start, stop, moved in self._dense(fixed, identity, minus=identity):
+            out[:, start:stop] = moved
         return out
 
     def warp(self, moving: Image, fixed: Image, *, nearest: bool = False) -> Image:
@@ -98,10 +130,8 @@ class Registration:
         """
         array = torch.empty((1, *fixed.shape))
         colour = None if moving.colour is None else torch.empty((3, *fixed.shape))
-        moving_from_world = inverse_affine(moving.affine)
-        for start, stop, world in _slabs(fixed):
-            voxels = apply_affine(moving_from_world, self.moving_points(world))
-            points = torch.from_numpy(voxels)[None]
+        for start, stop, voxels in self._dense(fixed, inverse_affine(moving.affine)):
+            points = voxels.movedim(0, -1)[None]
             for source, target in ((moving.array, array), (moving.colour, colour)):
                 if source is not None and target is not None:
                     target[:, start:stop] = sample(
@@ -113,11 +143,21 @@ class Registration:
         return moving.with_array(array, affine=fixed.affine, colour=colour)
 
 
-def _slabs(fixed: Image) -> Iterator[tuple[int, int, Matrix]]:
-    """Runs of the first axis with their world coordinates, so that memory stays bounded."""
-    thickness = max(1, _SLAB_VOXELS // max(1, int(np.prod(fixed.shape[1:]))))
-    for start in range(0, fixed.shape[0], thickness):
-        stop = min(start + thickness, fixed.shape[0])
-        voxels = identity_points((stop - start, *fixed.shape[1:]), dtype=torch.float64).numpy()
-        voxels[..., 0] += start
-        yield start, stop, apply_affine(fixed.affine, voxels)
+def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int) -> Tensor:
+    """An affine of the voxels of a lattice, ``(d, *shape)`` float32, the first axis from ``start``.
+
+    The terms of the axes are made in float64 and added in float32.
+    """
+    d = len(shape)
+    rows = []
+    for row in matrix[:d]:
+        total = torch.zeros(shape)
+        for axis, n in enumerate(shape):
+            along = row[axis] * (np.arange(n) + (start if axis == 0 else 0))
+            if axis == 0:
+                along = along + row[d]
+            total += (
+                torch.from_numpy(along).float().view([-1 if a == axis else 1 for a in range(d)])
+            )
+        rows.append(total)
+    return torch.stack(rows)
