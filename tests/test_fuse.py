@@ -101,19 +101,6 @@ def test_windows_begin_at_whole_places_and_share_nothing(shape):
     assert bool((times[shown.any(0)] == 1).all())
 
 
-def test_a_modality_seen_in_a_part_weighs_there_what_it_weighs_alone():
-    """What lies outside a field of view says nothing about it (as a mean over a window would)."""
-    part, all_seen = _case((40, 24, 24))
-    net = _packaged()
-    alone = Fuse(net)(part, all_seen)
-    images = {k: i.with_array(i.array.repeat(1, 3, 1, 1)) for k, i in part.items()}
-    valid = {k: v.repeat(1, 3, 1, 1) for k, v in all_seen.items()}
-    valid["mr"][:, 40:] = 0
-    found = Fuse(net)(images, valid)
-    assert float((found.weights[:, :16] - alone.weights[:, :16]).abs().mean()) < 0.01
-    assert float((found.fused.array[:, :16] - alone.fused.array[:, :16]).abs().mean()) < 0.005
-
-
 def test_untrained_is_the_average_whatever_the_windows():
     images, valid = _case()
     valid["pet"][..., :9] = 0

@@ -233,6 +233,23 @@ def test_summaries_of_parts_add_up(dims):
     assert float((apart - fused).abs().max()) > 1e-3
 
 
+def test_what_is_not_seen_says_nothing_about_an_image(dims):
+    """The mean channels of an image that sees half are those of that half (not half of them)."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 2, 96, *[32] * (dims - 1), generator=generator)
+    valid = torch.ones_like(images)
+    valid[:, 1, 48:] = 0
+    net, kinds = _trained(dims), ["ct", "mr"]
+    with torch.no_grad():
+        whole = net.summarize(images, kinds, valid)[0, 1]
+        half = net.summarize(images[:, :, :48], kinds)[0, 1]
+    torch.testing.assert_close(whole[-1], half[-1], rtol=1e-5, atol=0)
+    means = half[:-1] / half[-1]
+    torch.testing.assert_close(
+        whole[:-1] / whole[-1], means, rtol=0, atol=0.1 * float(means.abs().max())
+    )
+
+
 def test_black_around_the_images_changes_nothing_inside(dims):
     images, valid = _case(dims, 2)
     net, kinds = _trained(dims), ["ct", "mr"]
