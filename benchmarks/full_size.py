@@ -5,7 +5,7 @@
 The open sarcoma images are crops. Here one patient's (by default sts015, held out) are resampled to
 the grids of whole scans around the same places, with air beyond: CT of 512 × 512 × 250 voxels of
 0.8 × 0.8 × 1 mm, MR of 384 × 384 × 60 and PET of 200 × 200 × 60. Writes them, the case's folder,
-``full_size.json`` and ``full_size.md``. Needs 8 GB of memory.
+``full_size.json`` and ``full_size.md``. Needs 7 GB of memory.
 """
 
 import argparse
