@@ -10,14 +10,12 @@ Data: the 20 training patients of the open soft-tissue sarcoma collection (CT, T
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from painted_heads import painted_head
-from registration_cases import HEAD
 from sarcoma_grids import patients
 from torch import Tensor, nn
 
@@ -26,21 +24,15 @@ from fusion_pipeline.losses.fusion import FusionLossTerms, fusion_loss_terms
 from fusion_pipeline.losses.harmonization import harmonization_loss, protocol_difference
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.harmonization import HarmonizationNet, apply_curves
-from fusion_pipeline.synthesis.tissues import Contrast
-from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
 KINDS = ("ct", "mr", "nuclear")
 # HU and uptake do not drift through the body; MR has its bias field
 SMOOTHNESS = {"ct": 40.0, "mr": 15.0, "nuclear": 40.0}
-_SURROUNDINGS, _JUDGED = 60, 34  # voxels of a crop, and of the part that is fused
-# label maps of heads to train on; 15 to 20 are for evaluation
-HEADS = ("02", "03", "05", "06", "08", "10", "11", "12")
 LEAST_WEIGHT = 0.2
-WORST = 0.75  # what the source that is kept worst counts
 FUSION_WEIGHTS = {
     "structure": 1.5,
     "information": 1.0,
-    "edges": 3.0,
+    "edges": 1.0,
     "gradient": 4.0,
     "intensity": 0.5,
     "added": 10.0,
@@ -59,38 +51,12 @@ class Crop:
 class Patients:
     """Random crops of the training patients at random resolutions."""
 
-    def __init__(
-        self,
-        open_data: Path,
-        cache: Path,
-        generator: torch.Generator,
-        left_out: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, open_data: Path, cache: Path, generator: torch.Generator) -> None:
         self._generator = generator
         self._kept = [
             (p.normalized.half(), p.valid.bool(), p.body.bool(), p.spacing)
             for p in patients(open_data, cache, evaluation=False)
-            if p.id not in left_out
         ]
-
-    def add_heads(self, open_data: Path) -> None:
-        """Training heads painted as CT, T1 or T2, and PET: the sarcoma patients have no brain."""
-        for number, head in enumerate(HEADS):
-            path = open_data / HEAD.format(head)
-            contrasts: tuple[Contrast, ...] = ("ct", "mr_t2" if number % 2 else "mr", "pet")
-            images = [
-                painted_head(path, key, contrast)
-                for key, contrast in zip(("ct", "mr", "pet"), contrasts, strict=True)
-            ]
-            bodies = [BodyMask(i.modality)(i.array, i.spacing.tolist()).float() for i in images]
-            normalized = torch.cat(
-                [
-                    NormalizeModality(i.modality)(i.array, b)
-                    for i, b in zip(images, bodies, strict=True)
-                ]
-            )
-            body = torch.cat(bodies).bool()
-            self._kept.append((normalized.half(), torch.ones_like(body), body, images[0].spacing))
 
     @classmethod
     def drawing(cls, generator: torch.Generator) -> "Patients":
@@ -217,7 +183,7 @@ def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, T
 
 def fusion_sources(net: HarmonizationNet, patients: Patients) -> tuple[Tensor, Tensor, list[str]]:
     """Harmonized crops of two or three modalities, their tone varied a little."""
-    crop = patients.crop(_SURROUNDINGS)
+    crop = patients.crop(38)
     sources, kinds = [], []
     for m, kind in enumerate(KINDS):
         valid = crop.valid[:, m : m + 1]
@@ -242,49 +208,22 @@ def _weighted(terms: FusionLossTerms) -> dict[str, Tensor]:
     return {name: weight * getattr(terms, name) for name, weight in FUSION_WEIGHTS.items()}
 
 
-def by_salience(net: FusionNet) -> None:
-    """Weights to begin at: a softmax of about 8 (image + 2 local contrast), METHOD 5.2.
-
-    From the average that an untrained network gives, weights hardly learn (`docs/decisions/0019`).
-    """
-    with torch.no_grad():  # the network makes four times its logits
-        net.logit.weight[:, -2:] = net.logit.weight.new_tensor([2.0, 4.0]).view(1, 2, 1, 1, 1)
-
-
-def middle(shape: Sequence[int], patients: Patients) -> tuple[slice, ...]:
-    """The part of a crop that is fused: in its middle, give or take an eighth."""
-    sides = [min(n, _JUDGED) for n in shape]
-    first = [
-        int((n - side) / 2 * (1 + patients.uniform(-0.5, 0.5)))
-        for n, side in zip(shape, sides, strict=True)
-    ]
-    inside = [slice(a, a + side) for a, side in zip(first, sides, strict=True)]
-    return (slice(None), slice(None), *inside)
-
-
 def fusion_step(
-    net: FusionNet, harmonization: HarmonizationNet, patients: Patients, *, bf16: bool
+    net: FusionNet, harmonization: HarmonizationNet, patients: Patients
 ) -> dict[str, Tensor]:
     """The parts of the loss on one crop."""
     images, valid, kinds = fusion_sources(harmonization, patients)
-    # gates by far more than is judged, as in a patient: by it alone they would learn to judge it
-    part = middle(images.shape[2:], patients)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        summary = net.summarize(images, kinds, valid)
-        images, valid = images[part], valid[part]
-        out = net(images, kinds, valid, summary)
-    fused, weights = out.fused.float(), out.weights.float()
-    terms = fusion_loss_terms(fused, images, valid, worst=WORST)
+    fused, weights = net(images, kinds, valid)
+    terms = fusion_loss_terms(fused, images, valid)
     # the weights alone should fuse well, so that they tell where a voxel comes from
     base = (weights * images).sum(1, keepdim=True)
-    alone = fusion_loss_terms(base, images, valid, worst=WORST)
     # no modality is given up on the whole, whatever it would save
     mean = (weights * images).sum((2, 3, 4)) / images.sum((2, 3, 4)).clamp_min(1.0)
     given_up = (LEAST_WEIGHT - mean).clamp_min(0) * (images.sum((2, 3, 4)) > 1)
     return {
         **_weighted(terms),
         "given_up": 5.0 * given_up.sum(1),
-        "weighted": 0.7 * sum(_weighted(alone).values()),
+        "weighted": 0.7 * sum(_weighted(fusion_loss_terms(base, images, valid)).values()),
     }
 
 
@@ -351,17 +290,11 @@ def main() -> None:
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, at first")
-    parser.add_argument("--start", type=Path, help="weights to begin with, where none are in --out")
-    parser.add_argument("--leave-out", nargs="*", default=[], help="patients kept to choose by")
-    parser.add_argument("--bf16", action="store_true", help="fusion: half of the time on AMX")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(arguments.seed)
-    draws = Patients(arguments.open_data, arguments.cache, generator, arguments.leave_out)
-    if arguments.what == "fuse":
-        draws.add_heads(arguments.open_data)
+    draws = Patients(arguments.open_data, arguments.cache, generator)
     harmonization, kept = HarmonizationNet(), arguments.out / "harmonization_3d.pt"
     if arguments.what == "harmonize":
         train(
@@ -370,7 +303,7 @@ def main() -> None:
             kept,
             arguments.minutes,
             crops=2,
-            rate=arguments.rate,
+            rate=2e-3,
         )
         return
 
@@ -380,15 +313,12 @@ def main() -> None:
 
     load()
     fusion = FusionNet()
-    by_salience(fusion)
-    if arguments.start:
-        fusion.load_state_dict(torch.load(arguments.start, weights_only=True))
     train(
         fusion,
-        lambda: fusion_step(fusion, harmonization, draws, bf16=arguments.bf16),
+        lambda: fusion_step(fusion, harmonization, draws),
         arguments.out / "fusion_3d.pt",
         arguments.minutes,
-        rate=arguments.rate,
+        rate=2e-3,
         before=load,
     )
 

@@ -12,7 +12,6 @@ from fusion_pipeline.networks.kinds import KINDS, kind_indices
 STRIDE = 4  # voxels of a coarse place, along each axis
 _AIR = 0.06  # what is no brighter shows nothing
 _WINDOWS = (5, 13)
-_CONTRAST = 7  # voxels of the window in which contrast is measured
 # brings details to the size of the other features, so that they are learned as fast
 _GAIN = 8.0
 
@@ -33,10 +32,10 @@ class FusionOutput(NamedTuple):
 class FusionNet(nn.Module):
     """Encode each modality, weigh by attention, decode (METHOD 5.1, 5.2).
 
-    ``F_k = E_kind(I_k)``; at the coarse level channels are gated by their mean over what is shown,
-    of this modality and of all, the modalities of each voxel look at each other (self-attention
-    over modalities), and a decoder with skips turns ``F_k``, the image and its local contrast into
-    one logit per voxel (attention over space). Their softmax over the valid modalities is ``w_k``.
+    ``F_k = E_kind(I_k)``; at the coarse level channels are gated by their mean over what the image
+    shows, the modalities of each voxel look at each other (self-attention over modalities), and a
+    decoder with skips turns ``F_k`` into one logit per voxel (attention over space). Their softmax
+    over the valid modalities is ``w_k``.
     ``fused = Σ w_k I_k + m · b · tanh(D(Σ w_k F_k, details))`` with ``m`` the brightest source, so
     that nothing appears where no source shows anything, and ``b`` the ``bound``. Details are what
     the sources have and a mean takes away.
@@ -69,7 +68,7 @@ class FusionNet(nn.Module):
         self.encoders = nn.ModuleDict({k: _Encoder(spatial_dims, channels) for k in KINDS})
         self.across = _ModalityAttention(spatial_dims, coarse)
         self.decoder = _Decoder(spatial_dims, channels)
-        self.logit = conv(fine + 2, 1, 1)
+        self.logit = conv(fine, 1, 1)
         details = 2 * len(_WINDOWS)
         self.hidden = conv(fine + 2 + details, fine, 3, padding=1)
         self.change = conv(fine + details, 1, 3, padding=1)
@@ -159,9 +158,8 @@ class FusionNet(nn.Module):
         coarse = coarse * gates.view(*gates.shape, *[1] * self.spatial_dims)
         mixed = self.across(coarse, _shrink(seen))
         features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
-        salience = torch.stack([images, _contrast(images, seen)], 2)
-        logits = [self.logit(torch.cat([f, salience[:, m]], 1)) for m, f in enumerate(features)]
-        weights = _masked_softmax(_bounded(torch.cat(logits, 1)), kept)
+        logits = torch.cat([self.logit(own) for own in features], 1)
+        weights = _masked_softmax(_bounded(logits), kept)
         pooled = torch.zeros_like(features[0])
         for m, own in enumerate(features):
             pooled = pooled + weights[:, m : m + 1] * own
@@ -180,17 +178,12 @@ class FusionNet(nn.Module):
         return self.encoders[kind](torch.stack([images[:, m], seen[:, m]], 1))
 
     def _gates(self, summary: Tensor, kinds: list[str]) -> Tensor:
-        """``(B, M, C)`` in 0..1, by the mean channels of each image and of all."""
-        shown = summary[..., -1:]
-        own = summary[..., :-1] / shown.clamp_min(1e-6)
-        every = own.sum(1) / (shown > 0).sum(1).clamp_min(1)
-        return torch.stack(
-            [
-                self.encoders[kind].get_submodule("gate")(torch.cat([own[:, m], every], 1))
-                for m, kind in enumerate(kinds)
-            ],
-            1,
-        )
+        """``(B, M, C)`` in 0..1, by the mean channels of each image."""
+        means = summary[..., :-1] / summary[..., -1:].clamp_min(1e-6)
+        gates = [
+            self.encoders[kind].get_submodule("gate")(means[:, m]) for m, kind in enumerate(kinds)
+        ]
+        return torch.stack(gates, 1)
 
     def _check(
         self, images: Tensor, kinds: str | Sequence[str], valid: Tensor | None
@@ -228,7 +221,7 @@ class _Encoder(nn.Module):
             conv(coarse, coarse, 3, padding=1),
         )
         self.gate = nn.Sequential(
-            nn.Linear(2 * coarse, coarse // 2),
+            nn.Linear(coarse, coarse // 2),
             nn.ReLU(),
             nn.Linear(coarse // 2, coarse),
             nn.Sigmoid(),
@@ -308,14 +301,6 @@ def _details(images: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
             strongest = torch.where(one.abs() > strongest.abs(), one, strongest)
         parts += [(weights * detail).sum(1, keepdim=True), strongest]
     return torch.cat(parts, 1)
-
-
-def _contrast(images: Tensor, seen: Tensor) -> Tensor:
-    """Local standard deviation of each image within its field of view."""
-    share = _box_mean(seen, _CONTRAST).clamp_min(1e-3)
-    mean = _box_mean(images, _CONTRAST) / share
-    variance = _box_mean(images.square(), _CONTRAST) / share - mean.square()
-    return variance.clamp_min(1e-8).sqrt() * seen
 
 
 def _box_mean(images: Tensor, window: int) -> Tensor:

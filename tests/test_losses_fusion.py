@@ -129,17 +129,3 @@ def test_descent_from_a_constant_finds_both_sources(sources):
     for m in (0, 1):
         pair = torch.stack([found.flatten(), sources[:, m].flatten()])
         assert float(torch.corrcoef(pair)[0, 1]) > 0.6
-
-
-def test_the_worst_source_counts_as_much_as_asked():
-    """With one source kept and one lost, the structure term goes from the mean to the lost one."""
-    generator = torch.Generator().manual_seed(3)
-    sources = torch.rand(1, 2, 24, 24, generator=generator)
-    none, half, full = (
-        float(fusion_loss_terms(sources[:, :1], sources, worst=w).structure) for w in (0, 0.5, 1)
-    )
-    assert none < half < full
-    assert half == pytest.approx((none + full) / 2)
-    assert full == pytest.approx(2 * none, abs=1e-4)  # the kept one loses nothing
-    with pytest.raises(ValueError, match=r"expected worst between 0 and 1, got 1\.5"):
-        fusion_loss_terms(sources[:, :1], sources, worst=1.5)

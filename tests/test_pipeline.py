@@ -210,6 +210,7 @@ class TestRun:
         size = (tmp_path / "mr_displacement.nii.gz").stat().st_size
         assert size < 0.7 * whole.stat().st_size
 
+    @pytest.mark.usefixtures("brief_report")
     def test_the_same_input_gives_the_same_bytes(self, files, tmp_path):
         folders = [
             FusionPipeline(small_network(), refine_steps=0).run(files, tmp_path / name)

@@ -20,7 +20,7 @@ class FusionLossTerms:
     """The parts of `fusion_loss`, each ``(B,)`` and each better when smaller.
 
     Attributes:
-        structure: one minus SSIM, of all sources' mean and of the worst.
+        structure: one minus SSIM, of all sources and of the worst.
         information: one minus the visual information kept, likewise.
         edges: one minus the edge transfer Q of Xydeas and Petrovic, likewise.
         gradient: distance from the strongest source gradient.
@@ -73,7 +73,7 @@ def fusion_loss(
 
 
 def fusion_loss_terms(
-    fused: Tensor, sources: Tensor, valid: Tensor | None = None, *, worst: float = 0.5
+    fused: Tensor, sources: Tensor, valid: Tensor | None = None
 ) -> FusionLossTerms:
     """The parts of L_fusion, unweighted.
 
@@ -81,13 +81,7 @@ def fusion_loss_terms(
         fused: ``(B, 1, *S)`` in [0, 1].
         sources: ``(B, M, *S)`` harmonized, in [0, 1].
         valid: ``(B, M, *S)`` 0/1, fields of view.
-        worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
-
-    Raises:
-        ValueError: ``worst`` beyond 0 to 1.
     """
-    if not 0 <= worst <= 1:
-        raise ValueError(f"expected worst between 0 and 1, got {worst}")
     seen = torch.ones_like(sources) if valid is None else valid.to(sources.dtype)
     images = sources * seen
     vector, strongest = _strongest_gradient(images, seen)
@@ -97,9 +91,9 @@ def fusion_loss_terms(
     top, bottom = images.amax(1, keepdim=True), _lowest(images, seen)
     beyond = (fused - top).clamp_min(0) + (bottom - fused).clamp_min(0)
     return FusionLossTerms(
-        structure=_of_each_source(_ssim, fused, images, seen, worst),
-        information=_of_each_source(_information_kept, fused, images, seen, worst),
-        edges=_of_each_source(_edges_kept, fused, images, seen, worst),
+        structure=_of_each_source(_ssim, fused, images, seen),
+        information=_of_each_source(_information_kept, fused, images, seen),
+        edges=_of_each_source(_edges_kept, fused, images, seen),
         gradient=_mean((mine - vector).abs().mean(1, keepdim=True), inside),
         intensity=_mean((fused - _salient(images, seen)).abs(), inside),
         added=_mean(excess + beyond, inside),
@@ -107,13 +101,9 @@ def fusion_loss_terms(
 
 
 def _of_each_source(
-    score: Callable[[Tensor, Tensor, Tensor], Tensor],
-    fused: Tensor,
-    images: Tensor,
-    seen: Tensor,
-    worst: float,
+    score: Callable[[Tensor, Tensor, Tensor], Tensor], fused: Tensor, images: Tensor, seen: Tensor
 ) -> Tensor:
-    """One minus a score: of all sources' mean, and of the worst."""
+    """One minus a score, half of all sources' mean and half of the worst source."""
     scores = []
     for m in range(images.shape[1]):
         mask = seen[:, m : m + 1]
@@ -121,7 +111,7 @@ def _of_each_source(
         # an absent source asks for nothing
         scores.append(torch.where(mask.flatten(1).amax(1) > 0, kept, torch.ones_like(kept)))
     each = torch.stack(scores, 1)
-    return 1 - (1 - worst) * each.mean(1) - worst * each.amin(1)
+    return 1 - 0.5 * (each.mean(1) + each.amin(1))
 
 
 def _ssim(fused: Tensor, source: Tensor, mask: Tensor) -> Tensor:
