@@ -33,16 +33,23 @@ def main() -> int:
     torch.manual_seed(0)
     network = config.get_parsed_content("network_def")
     target = args.bundle / "models" / "model.pt"
+    packaged = {}
     if target.is_file() and not args.untrained:
-        network.load_state_dict(torch.load(target, weights_only=True))
+        packaged = torch.load(target, weights_only=True)
     dims = config["network_def"]["registration"]["spatial_dims"]
     for part in PARTS:
-        source = args.weights / f"{part}_{dims}d.pt"
+        source, module = args.weights / f"{part}_{dims}d.pt", network.get_submodule(part)
         if source.is_file():
-            network.get_submodule(part).load_state_dict(torch.load(source, weights_only=True))
+            module.load_state_dict(torch.load(source, weights_only=True))
             print(f"{part}: {source}")
-        elif args.untrained or target.is_file():
-            print(f"{part}: {'untrained' if args.untrained else f'as in {target}'}")
+        elif packaged:
+            start = f"{part}."
+            module.load_state_dict(
+                {k.removeprefix(start): v for k, v in packaged.items() if k.startswith(start)}
+            )
+            print(f"{part}: as in {target}")
+        elif args.untrained:
+            print(f"{part}: untrained")
         else:
             print(f"{part}: no {source}; train it, or pass --untrained", file=sys.stderr)
             return 1

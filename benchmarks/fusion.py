@@ -7,7 +7,8 @@ CT, MR and PET by their headers, harmonized by the network; every rule fuses the
 and the triple are judged on three slices inside the MR's field of view (at a quarter, a half and
 three quarters of it): pairs by the neutral ``source_wise.py`` of ``--judge`` (8 bit, 2D) where it
 is, and all by ``fusion_pipeline.metrics.fusion_scores``. Last, the triple is fused on the CT's
-whole grid as well, as a pipeline does it: how far is that from what the MR's box alone gives?
+whole grid as well, as a pipeline does it: how far is that from what the MR's box alone gives? And
+with an MR that is cut in the middle: what does its end change before it?
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from fusion_pipeline.baselines import FuseBy, average, laplacian_pyramid, maximum, pca
 from fusion_pipeline.data import Image
-from fusion_pipeline.fuse import Fuse, Fusion
+from fusion_pipeline.fuse import Fuse, Fusion, faded
 from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.harmonization import HarmonizationNet
@@ -33,6 +34,7 @@ from fusion_pipeline.pipeline import FusionPipeline
 
 GROUPS = (("ct", "mr"), ("ct", "pet"), ("mr", "pet"), ("ct", "mr", "pet"))
 NAMES = ("q_min", "vif_min", "ssim_min", "q", "nabf", "scd", "entropy")
+SHOWN = 0.06  # what is no brighter is air
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
 
 
@@ -62,6 +64,42 @@ def whole_against_box(
         ("weights", whole.weights, alone.weights),
     )
     return {name: float((a[inside] - b)[within].abs().mean()) for name, a, b in pairs}
+
+
+def cut_against_whole(
+    rule: Fuse, images: dict[str, Image], seen: dict[str, Tensor]
+) -> dict[str, float]:
+    """What the end of an MR changes, which is cut in the middle of the first axis.
+
+    Means over what is shown: how much the fused image differs in the 30 mm before the MR fades; how
+    far it lies beyond that with the whole MR and that without where the MR fades; and how much all
+    weights differ there from those of the whole MR by what it keeps.
+    """
+    step = images["mr"].spacing[0]
+    half, fade, before = images["mr"].shape[0] // 2, int(10 / step) + 2, int(30 / step)
+    beyond = seen["mr"].clone()
+    beyond[:, :half] = 0
+    whole, cut = rule(images, seen), rule(images, {**seen, "mr": beyond})
+    without = rule(*({k: v for k, v in given.items() if k != "mr"} for given in (images, seen)))
+    shown = torch.stack([image.array[0] > SHOWN for image in images.values()]).any(0)
+    fading, deep = slice(half, half + fade), slice(half + fade, half + fade + before)
+    ends = torch.stack([fusion.fused.array[0] for fusion in (whole, without)])
+    found = cut.fused.array[0]
+    outside = (found - ends.amax(0)).clamp_min(0) + (ends.amin(0) - found).clamp_min(0)
+    mr = list(images).index("mr")
+    expected = whole.weights.clone()
+    expected[mr] *= faded((beyond[0] > 0.5).float(), images["mr"].spacing.tolist())
+    expected /= expected.sum(0, keepdim=True).clamp_min(1e-6)
+    apart = (cut.weights - expected).abs().mean(0)
+
+    def mean(values: Tensor, where: slice) -> float:
+        return float(values[where][shown[where]].mean())
+
+    return {
+        "fused, before the fade": mean((found - ends[0]).abs(), deep),
+        "fused, in the fade, beyond those with and without MR": mean(outside, fading),
+        "weights, in the fade": mean(apart, fading),
+    }
 
 
 def _box(patient: Patient) -> tuple[slice, ...]:
@@ -94,7 +132,7 @@ def _grey(plane: np.ndarray) -> np.ndarray:
     return np.round(255 * plane).astype(float)
 
 
-def _neutral(folder: Path | None) -> Judge | None:
+def neutral_judge(folder: Path | None) -> Judge | None:
     """The neutral judge, where it is."""
     if folder is None or not (folder / "source_wise.py").exists():
         return None
@@ -133,15 +171,17 @@ def main() -> None:
         "PCA": FuseBy(pca),
         "Laplacian": FuseBy(laplacian_pyramid),
     }
-    neutral = _neutral(arguments.judge)
+    neutral = neutral_judge(arguments.judge)
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     apart: list[dict[str, float]] = []
+    ended: list[dict[str, float]] = []
     for patient in patients(arguments.open_data, arguments.cache, evaluation=True):
         whole, box = harmonized(network, patient), _box(patient)
         valid = {k: patient.valid[m][None] for m, k in enumerate(KEYS)}
         apart.append(whole_against_box(network_rule, whole, valid, box))
         images = {k: i.with_array(i.array[(slice(None), *box)]) for k, i in whole.items()}
         seen = {k: one[(slice(None), *box)] for k, one in valid.items()}
+        ended.append(cut_against_whole(network_rule, images, seen))
         for group in GROUPS:
             sources = {key: images[key] for key in group}
             fields = {key: seen[key] for key in group}
@@ -154,21 +194,28 @@ def main() -> None:
                 table.setdefault(name, []).append(row)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "fusion.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = markdown(results) + "\n" + sentence(apart)
+    text = "\n".join(
+        [
+            markdown(results),
+            sentence(
+                "The triple on the CT's whole grid against the MR's box alone, mean difference "
+                "within the box less 8 voxels",
+                apart,
+            ),
+            sentence("The triple with an MR that is cut, mean differences", ended),
+        ]
+    )
     (arguments.out / "fusion.md").write_text(text)
     print(text)
 
 
-def sentence(apart: list[dict[str, float]]) -> str:
-    """What `whole_against_box` found in all patients."""
+def sentence(what: str, found: list[dict[str, float]]) -> str:
+    """Means and standard deviations over the patients."""
     told = [
-        f"{name} {np.mean([a[name] for a in apart]):.4f} ± {np.std([a[name] for a in apart]):.4f}"
-        for name in apart[0]
+        f"{name} {np.mean([f[name] for f in found]):.4f} ± {np.std([f[name] for f in found]):.4f}"
+        for name in found[0]
     ]
-    return (
-        "The triple on the CT's whole grid against the MR's box alone, mean difference within the "
-        f"box less 8 voxels (n = {len(apart)} patients): {', '.join(told)}.\n"
-    )
+    return f"{what} (n = {len(found)} patients): {'; '.join(told)}.\n"
 
 
 def markdown(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:

@@ -27,7 +27,7 @@ TRAINING = ("sts002", "sts014", "sts024", "sts025", "sts036")
 # heads whose label maps the network has not seen, and some that it has
 EVALUATION_HEADS = ("15", "16", "17")
 TRAINING_HEADS = ("02", "05", "08")
-_HEAD = "3d_brain_labelmaps/synthseg_brain_labels_subj{}.nii.gz"
+HEAD = "3d_brain_labelmaps/synthseg_brain_labels_subj{}.nii.gz"
 _TCGA = "3d_brain_multicontrast/tcga-du-7294/tcga-du-7294_{}_sri24.nii.gz"
 _TEMPLATE = "3d_brain_mni_templates/spm_avg152{}_mni2mm.nii.gz"
 _PAINTED = {"ct": "CT", "mr": "T1", "pet": "PET"}
@@ -128,7 +128,7 @@ def pairs(data: Path, *, training: bool) -> list[Pair]:
     for a, b in (("ct", "mr"), ("mr", "pet")):
         group = f"painted {_PAINTED[a]}-{_PAINTED[b]}{suffix}"
         for head in TRAINING_HEADS if training else EVALUATION_HEADS:
-            path = data / _HEAD.format(head)
+            path = data / HEAD.format(head)
             out.append(Pair(group, f"head{head}", (a, path), (b, path), "label map"))
     if training:  # the others are for evaluation only: their licences and their number say so
         return out

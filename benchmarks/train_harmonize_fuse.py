@@ -10,29 +10,40 @@ Data: the 20 training patients of the open soft-tissue sarcoma collection (CT, T
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from painted_heads import painted_head
+from registration_cases import HEAD
 from sarcoma_grids import patients
 from torch import Tensor, nn
 
+from fusion_pipeline.fuse import faded
 from fusion_pipeline.geometry import resample, resize
 from fusion_pipeline.losses.fusion import FusionLossTerms, fusion_loss_terms
 from fusion_pipeline.losses.harmonization import harmonization_loss, protocol_difference
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.harmonization import HarmonizationNet, apply_curves
+from fusion_pipeline.synthesis.tissues import Contrast
+from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
 KINDS = ("ct", "mr", "nuclear")
 # HU and uptake do not drift through the body; MR has its bias field
 SMOOTHNESS = {"ct": 40.0, "mr": 15.0, "nuclear": 40.0}
+_SURROUNDINGS, _JUDGED = 60, 34  # voxels of a crop, and of the part that is fused
+# label maps of heads to train on; 15 to 20 are for evaluation
+HEADS = ("02", "03", "05", "06", "08", "10", "11", "12")
+CUT = 0.5  # how often a field of view ends within a crop
 LEAST_WEIGHT = 0.2
+WORST = 0.7  # what the source that is kept worst counts
 FUSION_WEIGHTS = {
     "structure": 1.5,
     "information": 1.0,
-    "edges": 1.0,
+    "edges": 2.5,
     "gradient": 4.0,
     "intensity": 0.5,
     "added": 10.0,
@@ -48,15 +59,48 @@ class Crop:
     body: Tensor
 
 
+class View(NamedTuple):
+    """A patient's number, and the voxel size in mm."""
+
+    number: int
+    spacing: tuple[float, float, float]
+
+
 class Patients:
     """Random crops of the training patients at random resolutions."""
 
-    def __init__(self, open_data: Path, cache: Path, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        open_data: Path,
+        cache: Path,
+        generator: torch.Generator,
+        left_out: Sequence[str] = (),
+    ) -> None:
         self._generator = generator
         self._kept = [
             (p.normalized.half(), p.valid.bool(), p.body.bool(), p.spacing)
             for p in patients(open_data, cache, evaluation=False)
+            if p.id not in left_out
         ]
+
+    def add_heads(self, open_data: Path) -> None:
+        """Training heads painted as CT, T1 or T2, and PET: the sarcoma patients have no brain."""
+        for number, head in enumerate(HEADS):
+            path = open_data / HEAD.format(head)
+            contrasts: tuple[Contrast, ...] = ("ct", "mr_t2" if number % 2 else "mr", "pet")
+            images = [
+                painted_head(path, key, contrast)
+                for key, contrast in zip(("ct", "mr", "pet"), contrasts, strict=True)
+            ]
+            bodies = [BodyMask(i.modality)(i.array, i.spacing.tolist()).float() for i in images]
+            normalized = torch.cat(
+                [
+                    NormalizeModality(i.modality)(i.array, b)
+                    for i, b in zip(images, bodies, strict=True)
+                ]
+            )
+            body = torch.cat(bodies).bool()
+            self._kept.append((normalized.half(), torch.ones_like(body), body, images[0].spacing))
 
     @classmethod
     def drawing(cls, generator: torch.Generator) -> "Patients":
@@ -69,17 +113,21 @@ class Patients:
         """A number."""
         return low + (high - low) * float(torch.rand((), generator=self._generator))
 
-    def crop(self, size: int) -> Crop:
+    def view(self) -> View:
+        """A random patient, at a random resolution."""
+        number = int(torch.randint(len(self._kept), (), generator=self._generator))
+        wide = self.uniform(1.0, 3.5)
+        deep = wide if self.uniform(0, 1) < 0.5 else max(wide, self.uniform(1.0, 4.0))
+        return View(number, (wide, wide, deep))
+
+    def crop(self, size: int, view: View | None = None) -> Crop:
         """A crop around a random place in the body that MR sees."""
-        n = int(torch.randint(len(self._kept), (), generator=self._generator))
-        *kept, native = self._kept[n]
+        number, spacing = view or self.view()
+        wide = spacing[0]
+        *kept, native = self._kept[number]
         places = torch.nonzero(kept[2][1][::4, ::4, ::2])
         at = places[int(torch.randint(len(places), (), generator=self._generator))]
         centre = at * torch.tensor([4, 4, 2])
-        wide = self.uniform(1.0, 3.5)
-        spacing = [wide, wide, max(wide, self.uniform(1.0, 4.0))]
-        if self.uniform(0, 1) < 0.5:
-            spacing = [wide] * 3
         step = torch.tensor([w / s for w, s in zip(spacing, native, strict=True)])
         shape = [size - int(self.uniform(0, size // 3)) for _ in range(3)]
         sign = torch.tensor([1.0 if self.uniform(0, 1) < 0.5 else -1.0 for _ in range(3)])
@@ -181,49 +229,120 @@ def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, T
     }
 
 
-def fusion_sources(net: HarmonizationNet, patients: Patients) -> tuple[Tensor, Tensor, list[str]]:
-    """Harmonized crops of two or three modalities, their tone varied a little."""
-    crop = patients.crop(38)
-    sources, kinds = [], []
-    for m, kind in enumerate(KINDS):
-        valid = crop.valid[:, m : m + 1]
-        with torch.no_grad():
-            one = net(crop.normalized[:, m : m + 1], kind, valid)
-        sources.append(one ** patients.uniform(0.75, 1.35) * patients.uniform(0.85, 1.0))
-        kinds.append(kind)
+class Sources(NamedTuple):
+    """What is fused: harmonized ``(1, M, *S)``, its fields of view as shares, and its kinds."""
+
+    images: Tensor
+    kept: Tensor
+    kinds: list[str]
+
+
+def fusion_sources(net: HarmonizationNet, patients: Patients) -> tuple[Sources, Sources]:
+    """Two or three modalities, their tone varied a little; and what to gate their channels by.
+
+    The latter are another place of the patient: the gates shall tell what a patient is like, and
+    not what the judged part is like.
+    """
+    view = patients.view()
+    here = patients.crop(_SURROUNDINGS, view)
+    there = patients.crop(_SURROUNDINGS, view)
     order = torch.randperm(3, generator=patients._generator).tolist()
-    keep = order[: 3 if patients.uniform(0, 1) < 0.4 else 2]
-    images, valid = torch.cat(sources, 1)[:, keep], crop.valid[:, keep]
-    names = [kinds[m] for m in keep]
-    if patients.uniform(0, 1) < 0.1:  # two MR contrasts
-        contrast = other_contrast(crop.normalized[:, 1:2], patients)
+    picked = order[: 3 if patients.uniform(0, 1) < 0.4 else 2]
+    kinds = [KINDS[m] for m in picked]
+    tones = [(patients.uniform(0.75, 1.35), patients.uniform(0.85, 1.0)) for _ in picked]
+    again = patients.uniform(0, 1) < 0.1  # two MR contrasts
+    state = patients._generator.get_state()
+    if again:
+        picked, kinds, tones = [*picked, 1], [*kinds, "mr"], [*tones, (1.0, 1.0)]
+
+    def harmonized(crop: Crop) -> tuple[Tensor, Tensor]:
+        normalized, valid = crop.normalized[:, picked], crop.valid[:, picked]
+        if again:
+            patients._generator.set_state(state)  # both crops have the same contrast
+            normalized[:, -1:] = other_contrast(crop.normalized[:, 1:2], patients)
         with torch.no_grad():
-            second = net(contrast, "mr", crop.valid[:, 1:2])
-        images = torch.cat([images, second], 1)
-        valid, names = torch.cat([valid, crop.valid[:, 1:2]], 1), [*names, "mr"]
-    return images, valid, names
+            images = [
+                net(one, kind, seen) ** gamma * gain
+                for one, seen, kind, (gamma, gain) in zip(
+                    normalized.split(1, 1), valid.split(1, 1), kinds, tones, strict=True
+                )
+            ]
+        return torch.cat(images, 1), valid
+
+    (images, valid), (others, theirs) = harmonized(here), harmonized(there)
+    kept = as_kept(_cut(valid, patients), view.spacing)
+    return Sources(images, kept, kinds), Sources(others, as_kept(theirs, view.spacing), kinds)
+
+
+def as_kept(valid: Tensor, spacing: Sequence[float]) -> Tensor:
+    """Fields of view ``(1, M, *S)`` as `Fuse` hands them to the network."""
+    return torch.stack([faded(one, spacing) for one in valid[0]])[None]
+
+
+def _cut(valid: Tensor, patients: Patients) -> Tensor:
+    """One field of view may end within the crop: at a random plane, mostly across an axis."""
+    if patients.uniform(0, 1) > CUT:
+        return valid
+    m = int(torch.randint(valid.shape[1], (), generator=patients._generator))
+    normal = torch.randn(3, generator=patients._generator) ** 3
+    normal = normal / normal.norm().clamp_min(1e-6)
+    axes = [torch.linspace(-1, 1, n) for n in valid.shape[2:]]
+    place = sum(n * x for n, x in zip(normal, torch.meshgrid(*axes, indexing="ij"), strict=True))
+    out = valid.clone()
+    out[:, m] *= (place < patients.uniform(-0.5, 0.5)).float()
+    return out
 
 
 def _weighted(terms: FusionLossTerms) -> dict[str, Tensor]:
     return {name: weight * getattr(terms, name) for name, weight in FUSION_WEIGHTS.items()}
 
 
+def by_salience(net: FusionNet) -> None:
+    """Weights to begin at: a softmax of 8 (image + 2 local contrast), but for the logits' bound.
+
+    From the average that an untrained network gives, weights hardly learn (`docs/decisions/0019`).
+    """
+    with torch.no_grad():  # the network makes four times its logits
+        net.logit.weight[0, -2].fill_(2.0)
+        net.logit.weight[0, -1].fill_(4.0)
+
+
+def middle(shape: Sequence[int], patients: Patients) -> tuple[slice, ...]:
+    """The part of a crop that is fused: in its middle, or off it by half of the way at most."""
+    sides = [min(n, _JUDGED) for n in shape]
+    first = [
+        int((n - side) / 2 * (1 + patients.uniform(-0.5, 0.5)))
+        for n, side in zip(shape, sides, strict=True)
+    ]
+    inside = [slice(a, a + side) for a, side in zip(first, sides, strict=True)]
+    return (slice(None), slice(None), *inside)
+
+
 def fusion_step(
-    net: FusionNet, harmonization: HarmonizationNet, patients: Patients
+    net: FusionNet, harmonization: HarmonizationNet, patients: Patients, *, bf16: bool
 ) -> dict[str, Tensor]:
     """The parts of the loss on one crop."""
-    images, valid, kinds = fusion_sources(harmonization, patients)
-    fused, weights = net(images, kinds, valid)
-    terms = fusion_loss_terms(fused, images, valid)
+    sources, gated_by = fusion_sources(harmonization, patients)
+    kinds = sources.kinds
+    part = middle(sources.images.shape[2:], patients)
+    images, valid = sources.images[part], sources.kept[part]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        summary = net.summarize(gated_by.images, kinds, gated_by.kept)
+        out = net(images, kinds, valid, summary)
+    fused, weights = out.fused.float(), out.weights.float()
+    images = images * (valid > 0)
+    terms = fusion_loss_terms(fused, images, valid, worst=WORST)
     # the weights alone should fuse well, so that they tell where a voxel comes from
     base = (weights * images).sum(1, keepdim=True)
+    alone = fusion_loss_terms(base, images, valid, worst=WORST)
     # no modality is given up on the whole, whatever it would save
-    mean = (weights * images).sum((2, 3, 4)) / images.sum((2, 3, 4)).clamp_min(1.0)
-    given_up = (LEAST_WEIGHT - mean).clamp_min(0) * (images.sum((2, 3, 4)) > 1)
+    shown = (images * valid).sum((2, 3, 4))
+    mean = (weights * images).sum((2, 3, 4)) / shown.clamp_min(1.0)
+    given_up = (LEAST_WEIGHT - mean).clamp_min(0) * (shown > 1)
     return {
         **_weighted(terms),
         "given_up": 5.0 * given_up.sum(1),
-        "weighted": 0.7 * sum(_weighted(fusion_loss_terms(base, images, valid)).values()),
+        "weighted": 0.7 * sum(_weighted(alone).values()),
     }
 
 
@@ -290,11 +409,17 @@ def main() -> None:
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, at first")
+    parser.add_argument("--start", type=Path, help="weights to begin with, where none are in --out")
+    parser.add_argument("--leave-out", nargs="*", default=[], help="patients kept to choose by")
+    parser.add_argument("--bf16", action="store_true", help="fusion: half of the time on AMX")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(arguments.seed)
-    draws = Patients(arguments.open_data, arguments.cache, generator)
+    draws = Patients(arguments.open_data, arguments.cache, generator, arguments.leave_out)
+    if arguments.what == "fuse":
+        draws.add_heads(arguments.open_data)
     harmonization, kept = HarmonizationNet(), arguments.out / "harmonization_3d.pt"
     if arguments.what == "harmonize":
         train(
@@ -303,7 +428,7 @@ def main() -> None:
             kept,
             arguments.minutes,
             crops=2,
-            rate=2e-3,
+            rate=arguments.rate,
         )
         return
 
@@ -313,12 +438,15 @@ def main() -> None:
 
     load()
     fusion = FusionNet()
+    by_salience(fusion)
+    if arguments.start:
+        fusion.load_state_dict(torch.load(arguments.start, weights_only=True))
     train(
         fusion,
-        lambda: fusion_step(fusion, harmonization, draws),
+        lambda: fusion_step(fusion, harmonization, draws, bf16=arguments.bf16),
         arguments.out / "fusion_3d.pt",
         arguments.minutes,
-        rate=2e-3,
+        rate=arguments.rate,
         before=load,
     )
 

@@ -12,6 +12,8 @@ from fusion_pipeline.networks.kinds import KINDS, kind_indices
 STRIDE = 4  # voxels of a coarse place, along each axis
 _AIR = 0.06  # what is no brighter shows nothing
 _WINDOWS = (5, 13)
+_FILLED_BY = (11, 3, 1)  # coarse places whose means go on beyond a field of view
+_CONTRAST = 7  # voxels of the window in which contrast is measured
 # brings details to the size of the other features, so that they are learned as fast
 _GAIN = 8.0
 
@@ -34,11 +36,15 @@ class FusionNet(nn.Module):
 
     ``F_k = E_kind(I_k)``; at the coarse level channels are gated by their mean over what the image
     shows, the modalities of each voxel look at each other (self-attention over modalities), and a
-    decoder with skips turns ``F_k`` into one logit per voxel (attention over space). Their softmax
-    over the valid modalities is ``w_k``.
+    decoder with skips turns ``F_k``, the image and its local contrast into one logit per voxel
+    (attention over space). Their softmax over the valid modalities is ``w_k``.
     ``fused = Σ w_k I_k + m · b · tanh(D(Σ w_k F_k, details))`` with ``m`` the brightest source, so
-    that nothing appears where no source shows anything, and ``b`` the ``bound``. Details are what
-    the sources have and a mean takes away.
+    far as it keeps its weight: nothing appears where no source shows anything. ``b`` is the
+    ``bound``. Details are what the sources have and a mean takes away.
+
+    Where a field of view ends, an image's share takes its weight away, and its details fade with
+    it. Features see the image go on with the mean of what is near, and are heard by those of the
+    other images for some 20 voxels: so no weight follows a border.
 
     Logits and residual begin at zero: an untrained network is the average. The result does not
     depend on the order of the modalities, to the last bit, since sums run in an order of the
@@ -48,7 +54,7 @@ class FusionNet(nn.Module):
         spatial_dims: 2 or 3.
         channels: features at full, half and quarter resolution. Not 8: there torch's 3D convolution
             is ten times slower on a CPU than with 9, 10 or 12 input channels.
-        bound: largest change of a voxel by the decoder, as a share of its brightest source.
+        bound: largest change of a voxel by the decoder, as a share of ``m``.
     """
 
     def __init__(
@@ -68,7 +74,7 @@ class FusionNet(nn.Module):
         self.encoders = nn.ModuleDict({k: _Encoder(spatial_dims, channels) for k in KINDS})
         self.across = _ModalityAttention(spatial_dims, coarse)
         self.decoder = _Decoder(spatial_dims, channels)
-        self.logit = conv(fine, 1, 1)
+        self.logit = conv(fine + 2, 1, 1)
         details = 2 * len(_WINDOWS)
         self.hidden = conv(fine + 2 + details, fine, 3, padding=1)
         self.change = conv(fine + details, 1, 3, padding=1)
@@ -138,8 +144,9 @@ class FusionNet(nn.Module):
         seen = (kept > 0).to(images.dtype)
         counted = seen if where is None else seen * where
         images, seen, counted = (_whole_places(x) for x in (images, seen, counted))
+        filled = _filled(images, seen)
         coarse = [
-            self._encode(images, seen, m, KINDS[index[m]])[-1] for m in range(images.shape[1])
+            self.encoders[KINDS[index[m]]](filled[:, m : m + 1])[-1] for m in range(images.shape[1])
         ]
         return _summary(torch.stack(coarse, 1), images, counted)
 
@@ -149,33 +156,32 @@ class FusionNet(nn.Module):
         """Fuse images that are in order and zero outside their fields of view."""
         shape = images.shape[2:]
         images, kept = _whole_places(images), _whole_places(kept)
-        seen = (kept > 0).to(images.dtype)
-        levels = [self._encode(images, seen, m, kind) for m, kind in enumerate(kinds)]
+        share, seen = _shares(kept), (kept > 0).to(images.dtype)
+        filled = _filled(images, seen)
+        levels = [self.encoders[kind](filled[:, m : m + 1]) for m, kind in enumerate(kinds)]
+        del filled
         coarse = torch.stack([level[-1] for level in levels], 1)
         if summary is None:
             summary = _summary(coarse, images, seen)
         gates = self._gates(summary, kinds)
         coarse = coarse * gates.view(*gates.shape, *[1] * self.spatial_dims)
-        mixed = self.across(coarse, _shrink(seen))
+        mixed = self.across(coarse, _heard(seen))
         features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
-        logits = torch.cat([self.logit(own) for own in features], 1)
-        weights = _masked_softmax(_bounded(logits), kept)
+        salience = torch.stack([images, _contrast(images, seen)], 2)
+        logits = [self.logit(torch.cat([f, salience[:, m]], 1)) for m, f in enumerate(features)]
+        weights = _masked_softmax(_bounded(torch.cat(logits, 1)), kept)
         pooled = torch.zeros_like(features[0])
         for m, own in enumerate(features):
             pooled = pooled + weights[:, m : m + 1] * own
         del levels, features, own  # most of the memory, where no gradient needs them
         base = (weights * images).sum(1, keepdim=True)
-        brightest = images.amax(1, keepdim=True)
-        details = _details(images, seen, weights)
+        brightest = (share * images).amax(1, keepdim=True)
+        details = _details(images, seen, share, weights)
         hidden = F.leaky_relu(self.hidden(torch.cat([pooled, base, brightest, details], 1)), 0.1)
         change = self.change(torch.cat([hidden, details], 1))
         fused = base + self.bound * brightest * torch.tanh(change)
         within = [slice(None)] * 2 + [slice(n) for n in shape]
         return fused.clamp(0, 1)[tuple(within)], weights[tuple(within)]
-
-    def _encode(self, images: Tensor, seen: Tensor, m: int, kind: str) -> list[Tensor]:
-        """Features of one modality; where it was not seen is a second channel."""
-        return self.encoders[kind](torch.stack([images[:, m], seen[:, m]], 1))
 
     def _gates(self, summary: Tensor, kinds: list[str]) -> Tensor:
         """``(B, M, C)`` in 0..1, by the mean channels of each image."""
@@ -203,7 +209,7 @@ class FusionNet(nn.Module):
         kept = torch.ones_like(images) if valid is None else valid.to(images.dtype)
         if not bool(((kept >= 0) & (kept <= 1)).all()):
             raise ValueError("expected valid between 0 and 1")
-        return index, images * (kept > 0), kept
+        return index, torch.where(kept > 0, images, 0.0), kept
 
 
 class _Encoder(nn.Module):
@@ -213,7 +219,7 @@ class _Encoder(nn.Module):
         super().__init__()
         conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
         fine, middle, coarse = channels
-        self.fine = conv(2, fine, 3, padding=1)
+        self.fine = conv(1, fine, 3, padding=1)
         self.middle = conv(fine, middle, 3, stride=2, padding=1)
         self.coarse = nn.Sequential(
             conv(middle, coarse, 3, stride=2, padding=1),
@@ -228,7 +234,7 @@ class _Encoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(B, 2, *S)`` to features at full, half and quarter resolution."""
+        """``(B, 1, *S)`` to features at full, half and quarter resolution."""
         fine = F.leaky_relu(self.fine(image), 0.1)
         middle = F.leaky_relu(self.middle(fine), 0.1)
         return [fine, middle, F.leaky_relu(self.coarse(middle), 0.1)]
@@ -245,8 +251,8 @@ class _ModalityAttention(nn.Module):
         self.value = conv(channels, channels, 1)
         self.out = conv(channels, channels, 3, padding=1)
 
-    def forward(self, features: Tensor, seen: Tensor) -> Tensor:
-        """``(B, M, C, *S)`` and how far each place was seen ``(B, M, *S)`` to the same shape."""
+    def forward(self, features: Tensor, heard: Tensor) -> Tensor:
+        """``(B, M, C, *S)`` and how far each place is heard ``(B, M, *S)`` to the same shape."""
         count, channels = features.shape[1], features.shape[2]
         query, key, value = (
             torch.stack([part(features[:, m]) for m in range(count)], 1)
@@ -255,9 +261,9 @@ class _ModalityAttention(nn.Module):
         mixed = []
         for m in range(count):
             score = (query[:, m : m + 1] * key).sum(2) / channels**0.5
-            weight = _masked_softmax(score, seen)
-            heard = (weight.unsqueeze(2) * value).sum(1)
-            mixed.append(features[:, m] + self.out(F.leaky_relu(heard, 0.1)))
+            weight = _masked_softmax(score, heard)
+            told = (weight.unsqueeze(2) * value).sum(1)
+            mixed.append(features[:, m] + self.out(F.leaky_relu(told, 0.1)))
         return torch.stack(mixed, 1)
 
 
@@ -286,21 +292,59 @@ class _Decoder(nn.Module):
         return F.interpolate(features, size=like.shape[2:], mode=self.mode, align_corners=False)
 
 
-def _details(images: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
+def _details(images: Tensor, seen: Tensor, share: Tensor, weights: Tensor) -> Tensor:
     """What a mean takes away: details of the sources, as weighted and the strongest, at two scales.
 
-    They are measured within each field of view, whose border is no detail.
+    They are measured within each field of view, whose border is no detail, and fade towards it.
     """
     parts = []
     for window in _WINDOWS:
         local = _box_mean(images, window) / _box_mean(seen, window).clamp_min(1e-3)
-        detail = _GAIN * (images - local) * seen
+        detail = _GAIN * (images - local) * share
         strongest = detail[:, :1]
         for m in range(1, detail.shape[1]):
             one = detail[:, m : m + 1]
             strongest = torch.where(one.abs() > strongest.abs(), one, strongest)
         parts += [(weights * detail).sum(1, keepdim=True), strongest]
     return torch.cat(parts, 1)
+
+
+def _contrast(images: Tensor, seen: Tensor) -> Tensor:
+    """Local standard deviation of each image within its field of view."""
+    covered = _box_mean(seen, _CONTRAST).clamp_min(1e-3)
+    mean = _box_mean(images, _CONTRAST) / covered
+    variance = _box_mean(images.square(), _CONTRAST) / covered - mean.square()
+    return variance.clamp_min(1e-8).sqrt() * seen
+
+
+def _heard(seen: Tensor) -> Tensor:
+    """At coarse places, how far an image is heard by the others: where it is seen, and around.
+
+    All of it within its field of view, or what the others make of it would tell where that ends;
+    less and less beyond, so that no window hears what another does not.
+    """
+    covered = _shrink(seen)
+    return torch.where(covered > 0, 1.0, (4 * _box_mean(covered, _FILLED_BY[0])).clamp_max(1.0))
+
+
+def _filled(images: Tensor, seen: Tensor) -> Tensor:
+    """Images of whole coarse places that go on beyond their fields of view: the mean nearby.
+
+    So the features do not tell where a field of view ends: from them, weights could learn to rise
+    or fall along its border.
+    """
+    if bool((seen > 0).all()):
+        return images
+    sums, covers = _shrink(images), _shrink(seen)
+    axes = list(range(2, images.ndim))
+    around = sums.sum(axes, keepdim=True) / covers.sum(axes, keepdim=True).clamp_min(1e-6)
+    for window in _FILLED_BY:  # the near over the far
+        covered = _box_mean(covers, window)
+        near = _box_mean(sums, window) / covered.clamp_min(1e-6)
+        around = torch.where(covered > 1e-6, near, around)
+    mode = "trilinear" if images.ndim == 5 else "bilinear"
+    around = F.interpolate(around, size=images.shape[2:], mode=mode, align_corners=False)
+    return torch.where(seen > 0, images, around)
 
 
 def _box_mean(images: Tensor, window: int) -> Tensor:
@@ -336,6 +380,11 @@ def _masked_softmax(logits: Tensor, seen: Tensor) -> Tensor:
     top = logits.detach().masked_fill(blind, -1e4).amax(1, keepdim=True)
     raised = torch.exp((logits - top).masked_fill(blind, -100.0)) * seen
     return raised / raised.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def _shares(kept: Tensor) -> Tensor:
+    """What each image keeps of its weight, less where another keeps more: 1 where it is alone."""
+    return kept / kept.amax(1, keepdim=True).clamp_min(1e-6)
 
 
 def _summary(coarse: Tensor, images: Tensor, seen: Tensor) -> Tensor:

@@ -95,6 +95,99 @@ def test_outside_the_field_of_view_a_source_asks_for_nothing(sources):
     assert float(fusion_loss(sources[:, :1], sources, valid)) == pytest.approx(0, abs=0.02)
 
 
+def test_the_end_of_a_field_of_view_is_no_edge():
+    """Nothing but two even images, one of which ends: nothing is lost, whatever becomes of it."""
+    sources = torch.stack([torch.full((24, 24), 0.4), torch.full((24, 24), 0.8)])[None]
+    valid = torch.ones_like(sources)
+    valid[:, 1, 12:] = 0
+    for fused in (sources[:, :1], (sources * valid).sum(1, keepdim=True) / valid.sum(1)):
+        terms = fusion_loss_terms(fused, sources, valid)
+        assert float(terms.edges) == 0
+        assert float(terms.information) == 0
+    # a step in the fused image where a source ends is added
+    assert float(terms.added) > 0.005
+    assert float(fusion_loss_terms(sources[:, :1], sources, valid).added) < 1e-4
+
+
+def test_sources_are_weighed_where_they_are_seen_together():
+    """What one shows alone elsewhere is no reason to give it up where the other sees as well."""
+    generator = torch.Generator().manual_seed(4)
+    sources = torch.rand(1, 2, 240, 24, generator=generator)
+    valid = torch.ones_like(sources)
+    valid[:, 1, 80:] = 0
+    first = sources[:, :1]
+    second = torch.where(valid[:, 1:] > 0, sources[:, 1:], first)
+    even = torch.where(valid[:, 1:] > 0, sources.mean(1, keepdim=True), first)
+    together = (slice(None), slice(None), slice(0, 80))
+    for fused in (first, second, even):
+        whole = fusion_loss_terms(fused, sources, valid)
+        part = fusion_loss_terms(fused[together], sources[together])
+        for name in ("structure", "information", "edges"):
+            found, expected = float(getattr(whole, name)), float(getattr(part, name)) / 3
+            assert found == pytest.approx(expected, abs=0.02), name
+
+
+def test_beyond_a_field_of_view_the_fused_image_is_free(sources):
+    """What a source loses is measured where it sees, up to its very end."""
+    half = sources.shape[2] // 2
+    one, valid = sources[:, :1], torch.ones_like(sources[:, :1])
+    valid[:, :, half:] = 0
+    fused = one.clone()
+    fused[:, :, half:] = 0.9
+    terms = fusion_loss_terms(fused, one, valid)
+    for name in ("structure", "information", "edges"):
+        assert float(getattr(terms, name)) == pytest.approx(0, abs=2e-3), name
+
+
+def test_where_all_sources_end_the_fused_image_may(sources):
+    valid = torch.ones_like(sources)
+    valid[:, :, sources.shape[2] // 2 :] = 0
+    one = torch.cat([sources[:, :1]] * 2, 1)
+    assert float(fusion_loss(one[:, :1] * valid[:, :1], one, valid)) == pytest.approx(0, abs=0.02)
+
+
+def test_an_even_source_asks_for_nothing():
+    """Whatever its value: of its variance only rounding is left."""
+    for value in (0.3, 0.37, 0.5):
+        even = torch.full((1, 1, 24, 24), value)
+        assert float(fusion_loss_terms(even, even).information) == 0
+
+
+def test_a_source_is_judged_as_far_as_it_keeps_its_weight(sources):
+    """A copy of the first: what is lost of the second counts by its share, in all and as worst."""
+    copy = sources[:, :1]
+    lost = []
+    for share in (1.0, 0.3, 0.01):
+        valid = torch.ones_like(sources)
+        valid[:, 1] = share
+        lost.append(fusion_loss_terms(copy, sources, valid))
+    for name in ("structure", "information", "edges", "gradient", "intensity"):
+        full, less, least = (float(getattr(terms, name)) for terms in lost)
+        assert full > less > least, name
+        # the latter hold the copy to the first source as well, which they mix with the second
+        assert least < (0.1 if name in ("structure", "information", "edges") else 0.9) * full, name
+
+
+def test_within_a_region_the_part_that_is_kept_counts(sources):
+    half = sources.shape[2] // 2
+    one, valid = sources[:, :1], torch.ones_like(sources)
+    lost = one.clone()
+    lost[:, :, half:] = 0.5
+    valid[:, 1, half:] = 0.1
+    even = fusion_loss_terms(lost, torch.cat([one, one], 1), worst=0.0)
+    terms = fusion_loss_terms(lost, torch.cat([one, one], 1), valid, worst=0.0)
+    for name in ("structure", "information", "edges"):
+        assert float(getattr(terms, name)) < 0.9 * float(getattr(even, name)), name
+
+
+def test_a_source_alone_is_judged_whatever_it_keeps(sources):
+    faint = torch.full_like(sources[:, :1], 0.3)
+    found, full = (
+        fusion_loss(0.8 * sources[:, :1], sources[:, :1], valid) for valid in (faint, None)
+    )
+    torch.testing.assert_close(found, full)
+
+
 def test_order_of_sources_changes_nothing(sources):
     fused = sources.mean(1, keepdim=True)
     torch.testing.assert_close(fusion_loss(fused, sources), fusion_loss(fused, sources.flip(1)))
@@ -129,3 +222,17 @@ def test_descent_from_a_constant_finds_both_sources(sources):
     for m in (0, 1):
         pair = torch.stack([found.flatten(), sources[:, m].flatten()])
         assert float(torch.corrcoef(pair)[0, 1]) > 0.6
+
+
+def test_the_worst_source_counts_as_much_as_asked():
+    """With one source kept and one lost, the structure term goes from the mean to the lost one."""
+    generator = torch.Generator().manual_seed(3)
+    sources = torch.rand(1, 2, 24, 24, generator=generator)
+    none, half, full = (
+        float(fusion_loss_terms(sources[:, :1], sources, worst=w).structure) for w in (0, 0.5, 1)
+    )
+    assert none < half < full
+    assert half == pytest.approx((none + full) / 2)
+    assert full == pytest.approx(2 * none, abs=1e-4)  # the kept one loses nothing
+    with pytest.raises(ValueError, match=r"expected worst between 0 and 1, got 1\.5"):
+        fusion_loss_terms(sources[:, :1], sources, worst=1.5)

@@ -1,9 +1,10 @@
 """Judge a fused image against its sources (METHOD 5.3), so that no source is dropped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.losses.harmonization import box_mean, gradients
@@ -11,8 +12,11 @@ from fusion_pipeline.losses.harmonization import box_mean, gradients
 _WINDOW = 7
 _C1, _C2 = 0.01**2, 0.03**2
 _NOISE = 0.02**2
+_LEAST_SHOWN = 1e-5  # of what a score is weighed by, on average over a region
 # the sigmoids of the edge transfer for an edge that is kept as it was
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
+
+_Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class FusionLossTerms:
     """The parts of `fusion_loss`, each ``(B,)`` and each better when smaller.
 
     Attributes:
-        structure: one minus SSIM, of all sources and of the worst.
+        structure: one minus SSIM, of all sources' mean and of the worst.
         information: one minus the visual information kept, likewise.
         edges: one minus the edge transfer Q of Xydeas and Petrovic, likewise.
         gradient: distance from the strongest source gradient.
@@ -52,7 +56,8 @@ def fusion_loss(
     Args:
         fused: ``(B, 1, *S)`` in [0, 1].
         sources: ``(B, M, *S)`` harmonized, in [0, 1].
-        valid: ``(B, M, *S)`` 0/1, fields of view.
+        valid: ``(B, M, *S)`` fields of view: 0 outside, in them the share of its weight that a
+            source keeps (`FusionNet`), up to 1: so far it is judged.
         structure: weight of SSIM.
         kept: weight of visual information, and of the edge transfer.
         gradient: weight of the gradients, which are some hundredths in size.
@@ -73,66 +78,123 @@ def fusion_loss(
 
 
 def fusion_loss_terms(
-    fused: Tensor, sources: Tensor, valid: Tensor | None = None
+    fused: Tensor, sources: Tensor, valid: Tensor | None = None, *, worst: float = 0.5
 ) -> FusionLossTerms:
     """The parts of L_fusion, unweighted.
 
     Args:
         fused: ``(B, 1, *S)`` in [0, 1].
         sources: ``(B, M, *S)`` harmonized, in [0, 1].
-        valid: ``(B, M, *S)`` 0/1, fields of view.
+        valid: ``(B, M, *S)``, as in `fusion_loss`.
+        worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
+
+    Raises:
+        ValueError: ``worst`` beyond 0 to 1.
     """
-    seen = torch.ones_like(sources) if valid is None else valid.to(sources.dtype)
+    if not 0 <= worst <= 1:
+        raise ValueError(f"expected worst between 0 and 1, got {worst}")
+    kept = torch.ones_like(sources) if valid is None else valid.to(sources.dtype)
+    share = kept / kept.amax(1, keepdim=True).clamp_min(1e-6)
+    seen = (kept > 0).to(sources.dtype)
     images = sources * seen
-    vector, strongest = _strongest_gradient(images, seen)
+    edged = share * _surrounded(seen)
+    vector, strongest = _strongest_gradient(images, edged)
     inside = seen.amax(1, keepdim=True)
+    within = inside * _surrounded(inside)  # where all end, the fused image has to
     mine = gradients(fused)
     excess = (_length(mine) - strongest).clamp_min(0)
     top, bottom = images.amax(1, keepdim=True), _lowest(images, seen)
     beyond = (fused - top).clamp_min(0) + (bottom - fused).clamp_min(0)
+    regions = _regions(seen)
+
+    def lost(score: _Score, judged: Tensor) -> Tensor:
+        scored = [
+            score(fused, *(t[:, m : m + 1] for t in (images, seen, judged)))
+            for m in range(images.shape[1])
+        ]
+        return _lost(scored, share, regions, worst)
+
     return FusionLossTerms(
-        structure=_of_each_source(_ssim, fused, images, seen),
-        information=_of_each_source(_information_kept, fused, images, seen),
-        edges=_of_each_source(_edges_kept, fused, images, seen),
-        gradient=_mean((mine - vector).abs().mean(1, keepdim=True), inside),
-        intensity=_mean((fused - _salient(images, seen)).abs(), inside),
-        added=_mean(excess + beyond, inside),
+        structure=lost(_ssim, share),
+        information=lost(_information_kept, share),
+        edges=lost(_edges_kept, edged),
+        gradient=_mean((mine - vector).abs().mean(1, keepdim=True), within),
+        intensity=_mean((fused - _salient(images, seen, share)).abs(), inside),
+        added=_mean(excess, within) + _mean(beyond, inside),
     )
 
 
-def _of_each_source(
-    score: Callable[[Tensor, Tensor, Tensor], Tensor], fused: Tensor, images: Tensor, seen: Tensor
+def _regions(seen: Tensor) -> list[Tensor]:
+    """``(B, 1, *S)`` boolean each: where the same sources see something."""
+    number = torch.zeros_like(seen[:, :1])
+    for m in range(seen.shape[1]):
+        number = 2 * number + seen[:, m : m + 1]
+    return [number == n for n in number.unique().tolist() if n > 0]
+
+
+def _lost(
+    scored: Sequence[tuple[Tensor, Tensor]],
+    share: Tensor,
+    regions: Sequence[Tensor],
+    worst: float,
 ) -> Tensor:
-    """One minus a score, half of all sources' mean and half of the worst source."""
-    scores = []
-    for m in range(images.shape[1]):
-        mask = seen[:, m : m + 1]
-        kept = score(fused, images[:, m : m + 1], mask)
-        # an absent source asks for nothing
-        scores.append(torch.where(mask.flatten(1).amax(1) > 0, kept, torch.ones_like(kept)))
-    each = torch.stack(scores, 1)
-    return 1 - 0.5 * (each.mean(1) + each.amin(1))
+    """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
+
+    Sources are weighed against each other where they are seen together. Over each one's whole field
+    of view, the one that is alone elsewhere could be given up wherever it is not.
+
+    Args:
+        scored: per source, two maps ``(B, 1, *S)`` the ratio of whose sums is its score.
+        share: ``(B, M, *S)`` what each keeps of its weight; so far it counts in a region.
+        regions: see `_regions`.
+        worst: what the worst source counts.
+    """
+    total = share.new_zeros(share.shape[0])
+    every = (share > 0).any(1).flatten(1).sum(1).clamp_min(1)
+    for region in regions:
+        size = region.flatten(1).sum(1)
+        counts = (share * region).flatten(2).sum(2) / size.clamp_min(1)[:, None]
+        scores = []
+        for part, whole in scored:
+            top, bottom = ((t * region).flatten(1).sum(1) for t in (part, whole))
+            # a source that shows nothing here asks for nothing
+            shows = bottom > _LEAST_SHOWN * size
+            scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
+        lost = counts * (1 - torch.stack(scores, 1))
+        mean = lost.sum(1) / counts.sum(1).clamp_min(1e-6)
+        total = total + ((1 - worst) * mean + worst * lost.amax(1)) * size / every
+    return total
 
 
-def _ssim(fused: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+def _surrounded(seen: Tensor) -> Tensor:
+    """Where the next voxels are seen as well, so that a difference is one of the image."""
+    pool = F.max_pool3d if seen.ndim == 5 else F.max_pool2d
+    return 1 - pool(1 - seen, 3, 1, 1)
+
+
+def _ssim(fused: Tensor, source: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Structural similarity, data range 1, where the source shows something."""
-    (mf, ms), (vf, vs, cov) = _moments(fused, source)
+    (mf, ms), (vf, vs, cov) = _moments(fused, source, seen)
     luminance = (2 * mf * ms + _C1) / (mf * mf + ms * ms + _C1)
     index = luminance * (2 * cov + _C2) / (vf + vs + _C2)
-    return _mean(index, mask * _shown(fused, source))
+    counted = weight * _shown(fused, source)
+    return index * counted, counted
 
 
-def _information_kept(fused: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+def _information_kept(
+    fused: Tensor, source: Tensor, seen: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Visual information fidelity of the source in the fused image, on the finest scale."""
-    _, (vf, vs, cov) = _moments(fused, source)
+    _, (vf, vs, cov) = _moments(fused, source, seen)
     gain = (cov / (vs + 1e-6)).clamp_min(0)
     left = (vf - gain * cov).clamp_min(0)
-    kept = torch.log1p(gain**2 * vs / (left + _NOISE)) * mask
-    there = torch.log1p(vs / _NOISE) * mask
-    return kept.flatten(1).sum(1) / there.flatten(1).sum(1).clamp_min(1e-3)
+    vs = (vs - 1e-6).clamp_min(0)  # of an even source only rounding is left
+    return torch.log1p(gain**2 * vs / (left + _NOISE)) * weight, torch.log1p(vs / _NOISE) * weight
 
 
-def _edges_kept(fused: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+def _edges_kept(
+    fused: Tensor, source: Tensor, seen: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Edge transfer: strength and direction of each edge of the source, weighed by its strength."""
     there, here = gradients(source), gradients(fused)
     strong, kept = _length(there), _length(here)
@@ -143,19 +205,18 @@ def _edges_kept(fused: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     strength = torch.sigmoid(15 * (ratio - 0.5)) / _FULL_STRENGTH
     direction = torch.sigmoid(22 * (0.2 - turn / (torch.pi / 2))) / _SAME_DIRECTION
     # what is fainter than a grey level of 255 is no edge
-    weight = (strong - 0.004).clamp_min(0) * mask
-    total = (strength * direction * weight).flatten(1).sum(1)
-    return torch.where(
-        weight.flatten(1).sum(1) > 0, total / weight.flatten(1).sum(1).clamp_min(1e-6), 1.0
-    )
+    counted = (strong - 0.004).clamp_min(0) * weight
+    return strength * direction * counted, counted
 
 
-def _moments(a: Tensor, b: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Local means, variances and covariance."""
-    ma, mb = _box(a), _box(b)
-    variance_a = (_box(a * a) - ma * ma).clamp_min(0)
-    variance_b = (_box(b * b) - mb * mb).clamp_min(0)
-    return (ma, mb), (variance_a, variance_b, _box(a * b) - ma * mb)
+def _moments(
+    a: Tensor, b: Tensor, seen: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Local means, variances and covariance, within a field of view."""
+    covered = _box(seen).clamp_min(1e-3)
+    a, b = a * seen, b * seen
+    ma, mb, aa, bb, ab = (_box(t) / covered for t in (a, b, a * a, b * b, a * b))
+    return (ma, mb), ((aa - ma * ma).clamp_min(0), (bb - mb * mb).clamp_min(0), ab - ma * mb)
 
 
 def _box(image: Tensor) -> Tensor:
@@ -168,24 +229,24 @@ def _shown(fused: Tensor, source: Tensor) -> Tensor:
     return torch.where(torch.maximum(fused, source).detach() > 0.06, 1.0, 0.05)
 
 
-def _strongest_gradient(images: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _strongest_gradient(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient vector of the source where it is strongest, and its length."""
     best = torch.zeros_like(gradients(images[:, :1]))
     longest = torch.zeros_like(images[:, :1])
     for m in range(images.shape[1]):
-        vector = gradients(images[:, m : m + 1]) * seen[:, m : m + 1]
+        vector = gradients(images[:, m : m + 1]) * weight[:, m : m + 1]
         length = _length(vector)
         best = torch.where(length > longest, vector, best)
         longest = torch.maximum(longest, length)
     return best, longest
 
 
-def _salient(images: Tensor, seen: Tensor) -> Tensor:
+def _salient(images: Tensor, seen: Tensor, share: Tensor) -> Tensor:
     """The intensity of the more salient source: bright, and rich in local contrast."""
-    contrast = torch.stack(
-        [(_box(i * i) - _box(i) ** 2).clamp_min(1e-8).sqrt() for i in images.split(1, 1)], 1
-    ).squeeze(2)
-    score = (8.0 * (images + 2.0 * contrast)).masked_fill(seen <= 0, -100.0)
+    covered = _box(seen).clamp_min(1e-3)
+    mean, square = (_box(t * seen) / covered for t in (images, images * images))
+    contrast = (square - mean * mean).clamp_min(1e-8).sqrt()
+    score = 8.0 * (images + 2.0 * contrast) + share.clamp_min(1e-12).log()
     return (score.softmax(1) * images).sum(1, keepdim=True)
 
 
