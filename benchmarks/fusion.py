@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +218,15 @@ def sentence(what: str, found: list[dict[str, float]]) -> str:
     return f"{what} (n = {len(found)} patients): {'; '.join(told)}.\n"
 
 
+def line(name: str, rows: Sequence[dict[str, float]], measures: Sequence[str]) -> str:
+    """A line of a table: mean ± standard deviation of each measure."""
+    cells = [
+        f"{np.mean([r[m] for r in rows]):.3f} ± {np.std([r[m] for r in rows]):.3f}"
+        for m in measures
+    ]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
 def markdown(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     """A table for each group: mean ± standard deviation over the patients."""
     parts = []
@@ -226,12 +235,7 @@ def markdown(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
         measures = list(rows[0])
         parts += [f"**{group}**, n = {len(rows)} patients", ""]
         parts += [f"| | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
-        for name, rows in table.items():
-            cells = [
-                f"{np.mean([r[m] for r in rows]):.3f} ± {np.std([r[m] for r in rows]):.3f}"
-                for m in measures
-            ]
-            parts.append(f"| {name} | {' | '.join(cells)} |")
+        parts += [line(name, rows, measures) for name, rows in table.items()]
         parts.append("")
     return "\n".join(parts)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fusion import neutral_judge
+from fusion import line, neutral_judge
 from PIL import Image as Picture
 from torch import Tensor
 
@@ -90,12 +90,7 @@ def markdown(
     for pair, table in rows.items():
         parts += [f"**{pair}**, n = {len(table['ours'])} slices", ""]
         parts += [f"| | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 1) + "|"]
-        for name, scores in table.items():
-            cells = [
-                f"{np.mean([s[m] for s in scores]):.3f} ± {np.std([s[m] for s in scores]):.3f}"
-                for m in MEASURES
-            ]
-            parts.append(f"| {name} | {' | '.join(cells)} |")
+        parts += [line(name, scores, MEASURES) for name, scores in table.items()]
         for name, found in peers.items():
             method, kind = name.split("/")
             if kind == pair and method not in table:
