@@ -202,6 +202,14 @@ class TestOverrides:
         )
         assert found.inferer.settings["refine_steps"] == 0
 
+    def test_a_config_may_come_as_a_path(self):
+        create_workflow(
+            config_file=CONFIGS / "inference.json",
+            workflow_type="inference",
+            logging_file=False,
+            bundle_root=str(BUNDLE),
+        )
+
     def test_a_workflow_made_by_its_class_is_checked_as_well(self):
         made = ConfigWorkflow(
             str(CONFIGS / "inference.json"), logging_file=False, output_dri="elsewhere"

@@ -191,3 +191,26 @@ def test_datalists_that_cannot_be_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\x00\xfe")
     with pytest.raises(InputError, match="expected a JSON file, got 'utf-8' codec"):
         read_datalist(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", [{}, {"validation": []}])
+def test_a_section_may_be_empty_where_that_is_allowed(tmp_path, content):
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(content))
+    assert read_datalist(path, "validation", may_be_empty=True) == []
+    with pytest.raises(InputError, match="validation"):
+        read_datalist(path, "validation")
+
+
+def test_the_home_of_nobody(tmp_path):
+    path = tmp_path / "cases.json"
+    entry = {"id": "a", "ct": "~nobody-at-all/ct.nii.gz", "mr": "mr.nii.gz"}
+    path.write_text(json.dumps({"testing": [entry]}))
+    with pytest.raises(InputError, match=r"case 'a'.* a path for ct, got '~nobody-at-all"):
+        read_datalist(path)
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "Evaluation.json"])
+def test_an_id_that_is_a_file_of_the_output_folder(name):
+    with pytest.raises(InputError, match="no file of the output folder"):
+        case_from_paths(name, {"ct": "a", "mr": "b"})

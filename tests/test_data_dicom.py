@@ -159,6 +159,30 @@ def test_a_damaged_slice_is_named(tmp_path):
         read_image(tmp_path, "ct")
 
 
+@pytest.mark.parametrize(("kept", "told"), [(0, "empty"), (200, "cut"), (500, "cut")])
+def test_what_an_interrupted_copy_leaves_is_refused(tmp_path, kept, told):
+    save_series(tmp_path)
+    victim = max(tmp_path.iterdir())  # at the end of the stack no gap tells
+    victim.write_bytes(victim.read_bytes()[:kept])
+    with pytest.raises(InputError, match=f"whole DICOM slices, got {victim.name}, which is {told}"):
+        read_image(tmp_path, "ct")
+
+
+def test_what_is_no_slice_may_be_empty_or_without_rows(tmp_path):
+    save_series(tmp_path)
+    (tmp_path / "done.txt").touch()
+    (tmp_path / ".lock.dcm").touch()
+    structures = dicom_slice(
+        (0, 0, 0),
+        series_pixels()[0],
+        Modality="RTSTRUCT",
+        Rows=None,
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3",
+    )
+    save(structures, tmp_path / "rt.dcm")
+    assert read_image(tmp_path, "ct")[0].shape == (11, 14, 9)
+
+
 def test_a_header_that_makes_no_sense_is_refused(tmp_path):
     save_series(tmp_path, Columns=[14, 14])
     with pytest.raises(InputError, match="got a header that cannot be understood"):
@@ -331,6 +355,7 @@ HOUR = 2.0 ** (-3600 / 6588)
             {"info": {"RadiopharmaceuticalStartDateTime": "20240105100000.000000"}},
             70e3 / (3.7e8 * HOUR),
         ),
+        ({"info": {"RadiopharmaceuticalStartTime": "1000"}}, 70e3 / (3.7e8 * HOUR)),
         (  # injected before midnight, scanned after it
             {
                 "SeriesTime": "003000",

@@ -344,6 +344,49 @@ def test_itk_formats_say_what_nifti_says(tmp_path, suffix):
     assert spatial_dims_of(path) == 3
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_a_name_may_be_in_capitals(tmp_path, suffix):
+    path = save_itk(tmp_path / f"a{suffix}")
+    capitals = path.rename(path.with_suffix(suffix.upper()))
+    np.testing.assert_array_equal(read_image(capitals, "mr")[0].array[0].numpy(), ramp())
+    assert spatial_dims_of(capitals) == 3
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_a_header_without_its_voxels_says_so(tmp_path, suffix):
+    path = save_itk(tmp_path / f"a{suffix}")
+    for beside in set(tmp_path.iterdir()) - {path}:
+        beside.unlink()
+    with pytest.raises(InputError) as caught:
+        read_image(path, "mr")
+    assert "0x" not in str(caught.value)
+    assert "No such file" in str(caught.value) or "data file 1 of 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [100.0, 0.001])
+def test_voxels_of_no_clinical_size_are_refused(tmp_path, size):
+    path = save_nifti(tmp_path / "a.nii.gz", affine=np.diag([size, 1.0, 1.0, 1.0]))
+    with pytest.raises(InputError, match=r"voxels of 0.01 to 50 mm, got voxels of .* x 1 x 1 mm"):
+        read_image(path, "mr")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "air"), [(0.0, 1.0, 0.0), (0, 255, 0), (-1000, 800, -1000)]
+)
+def test_a_ct_without_a_negative_value_is_told_and_padded_with_zero(tmp_path, low, high, air):
+    values = (low + (high - low) * ramp() / ramp().max()).astype(np.float32)
+    image, warnings = read_image(save_nifti(tmp_path / "a.nii.gz", values), "ct")
+    assert image.outside == air
+    assert [("look like HU" in w) for w in warnings] == ([True] if air == 0 else [])
+
+
+@pytest.mark.parametrize("value", [-1, 0])
+def test_a_mask_that_marks_nothing_is_refused(tmp_path, value):
+    path = save_nifti(tmp_path / "m.nii.gz", np.full((11, 14, 9), value, np.int16))
+    with pytest.raises(InputError, match="a map that marks something with 1 or more"):
+        read_labels(path, "ct_mask")
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_itk_refusals(tmp_path, suffix, capfd):
     path = tmp_path / f"a{suffix}"
@@ -503,7 +546,7 @@ def test_labels_are_whole_numbers_in_float(tmp_path):
     [
         (ramp() / 3, "expected whole numbers"),
         (np.where(ramp() > 9, np.nan, 1), "expected whole numbers"),
-        (np.zeros(SHAPE), "a map that marks something, got zeros only"),
+        (np.zeros(SHAPE), "marks something with 1 or more, got zeros only"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

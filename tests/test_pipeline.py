@@ -22,6 +22,7 @@ import fusion_pipeline.pipeline.pipeline as pipeline_module
 from fusion_pipeline.data import (
     CaseFiles,
     InputError,
+    case_from_entry,
     case_from_paths,
     load_case,
     read_datalist,
@@ -34,7 +35,6 @@ from fusion_pipeline.pipeline import (
     Outcome,
     SyntheticCases,
     case_dataset,
-    case_files,
     run_demo,
     spatial_dims_of_cases,
 )
@@ -299,13 +299,26 @@ class TestFingerprint:
         ]
         assert len({pipeline.fingerprint(entry) for entry in entries}) == 2
 
-    @pytest.mark.parametrize("header", ["a.mhd", "a.nhdr"])
-    def test_voxels_beside_a_header_count(self, pipeline, tmp_path, header):
-        (tmp_path / header).write_text("a.raw holds the voxels")
-        (tmp_path / "a.raw").write_bytes(b"1")
+    @pytest.mark.parametrize(
+        ("header", "text"),
+        [
+            ("a[1].mhd", "NDims = 3\nElementDataFile = voxels-07.raw\n"),
+            ("a.mhd", "ElementDataFile = LIST\nvoxels-06.raw\nvoxels-07.raw\n"),
+            ("a.mhd", "ElementDataFile = voxels-%02d.raw 1 9 1\n"),
+            ("a.nhdr", "NRRD0004\ndata file: ./voxels-07.raw\n"),
+            ("a.nhdr", "NRRD0004\ndatafile: {folder}/voxels-07.raw\n"),
+            ("voxels-07.hdr", ""),
+        ],
+    )
+    def test_voxels_beside_a_header_count(self, pipeline, tmp_path, header, text):
+        (tmp_path / header).write_text(text.format(folder=tmp_path))
+        voxels, other = tmp_path / "voxels-07.raw", tmp_path / "else.raw"
+        voxels.write_bytes(b"1")
         case = CaseFiles("p", "ct", {"ct": str(tmp_path / header)}, {})
         before = pipeline.fingerprint(case)
-        (tmp_path / "a.raw").write_bytes(b"2")
+        other.write_bytes(b"1")
+        assert pipeline.fingerprint(case) == before
+        voxels.write_bytes(b"2")
         assert pipeline.fingerprint(case) != before
 
     def test_the_code_counts(self, pipeline, files, monkeypatch):
@@ -393,6 +406,8 @@ class TestCohort:
         assert outcome.message.startswith("p1: unexpected KeyError")
         assert not outcome.bad_input
         assert not (tmp_path / "out").exists()
+        cohort.leave()  # a program that uses the bundle goes on
+        monkeypatch.setattr("fusion_pipeline.pipeline.cohort.monai_is_the_program", lambda: True)
         with pytest.raises(SystemExit) as left:
             cohort.leave()
         assert left.value.code == 1
@@ -408,7 +423,8 @@ class TestCohort:
         monkeypatch.setattr(folder_module, "evaluate", lambda result: scores)
         assert self.cohort(pipeline, files, tmp_path).evaluate() == scores
         written = json.loads((tmp_path / "evaluation.json").read_text())
-        assert written == {"cases": 1, "mean": scores}
+        counts = {"mr": dict.fromkeys(scores["mr"], 1)}
+        assert written == {"cases": 1, "mean": scores, "n": counts}
         with (tmp_path / "summary.csv").open() as stream:
             assert list(csv.DictReader(stream))[1]["mr_tre_mm_after"] == "1.0"
 
@@ -464,8 +480,38 @@ def small_patient(self):
     return read_datalist(synthetic_patient(3).save(self.output / "patient"))
 
 
+def test_an_entry_in_python_is_checked_like_one_in_a_file():
+    images = {"ct": Path("a.nii"), "mr": "b.nii"}
+    assert case_from_entry({**images, "target": 3}).target == 3
+    for wrong in ({"target": 3.5}, {"id": None}, {"id": 7}):
+        with pytest.raises(InputError):
+            case_from_entry({**images, **wrong})
+
+
+def test_a_file_where_a_cases_folder_should_be(pipeline, files, tmp_path):
+    (tmp_path / files.id).touch()
+    with pytest.raises(InputError, match=f"got the file .*{files.id}"):
+        pipeline.run(files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"refine_steps": "abc"},
+        {"refine_steps": 1.5},
+        {"refine_steps": -1},
+        {"working_spacing": "x"},
+        {"working_spacing": 500},
+        {"working_spacing": 0},
+    ],
+)
+def test_settings_that_are_no_such_number(setting):
+    with pytest.raises(InputError, match=next(iter(setting))):
+        FusionPipeline(small_network(), **setting)
+
+
 def test_an_entry_without_an_id_is_called_case():
-    files = case_files({"ct": "a.nii", "mr_t1": "b.nii", "mr_t1_transform": "rigid"})
+    files = case_from_entry({"ct": "a.nii", "mr_t1": "b.nii", "mr_t1_transform": "rigid"})
     assert (files.id, files.reference, files.transforms) == ("case", "ct", {"mr_t1": "rigid"})
     with pytest.raises(InputError, match="two or more images"):
-        case_files({"ct": "a.nii"})
+        case_from_entry({"ct": "a.nii"})

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from fusion_pipeline.data import read_datalist
+from fusion_pipeline.data import InputError, read_datalist
 from fusion_pipeline.geometry import warp
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.harmonization import HarmonizationNet
@@ -235,6 +235,40 @@ def test_no_samples_are_refused():
         data(samples_per_epoch=0).train_dataset()
 
 
+def test_scores_are_the_mean_over_the_samples_that_have_a_truth(monkeypatch):
+    module = MultimodalTraining(network())
+    logged, asked = {}, []
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+
+    def other_process_has_one_more(sums):
+        asked.append(sums)
+        return torch.stack([sums, torch.tensor([[4.0, 1.0], [0, 0], [0, 0], [0, 0]])])
+
+    monkeypatch.setattr(module, "all_gather", other_process_has_one_more)
+    module._scored = {"error_mm_before": [1.0, 1.0]}
+    module.on_validation_epoch_end()
+    assert logged == {"val/error_mm_before": 2.0}
+    module.on_validation_epoch_start()
+    module.on_validation_epoch_end()
+    # what is exchanged is alike whatever a process has seen
+    assert asked[0].shape == asked[1].shape
+    assert asked[0].dtype == asked[1].dtype
+    assert logged == {"val/error_mm_before": 4.0}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modalities": 1}, {"samples_per_epoch": 0}, {"validation_samples": 0}]
+)
+def test_data_that_cannot_train_is_refused(settings):
+    with pytest.raises(InputError):
+        MultimodalData(SHAPE, **settings)
+
+
+def test_hardware_that_is_not_there_is_refused_in_a_line(tmp_path):
+    with pytest.raises(InputError, match="training: "):
+        build_trainer(tmp_path, max_epochs=1, accelerator="tpu")
+
+
 @pytest.mark.slow
 def test_training_writes_checkpoints_logs_and_weights_and_goes_on_after_a_stop(tmp_path):
     assert last_checkpoint(tmp_path) is None
@@ -246,12 +280,22 @@ def test_training_writes_checkpoints_logs_and_weights_and_goes_on_after_a_stop(t
     assert any(not torch.equal(state[k], before[k]) for k in before)
     assert last_checkpoint(tmp_path) is not None
     assert list((tmp_path / "tensorboard").glob("events*"))
-    with (tmp_path / "csv" / "metrics.csv").open() as stream:
+    first = tmp_path / "csv" / "version_0" / "metrics.csv"
+    with first.open() as stream:
         row = next(r for r in csv.DictReader(stream) if r["val/total"])
     assert math.isfinite(float(row["val/error_mm_after"]))
 
+    kept = first.read_bytes()
     later = trainer(tmp_path, max_epochs=2)
-    fit(later, MultimodalTraining(network()), data(), tmp_path)
+    fit(later, MultimodalTraining(network(), learning_rate=1e-7), data(), tmp_path)
+    assert first.read_bytes() == kept  # the lines of the first start stay
+    assert (tmp_path / "csv" / "version_1" / "metrics.csv").is_file()
+    assert later.optimizers[0].param_groups[0]["lr"] == 1e-7  # and not the checkpoint's
+    again = MultimodalTraining(network(), frozen=["registration"])
+    with pytest.raises(InputError, match="frozen stages"):
+        fit(trainer(tmp_path, max_epochs=3), again, data(), tmp_path)
+    with pytest.raises(InputError, match="max_epochs"):
+        fit(trainer(tmp_path, max_epochs=1), MultimodalTraining(network()), data(), tmp_path)
     assert later.current_epoch == 2
     assert later.global_step == 4  # two steps of the first run, two of the second
 

@@ -63,6 +63,12 @@ def test_z_score_of_a_constant_is_zero_and_few_bright_voxels_are_kept():
     assert RobustZScore()(flat)[0, 3, 4] > 1
 
 
+def test_z_score_does_not_depend_on_the_unit():
+    image = textured()
+    for unit in (1e-9, 1e6):
+        torch.testing.assert_close(RobustZScore()(unit * image), RobustZScore()(image))
+
+
 def test_an_empty_mask_counts_as_none():
     image = textured()
     none = torch.zeros_like(image)

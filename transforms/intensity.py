@@ -100,7 +100,7 @@ class RobustZScore(Transform):
             low, high = float(inside.min()), float(inside.max())
         clipped = inside.clamp(low, high)
         std = float(clipped.std(correction=0))
-        if std < 1e-6 * max(1.0, abs(low), abs(high)):
+        if std <= 1e-6 * max(abs(low), abs(high)):  # values may be as small as an ADC in m²/s
             return torch.zeros_like(channel)
         return (channel.clamp(low, high) - float(clipped.mean())) / std
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from monai.transforms.transform import Transform
 from scipy import ndimage
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, QhullError
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
@@ -249,7 +249,10 @@ def _is_cut_by_planes(valid: Bool) -> bool:
     points = np.argwhere(outline).astype(float)
     if len(points) < 2 * 3**d or (np.ptp(points, axis=0) < 2).any():
         return False
-    hull = ConvexHull(points)
+    try:
+        hull = ConvexHull(points)
+    except QhullError:  # flat, and not along an axis
+        return False
     if valid.sum() < _CONVEX_SHARE * hull.volume:
         return False
     corners = points[hull.simplices]

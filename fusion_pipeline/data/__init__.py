@@ -2,6 +2,7 @@
 
 from fusion_pipeline.data.datalist import (
     CaseFiles,
+    case_from_entry,
     case_from_paths,
     default_reference,
     read_datalist,
@@ -46,6 +47,7 @@ __all__ = [
     "Modality",
     "NoOverlapError",
     "TransformKind",
+    "case_from_entry",
     "case_from_paths",
     "check_output_folder",
     "default_reference",

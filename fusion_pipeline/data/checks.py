@@ -14,6 +14,7 @@ Array = npt.NDArray[np.float32]
 
 FEW_SLICES = 8
 SINGULAR = 1e-4  # |det| of the axes' unit vectors
+CLINICAL_MM = (0.01, 50.0)  # voxel sizes that are believed
 SHEARED = 1e-3  # |cos| of the angle between two axes: 0.06 degrees
 
 
@@ -40,7 +41,8 @@ def check_affine(affine: Matrix, place: str) -> list[str]:
     """Refuse an affine that maps to no volume; warn of one with shear.
 
     Raises:
-        InputError: the affine has NaN or infinite entries, or is singular.
+        InputError: the affine has NaN or infinite entries, is singular, or its voxels have no
+            clinical size.
     """
     advice = "repair the header (its sform, qform or direction)"
     if not np.isfinite(affine).all():
@@ -51,6 +53,10 @@ def check_affine(affine: Matrix, place: str) -> list[str]:
     if abs(np.linalg.det(axes)) < SINGULAR:
         came = f"a singular one with voxel sizes {np.round(spacing, 6).tolist()} mm"
         raise refusal(place, "an affine that can be inverted", came, advice)
+    if not (CLINICAL_MM[0] <= spacing.min() and spacing.max() <= CLINICAL_MM[1]):
+        came = f"voxels of {' x '.join(f'{size:g}' for size in spacing)} mm"
+        expected = f"voxels of {CLINICAL_MM[0]:g} to {CLINICAL_MM[1]:g} mm"
+        raise refusal(place, expected, came, "correct the header's voxel sizes or their unit")
     cosines = np.abs(axes.T @ axes - np.eye(d)).max()
     if cosines > SHEARED:
         angle = np.degrees(np.arccos(np.clip(cosines, -1, 1)))

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _IMAGE_KEY = re.compile(rf"({'|'.join(MODALITIES)})(_[A-Za-z0-9-]+)*")
 _EXTRAS = ("label", "landmarks", "displacement", "transform", "mask")
 _OF_MOVING = ("displacement", "transform")
 _BAD_IN_ID = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
+_OF_COHORT = ("summary.csv", "evaluation.json")  # files that stand beside the cases' folders
 _DEFAULT_TRANSFORM: TransformKind = "deformable"
 
 
@@ -52,12 +54,15 @@ class CaseFiles:
     target: str | int | None = None
 
 
-def read_datalist(path: str | Path, section: str = "testing") -> list[CaseFiles]:
+def read_datalist(
+    path: str | Path, section: str = "testing", *, may_be_empty: bool = False
+) -> list[CaseFiles]:
     """Read a section of a datalist.
 
     Args:
         path: JSON; the paths in it are relative to its folder.
         section: ``testing``, ``training`` or ``validation``.
+        may_be_empty: the section may list nothing, or be left out.
 
     Returns:
         The cases as listed, every key, id and option checked; whether files exist is found when
@@ -68,7 +73,10 @@ def read_datalist(path: str | Path, section: str = "testing") -> list[CaseFiles]
     """
     path = Path(path)
     place = f"datalist {path}"
-    entries = _section(_json(path, place), section, place)
+    content = _json(path, place)
+    if may_be_empty and isinstance(content, dict) and content.get(section, []) == []:
+        return []
+    entries = _section(content, section, place)
     cases = [
         _case(entry, path.parent, _entry_name(entry, n, section, place))
         for n, entry in enumerate(entries)
@@ -103,6 +111,21 @@ def case_from_paths(
     entry.update({f"{key}_transform": kind for key, kind in (transforms or {}).items()})
     entry.update({f"{key}_mask": str(path) for key, path in (masks or {}).items()})
     return _case(entry, Path(), f"case {id!r}")
+
+
+def case_from_entry(entry: Mapping[str, object]) -> CaseFiles:
+    """A case from a datalist's entry in Python; checked like one in a file.
+
+    Args:
+        entry: as in a datalist; paths may be `Path`, and count from the working directory. Without
+            an id it is called ``case``.
+
+    Raises:
+        InputError: a key, the id or an option is not acceptable.
+    """
+    plain = {key: str(x) if isinstance(x, PathLike) else x for key, x in entry.items()}
+    plain.setdefault("id", "case")
+    return _case(plain, Path(), f"case {plain['id']!r}")
 
 
 def default_reference(keys: Sequence[str]) -> str:
@@ -238,6 +261,8 @@ def _checked_id(name: object, place: str) -> str:
     if not isinstance(name, str) or not name:
         came = "none" if name is None else repr(name)
         raise refusal(place, "an id (text)", came, advice)
+    if name.casefold() in _OF_COHORT:
+        raise refusal(place, "an id that is no file of the output folder", repr(name), "rename it")
     folder_like = not _BAD_IN_ID.search(name) and name == name.strip() and len(name) <= 128
     if not folder_like or name.startswith((".", "-", "~")) or name.endswith("."):
         raise refusal(place, "an id that can name a folder", repr(name), advice)
@@ -280,7 +305,11 @@ def _resolved(
         if not isinstance(value, str) or not value.strip():
             raise refusal(place, f"a path for {key}{extra}", repr(value), "write it as text")
         location, separator, uid = value.partition(SERIES_SEPARATOR)
-        resolved[key] = f"{folder / Path(location).expanduser()}{separator}{uid}"
+        try:
+            full = folder / Path(location).expanduser()
+        except RuntimeError as error:  # "~name" of nobody
+            raise refusal(place, f"a path for {key}{extra}", repr(value), "write it out") from error
+        resolved[key] = f"{full}{separator}{uid}"
     return resolved
 
 
@@ -307,4 +336,11 @@ def _check_same_kind(paths: Sequence[str], place: str) -> None:
         )
 
 
-__all__ = ["CaseFiles", "InputError", "case_from_paths", "default_reference", "read_datalist"]
+__all__ = [
+    "CaseFiles",
+    "InputError",
+    "case_from_entry",
+    "case_from_paths",
+    "default_reference",
+    "read_datalist",
+]

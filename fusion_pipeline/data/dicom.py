@@ -1,6 +1,7 @@
 """A DICOM series as one volume, every slice where its header says; or refused."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
 from pydicom import Dataset
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
 
 from fusion_pipeline.data.checks import RawImage
 from fusion_pipeline.data.image import InputError, Modality, modality_of
@@ -34,6 +37,13 @@ class _File:
 
     path: Path
     header: Dataset
+
+
+def has_dicom_mark(path: Path) -> bool:
+    """Has DICOM's mark behind a preamble of 128 bytes."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False  # unreadable: its format's reader says why
 
 
 def read_series(path: str, key: str, place: str) -> RawImage:
@@ -86,6 +96,7 @@ def _image_files(location: Path, place: str) -> list[_File]:
     read = [_File(path, header) for path in paths if (header := _header(path)) is not None]
     files = [file for file in read if _is_image(file.header)]
     if files:
+        _check_whole(set(paths) - {file.path for file in files}, files, place)
         return files
     others = sorted({str(file.header.get("Modality", "?")) for file in read})
     came = f"only {', '.join(others)} ({len(read)} files)" if read else "no DICOM file"
@@ -106,6 +117,30 @@ def _header(path: Path) -> Dataset | None:
 def _is_image(header: Dataset) -> bool:
     """Has rows and columns, and is neither a segmentation nor a dose."""
     return bool(header.get("Rows")) and str(header.get("Modality", "")) not in _NOT_IMAGES
+
+
+def _check_whole(others: Iterable[Path], images: Sequence[_File], place: str) -> None:
+    """Refuse what an interrupted copy leaves beside the images: slices without rows, or empty."""
+    endings = {image.path.suffix.lower() for image in images}
+    for path in sorted(others):
+        empty = path.stat().st_size == 0
+        if not (path.suffix.lower() in endings if empty else _is_cut_image(path)):
+            continue
+        if not path.name.startswith("."):
+            came = f"{path.name}, which is {'empty' if empty else 'cut within its header'}"
+            raise refusal(place, "whole DICOM slices", came, "copy the series again")
+
+
+def _is_cut_image(path: Path) -> bool:
+    """Has DICOM's mark and is an image by its first lines, or cannot be read even so far."""
+    if not has_dicom_mark(path):
+        return False
+    try:
+        kind = UID(str(read_file_meta_info(path).get("MediaStorageSOPClassUID", "")))
+    except READ_ERRORS:
+        return True
+    header = _header(path)
+    return kind.name.endswith("Image Storage") and not (header and header.get("Rows"))
 
 
 def _choose(files: Sequence[_File], uid: str, place: str) -> list[_File]:
@@ -234,4 +269,4 @@ def _damaged(path: Path, place: str, error: Exception) -> InputError:
     return refusal(place, "whole DICOM slices", came, "copy the series again")
 
 
-__all__ = ["SERIES_SEPARATOR", "read_series"]
+__all__ = ["SERIES_SEPARATOR", "has_dicom_mark", "read_series"]

@@ -17,9 +17,6 @@ TransformKind = Literal["none", "rigid", "affine", "deformable"]
 TRANSFORMS: tuple[TransformKind, ...] = ("none", "rigid", "affine", "deformable")
 
 
-_STORED_CT_MAX = 1500.0
-
-
 def modality_of(key: str) -> Modality:
     """The modality that an image key names: ``mr_t1`` → ``mr``.
 
@@ -77,11 +74,11 @@ class Image:
     def outside(self) -> float:
         """The value outside the field of view: −1000 HU for CT, else 0.
 
-        0 as well for a CT in stored values, whose air is about 0.
+        0 as well for a CT that is not in HU, whose air is about 0.
         """
         if self.modality != "ct" or self.spatial_dims != 3:
             return 0.0
-        return 0.0 if in_stored_values(self.array) else -1000.0
+        return 0.0 if is_not_in_hu(self.array) else -1000.0
 
     def with_array(self, array: Tensor, **changes: object) -> "Image":
         """The same image with other values (and other attributes where named)."""
@@ -143,10 +140,9 @@ class Case:
         return {key: image for key, image in self.images.items() if key != self.reference}
 
 
-def in_stored_values(ct: Tensor) -> bool:
-    """Whether a CT's values look as if slope and intercept had not been applied (air is 0)."""
-    low, high = (float(value) for value in ct.aminmax())
-    return low >= 0 and high > _STORED_CT_MAX
+def is_not_in_hu(ct: Tensor) -> bool:
+    """Whether a CT's air seems to be 0: stored values, a window scaled to 0..1, or air masked."""
+    return float(ct.min()) >= 0
 
 
 class InputError(ValueError):
@@ -166,6 +162,6 @@ __all__ = [
     "Modality",
     "NoOverlapError",
     "TransformKind",
-    "in_stored_values",
+    "is_not_in_hu",
     "modality_of",
 ]

@@ -1,7 +1,6 @@
 """Read one file of a case: image, label map, mask, landmarks or displacement field, checked."""
 
 import csv
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from fusion_pipeline.data.checks import (
     check_shape,
     repair_values,
 )
-from fusion_pipeline.data.dicom import SERIES_SEPARATOR, read_series
-from fusion_pipeline.data.image import Image, in_stored_values, modality_of
+from fusion_pipeline.data.dicom import SERIES_SEPARATOR, has_dicom_mark, read_series
+from fusion_pipeline.data.image import Image, is_not_in_hu, modality_of
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES, read_picture
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, refusal, where
 from fusion_pipeline.data.volumes import (
@@ -80,8 +79,9 @@ def read_labels(path: str | Path, key: str, *, case_id: str = "") -> Image:
     if not np.isfinite(raw.array).all() or np.abs(raw.array - np.rint(raw.array)).max() > 1e-3:
         raise refusal(place, "whole numbers", "fractions or NaN", "give a label map")
     array = np.rint(raw.array)
-    if not array.any():
-        raise refusal(place, "a map that marks something", "zeros only", "check the file")
+    if not (array >= 1).any():
+        came = "zeros only" if not array.any() else f"nothing above {array.max():g}"
+        raise refusal(place, "a map that marks something with 1 or more", came, "check the file")
     return Image(_tensor(array), raw.affine, key, "labels", str(path))
 
 
@@ -155,7 +155,7 @@ def _read_raw(path: str, key: str, place: str) -> RawImage:
     if not path or not location.exists():
         raise refusal(place, "an image file or a DICOM folder", "no such file", "check the path")
     name = location.name.lower()
-    if location.is_dir() or SERIES_SEPARATOR in path or _is_dicom(location):
+    if location.is_dir() or SERIES_SEPARATOR in path or has_dicom_mark(location):
         return read_series(path, key, place)
     if name.endswith(NIFTI_SUFFIXES):
         return read_nifti(location, place)
@@ -167,13 +167,6 @@ def _read_raw(path: str, key: str, place: str) -> RawImage:
     raise refusal(place, _FORMATS, came, "convert the image to one of these")
 
 
-def _is_dicom(path: Path) -> bool:
-    """Has DICOM's mark behind a preamble of 128 bytes."""
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-    return False  # unreadable: its format's reader says why
-
-
 def _units(raw: RawImage, key: str, place: str) -> tuple[str, list[str]]:
     """Units of the values, by modality where the file does not tell."""
     modality = modality_of(key)
@@ -182,7 +175,7 @@ def _units(raw: RawImage, key: str, place: str) -> tuple[str, list[str]]:
     if modality == "ct":
         low, high = float(raw.array.min()), float(raw.array.max())
         note = f"{place}: values from {low:g} to {high:g} do not look like HU (air is -1000)."
-        return "HU", [note] if in_stored_values(torch.as_tensor(raw.array)) else []
+        return "HU", [note] if is_not_in_hu(torch.as_tensor(raw.array)) else []
     if modality == "pet" and not raw.units:
         note = f"{place}: PET units are not in the file; the values are taken as they are."
         return "a.u.", [note]

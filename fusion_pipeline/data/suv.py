@@ -128,14 +128,14 @@ def _date_time(header: Dataset, name: str) -> datetime | None:
 
 
 def _parse(text: str) -> datetime | None:
-    """A DICOM DT of at least seconds; zones are dropped, for all times of a header share one."""
+    """A DICOM DT of at least hours; zones are dropped, for all times of a header share one."""
     digits = text.split("+")[0].split("-")[0].split(".")[0].strip()
     fraction = text.split(".")[1][:6] if "." in text else ""
     micro = int(fraction.ljust(6, "0")) if fraction.isdigit() else 0
-    if len(digits) != len("YYYYMMDDhhmmss"):
+    if len(digits) not in (10, 12, 14):  # minutes and seconds may be left out
         return None
     try:
-        return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(microsecond=micro)
+        return datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S").replace(microsecond=micro)
     except ValueError:
         return None
 

@@ -8,18 +8,23 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from fusion_pipeline.data.checks import Array, RawImage
+from fusion_pipeline.data.checks import CLINICAL_MM, Array, RawImage
 from fusion_pipeline.data.image import InputError
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
 from fusion_pipeline.geometry import apply_affine, lps_from_ras, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+_ITK_IO = {
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+}
+ITK_SUFFIXES = tuple(_ITK_IO)
 
 UNITS_PREFIX = "units="  # how `write_image` notes the units in the NIfTI header's `descrip`
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
-_CLINICAL_MM = (0.01, 50.0)  # voxel sizes that a header in metres or microns may mean
 
 
 def read_nifti(path: Path, place: str) -> RawImage:
@@ -90,8 +95,7 @@ def header_dims(path: Path, place: str) -> int:
     with quiet():
         if path.name.lower().endswith(NIFTI_SUFFIXES):
             return len(_spatial_shape(tuple(_open_nifti(path, place).shape), place))
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
+        reader = _itk_reader(path)
         try:
             with muted():
                 reader.ReadImageInformation()
@@ -199,7 +203,7 @@ def _in_mm(affine: Matrix, header: nib.Nifti1Header, place: str) -> tuple[Matrix
         return affine, []
     scale = np.diag([factor, factor, factor, 1.0])
     sizes = spacing_of(scale @ affine)
-    if np.all((sizes >= _CLINICAL_MM[0]) & (sizes <= _CLINICAL_MM[1])):
+    if np.all((sizes >= CLINICAL_MM[0]) & (sizes <= CLINICAL_MM[1])):
         return scale @ affine, [f"{place}: lengths given in {unit}s were converted to mm."]
     return affine, [
         f"{place}: the header says {unit}s, which gives voxels of {np.round(sizes, 6).tolist()} "
@@ -230,9 +234,18 @@ def _read_sitk(path: Path, place: str) -> sitk.Image:
     """Read by SimpleITK."""
     try:
         with muted():
-            return sitk.ReadImage(str(path))
+            return _itk_reader(path).Execute()
     except READ_ERRORS as error:
         raise _unreadable(place, "an NRRD or MetaImage file", error) from error
+
+
+def _itk_reader(path: Path) -> sitk.ImageFileReader:
+    """A reader of the format that the name says; ITK itself knows names in lower case only."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    if path.suffix.lower() in _ITK_IO:
+        reader.SetImageIO(_ITK_IO[path.suffix.lower()])
+    return reader
 
 
 def _nifti_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
@@ -275,7 +288,11 @@ def _unreadable(place: str, expected: str, error: BaseException) -> InputError:
     """The refusal of a file that its library cannot read."""
     if isinstance(error, FileNotFoundError):
         return refusal(place, expected, "no such file", "check the path")
-    came = f"one that cannot be read ({one_line(error) or type(error).__name__})"
+    # ITK names the file and an address in memory first, and at last what is wrong
+    told = str(error).rpartition("ITK ERROR: ")[2].partition("): ")
+    last = (told[2] or told[0]).rpartition("[nrrd] ")[2]
+    said = one_line(last) or type(error).__name__
+    came = f"one that cannot be read ({said})"
     return refusal(place, expected, came, "the file may be truncated or of another format")
 
 

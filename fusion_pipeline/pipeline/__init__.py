@@ -3,7 +3,7 @@
 from fusion_pipeline.pipeline.bundle import bundle_for, load_weights, refuse_unknown_overrides
 from fusion_pipeline.pipeline.cohort import Cohort, Outcome, case_dataset, spatial_dims_of_cases
 from fusion_pipeline.pipeline.demo import SyntheticCases, run_demo
-from fusion_pipeline.pipeline.pipeline import FusionPipeline, case_files
+from fusion_pipeline.pipeline.pipeline import FusionPipeline
 
 __all__ = [
     "Cohort",
@@ -12,7 +12,6 @@ __all__ = [
     "SyntheticCases",
     "bundle_for",
     "case_dataset",
-    "case_files",
     "load_weights",
     "refuse_unknown_overrides",
     "run_demo",

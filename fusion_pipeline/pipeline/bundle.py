@@ -135,8 +135,9 @@ def refuse_unknown_overrides(config: str) -> None:
     see the config they stand in, so the running workflow is looked up on the call stack.
 
     Args:
-        config: name of the config that asks, such as ``inference.json``; where the workflow was
-            made from several files, those count.
+        config: name of the config that asks, such as ``inference.json``; where ``monai.bundle run``
+            or ``create_workflow`` were given several files, those count. (What a ``ConfigWorkflow``
+            was made from, MONAI does not keep.)
 
     Raises:
         InputError: a name is unknown.
@@ -166,8 +167,8 @@ def _running_workflow() -> "tuple[ConfigWorkflow | None, list[str]]":
         if workflow is None and isinstance(frame.f_locals.get("self"), ConfigWorkflow):
             workflow = frame.f_locals["self"]
         if workflow is not None and frame.f_code.co_name == "create_workflow":
-            given = frame.f_locals.get("config_file")
-            return workflow, [given] if isinstance(given, str) else list(given or [])
+            given = frame.f_locals.get("config_file") or []
+            return workflow, [str(x) for x in ([given] if isinstance(given, str | Path) else given)]
         frame = frame.f_back
     return workflow, []
 

@@ -15,6 +15,7 @@ from fusion_pipeline.data import (
     CaseFiles,
     InputError,
     check_output_folder,
+    monai_is_the_program,
     one_line_refusals,
     read_datalist,
     spatial_dims_of,
@@ -124,7 +125,8 @@ class Cohort:
         Raises:
             InputError: the output folder cannot be written.
         """
-        check_output_folder(self.output)
+        with one_line_refusals():
+            check_output_folder(self.output)
         self.outcomes = []
         for number, case in enumerate(self.cases, start=1):
             outcome = self._outcome(case)
@@ -140,6 +142,9 @@ class Cohort:
     def evaluate(self) -> dict[str, Scores]:
         """Run all cases and write the means of what their truths say to ``evaluation.json``.
 
+        Beside each mean stands how many cases have that number (``n``); ``cases`` counts those that
+        have a truth.
+
         Returns:
             Per moving key, the mean of each number over the cases that have it.
         """
@@ -147,7 +152,13 @@ class Cohort:
         reports = [_report(self.output / outcome.id) for outcome in done]
         means = mean_scores([report.get("evaluation", {}) for report in reports])
         with written_whole(self.output / "evaluation.json") as aside:
-            text = json.dumps({"cases": len(reports), "mean": means}, indent=2)
+            told = [report["evaluation"] for report in reports if report.get("evaluation")]
+            counts = {
+                key: {name: sum(name in one.get(key, {}) for one in told) for name in scores}
+                for key, scores in means.items()
+            }
+            content = {"cases": len(told), "mean": means, "n": counts}
+            text = json.dumps(content, indent=2)
             aside.write_text(text + "\n", encoding="utf-8")
         return means
 
@@ -160,8 +171,11 @@ class Cohort:
         return 1 if failed else 0
 
     def leave(self) -> None:
-        """End the process with `exit_code` if a case failed; the log has said why."""
-        if self.exit_code:
+        """End ``python -m monai.bundle`` with `exit_code` if a case failed; the log has said why.
+
+        Any other program goes on, and may ask for `exit_code`.
+        """
+        if self.exit_code and monai_is_the_program():
             raise SystemExit(self.exit_code)
 
     def _outcome(self, case: CaseFiles) -> Outcome:

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
+from glob import escape, glob
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from fusion_pipeline.data import Case, CaseFiles
 
 _CHUNK = 1 << 20
+_DATA_FILE = re.compile(r"\s*(?:ElementDataFile\s*=|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
 def fingerprint(case: Case | CaseFiles, settings: Mapping[str, object], network: nn.Module) -> str:
@@ -86,14 +90,42 @@ def _content(path: str) -> Iterable[bytes]:
     for file in parts:
         if file.is_file():
             if len(parts) > 1:
-                yield str(file.relative_to(root)).encode()
+                yield os.path.relpath(file, root).encode()
             with file.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     yield chunk
 
 
 def _with_data(header: Path) -> list[Path]:
-    """A file and those beside it that hold its voxels, where it is a detached header."""
-    if header.suffix.lower() not in (".mhd", ".nhdr", ".hdr"):
-        return [header]
-    return [header, *sorted(p for p in header.parent.glob(f"{header.stem}.*") if p != header)]
+    """A file and those that hold its voxels, where it is a detached header."""
+    suffix = header.suffix.lower()
+    if suffix == ".hdr":
+        beside = [p for p in header.parent.glob(f"{escape(header.stem)}.*") if p != header]
+    elif suffix in (".mhd", ".nhdr"):
+        folder = escape(str(header.parent))
+        named = [os.path.join(folder, pattern) for pattern in _data_files(header)]  # noqa: PTH118
+        beside = [Path(p) for pattern in named for p in glob(pattern)]  # noqa: PTH207 - may be absolute
+    else:
+        beside = []
+    return [header, *sorted(set(beside))]
+
+
+def _data_files(header: Path) -> list[str]:
+    """The files that a MetaImage or NRRD header names, as patterns.
+
+    After ``ElementDataFile`` or ``data file``: a name, ``%03d``-like names, or a list on the lines
+    below.
+    """
+    with suppress(OSError):
+        lines = header.read_text(encoding="latin-1").splitlines()
+        for n, line in enumerate(lines):
+            found = _DATA_FILE.match(line)
+            if found is None:
+                continue
+            value = found[1].strip()
+            if value.upper().startswith("LIST"):
+                return [escape(name.strip()) for name in lines[n + 1 :] if name.strip()]
+            if "%" in value:  # "slice%03d.raw 1 20 1"
+                return [re.sub(r"%\d*d", "*", escape(value.split()[0]))]
+            return [escape(value)] if value.upper() != "LOCAL" else []
+    return []

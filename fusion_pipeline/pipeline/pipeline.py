@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from fusion_pipeline.data import (
     CaseFiles,
     Image,
     InputError,
-    case_from_paths,
+    case_from_entry,
     check_output_folder,
     load_case,
     one_line_refusals,
@@ -28,6 +27,8 @@ from fusion_pipeline.pipeline.folder import deliver, write_files
 from fusion_pipeline.register import Register, Registration
 from fusion_pipeline.result import CaseResult
 from fusion_pipeline.transforms import FieldOfView
+
+_WORKING_MM = (0.2, 20.0)  # spacings of the lattice that are believed
 
 
 class FusionPipeline:
@@ -56,6 +57,7 @@ class FusionPipeline:
         device: torch.device | str = "cpu",
     ) -> None:
         _check_device(device)
+        _check_numbers(refine_steps, working_spacing)
         same_person = bundle.switch("same_person", same_person)
         self._device = torch.device(device)
         self.network = network.to(device).eval()
@@ -138,8 +140,8 @@ class FusionPipeline:
         Returns:
             The folder.
         """
-        check_output_folder(output)
-        files = case_files(case) if isinstance(case, Mapping) else case
+        files = case_from_entry(case) if isinstance(case, Mapping) else case
+        check_output_folder(Path(output) / files.id)
         result = self(files)
         folder = Path(output) / result.case.id
         with deliver(folder) as aside:
@@ -207,27 +209,28 @@ def _check_device(device: torch.device | str) -> None:
         ) from error
 
 
-def case_files(entry: Mapping[str, object]) -> CaseFiles:
-    """The files of a datalist's entry; its paths count from the working directory.
-
-    Raises:
-        InputError: a key, the id or an option is not acceptable.
-    """
-    known = {key: entry[key] for key in ("id", "reference", "target") if key in entry}
-    paths = {key: str(path) for key, path in entry.items() if key not in known}
-    reference = known.get("reference")
-    files = case_from_paths(
-        str(known.get("id", "case")), paths, None if reference is None else str(reference)
-    )
-    target = known.get("target")
-    return replace(files, target=target if isinstance(target, str | int) else None)
+def _check_numbers(refine_steps: object, working_spacing: object) -> None:
+    """Refuse what is no such number: MONAI's command line hands on whatever was typed."""
+    if isinstance(refine_steps, bool) or not isinstance(refine_steps, int) or refine_steps < 0:
+        raise InputError(f"expected refine_steps a whole number >= 0, got {refine_steps!r}")
+    low, high = _WORKING_MM
+    if working_spacing is None:
+        return
+    if (
+        isinstance(working_spacing, bool)
+        or not isinstance(working_spacing, int | float)
+        or not low <= working_spacing <= high
+    ):
+        raise InputError(
+            f"expected a working_spacing of {low:g} to {high:g} mm, got {working_spacing!r}"
+        )
 
 
 def _loaded(case: Case | CaseFiles | Mapping[str, object]) -> Case:
     """The case with its pixels."""
     if isinstance(case, Case):
         return case
-    return load_case(case_files(case) if isinstance(case, Mapping) else case)
+    return load_case(case_from_entry(case) if isinstance(case, Mapping) else case)
 
 
 def _fields_of_view(case: Case, registrations: Mapping[str, Registration]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from fusion_pipeline.data import CaseFiles, one_line_refusals, read_datalist
+from fusion_pipeline.data import CaseFiles, InputError, one_line_refusals, read_datalist
 from fusion_pipeline.training.samples import CaseSamples, PaintedSamples, Sample, collate
 
 _VALIDATION_SEED = 1_000_000
@@ -28,6 +28,9 @@ class MultimodalData(pl.LightningDataModule):
         batch_size: with real cases of mixed kinds: 1.
         workers: processes that make samples.
         seed: start of the randomness.
+
+    Raises:
+        InputError: nothing to train on or to validate with, or a malformed datalist.
     """
 
     @one_line_refusals()
@@ -46,6 +49,8 @@ class MultimodalData(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if modalities < 2:
+            raise InputError(f"expected two or more modalities, got {modalities}")
         self.shape = tuple(shape)
         self.samples_per_epoch = samples_per_epoch
         self.validation_samples = validation_samples
@@ -56,7 +61,14 @@ class MultimodalData(pl.LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.training = [] if datalist is None else read_datalist(datalist, "training")
-        self.validation = [] if datalist is None else read_datalist(datalist, "validation")
+        # painted samples can validate alone
+        self.validation = (
+            []
+            if datalist is None
+            else read_datalist(datalist, "validation", may_be_empty=validation_samples > 0)
+        )
+        if not (samples_per_epoch or self.training) or not (validation_samples or self.validation):
+            raise InputError("no samples: expected painted samples, a datalist with cases, or both")
 
     def train_dataset(self, epoch: int = 0) -> Dataset[Sample]:
         """The samples of one epoch."""
@@ -100,8 +112,6 @@ class MultimodalData(pl.LightningDataModule):
             parts.append(painted)
         if cases:
             parts.append(CaseSamples(cases, self.shape, spacing=self.spacing, seed=seed))
-        if not parts:
-            raise ValueError("no samples: expected painted samples, a datalist with cases, or both")
         return ConcatDataset(parts)
 
     def _loader(

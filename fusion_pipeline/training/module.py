@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from fusion_pipeline.data import InputError, one_line_refusals
 from fusion_pipeline.geometry import warp
 from fusion_pipeline.losses.fusion import fusion_loss
 from fusion_pipeline.losses.harmonization import harmonization_loss
@@ -18,6 +20,7 @@ from fusion_pipeline.networks.multimodal import MultimodalNet, MultimodalOutput
 from fusion_pipeline.training.samples import Batch
 
 STAGES = ("registration", "harmonization", "fusion")
+SCORES = ("error_mm_before", "error_mm_after", "dice_before", "dice_after")
 _MI_VOXELS = 20_000
 _DICE_LABELS = 8
 
@@ -50,6 +53,7 @@ class MultimodalTraining(pl.LightningModule):
         learning_rate: of AdamW.
     """
 
+    @one_line_refusals()
     def __init__(
         self,
         network: MultimodalNet,
@@ -65,7 +69,7 @@ class MultimodalTraining(pl.LightningModule):
         super().__init__()
         unknown = sorted({*frozen, *(stage_weights or {})} - set(STAGES))
         if unknown:
-            raise ValueError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
+            raise InputError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
         self.network = network
         self.smoothness = smoothness
         self.beta = beta
@@ -73,8 +77,10 @@ class MultimodalTraining(pl.LightningModule):
         self.supervision = supervision
         self.stage_weights = dict.fromkeys(STAGES, 1.0) | dict(stage_weights or {})
         self.learning_rate = learning_rate
-        for name in frozen:
+        self.frozen = sorted(set(frozen))
+        for name in self.frozen:
             network.get_submodule(name).requires_grad_(False)
+        self._scored: dict[str, list[float]] = {}
 
     def losses(self, batch: Batch) -> tuple[Losses, MultimodalOutput]:
         """L_final of a batch, and what the network gave."""
@@ -106,14 +112,49 @@ class MultimodalTraining(pl.LightningModule):
         """Losses, error and overlap before and after, and a picture of the first batch."""
         losses, out = self.losses(batch)
         self._log_losses("val", losses, len(batch.image))
-        scores = registration_scores(batch, out)
-        self.log_dict(
-            {f"val/{name}": value for name, value in scores.items()},
-            batch_size=len(batch.image),
-            sync_dist=True,
-        )
+        for name, value in registration_scores(batch, out).items():
+            self._scored.setdefault(name, []).extend([float(value)] * len(batch.image))
         if batch_idx == 0 and self.trainer.is_global_zero:
             self._log_picture(batch, out)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of the epoch before."""
+        self._scored = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean scores over the samples that have a truth, of all processes.
+
+        One process may have seen none: what is exchanged must not depend on it.
+        """
+        found = [self._scored.get(name, []) for name in SCORES]
+        sums = torch.tensor([[sum(f), float(len(f))] for f in found], device=self.device)
+        totals = self.all_gather(sums).reshape(-1, len(SCORES), 2).sum(0)
+        for name, (total, count) in zip(SCORES, totals, strict=True):
+            if count > 0:
+                self.log(f"val/{name}", total / count, rank_zero_only=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what is frozen."""
+        checkpoint["frozen"] = self.frozen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with other stages frozen: the optimizer's state would not fit.
+
+        Raises:
+            InputError: they differ.
+        """
+        before = checkpoint.get("frozen", self.frozen)
+        if before != self.frozen:
+            raise InputError(
+                f"training: expected frozen stages {before}, as in the checkpoint, got "
+                f"{self.frozen}; choose another output_dir, and start from this one's model.pt"
+            )
+
+    def on_train_start(self) -> None:
+        """The learning rate is the one asked for now, not the checkpoint's."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what is not frozen."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fusion_pipeline.data import Case, CaseFiles, Image, load_case
+from fusion_pipeline.data import Case, CaseFiles, Image, InputError, load_case
 from fusion_pipeline.geometry import (
     apply_affine,
     ddf_from_ddf_mm,
@@ -84,7 +84,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """
     first = samples[0]
     if any(s.kinds != first.kinds or s.spacing != first.spacing for s in samples):
-        raise ValueError(
+        raise InputError(
             "samples of one batch need the same kinds and spacing, got "
             f"{[(s.kinds, s.spacing) for s in samples]}; use a batch size of 1"
         )

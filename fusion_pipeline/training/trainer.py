@@ -2,14 +2,23 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from fusion_pipeline.data.writing import written_whole
+from fusion_pipeline.data import (
+    InputError,
+    check_output_folder,
+    one_line_refusals,
+    written_whole,
+)
+from fusion_pipeline.data.refusals import one_line
 from fusion_pipeline.training.data import MultimodalData
 from fusion_pipeline.training.module import MultimodalTraining
 
@@ -17,6 +26,19 @@ logger = logging.getLogger(__name__)
 _CHECKPOINTS = "checkpoints"
 
 
+class _Bar(TQDMProgressBar):
+    """Without the loggers' version, which says nothing about the training."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands behind the bar."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
+
+@one_line_refusals()
 def build_trainer(
     output_dir: Path | str,
     *,
@@ -30,40 +52,45 @@ def build_trainer(
     """A trainer that keeps the last and the best checkpoint, and logs to TensorBoard and CSV.
 
     Args:
-        output_dir: gets ``checkpoints/``, ``tensorboard/`` and ``csv/``.
+        output_dir: gets ``checkpoints/``, ``tensorboard/`` and, for each start of the training, a
+            ``csv/version_N/`` (the logger would delete the last start's lines).
         max_epochs: when to stop.
         max_steps: when to stop earlier; −1 never.
         accelerator: Lightning's name of the hardware.
         devices: how many; more than one trains with DDP.
         accumulate: batches per step.
         progress: show a bar.
+
+    Raises:
+        InputError: the folder cannot be written, or Lightning does not know what is asked for.
     """
-    output = Path(output_dir)
+    output = check_output_folder(output_dir)
     checkpoint = ModelCheckpoint(
         output / _CHECKPOINTS, filename="best", monitor="val/total", save_last=True
     )
-    return pl.Trainer(
-        max_epochs=max_epochs,
-        max_steps=max_steps,
-        accelerator=accelerator,
-        devices=devices,
-        # a batch uses the encoders of its own kinds alone
-        strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
-        use_distributed_sampler=False,  # the data module gives each process its share
-        accumulate_grad_batches=accumulate,
-        default_root_dir=output,
-        callbacks=[checkpoint, *([TQDMProgressBar()] if progress else [])],
-        logger=[
-            TensorBoardLogger(str(output), name="tensorboard", version=""),
-            CSVLogger(str(output), name="csv", version=""),
-        ],
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
-        log_every_n_steps=1 if max_steps == 1 else 10,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-    )
+    with _lightning_refusals():
+        return pl.Trainer(
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            accelerator=accelerator,
+            devices=devices,
+            # a batch uses the encoders of its own kinds alone
+            strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
+            use_distributed_sampler=False,  # the data module gives each process its share
+            accumulate_grad_batches=accumulate,
+            default_root_dir=output,
+            callbacks=[checkpoint, *([_Bar()] if progress else [])],
+            logger=[
+                TensorBoardLogger(str(output), name="tensorboard", version=""),
+                CSVLogger(str(output), name="csv"),
+            ],
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
+            log_every_n_steps=1 if max_steps == 1 else 10,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+        )
 
 
 def last_checkpoint(output_dir: Path | str) -> Path | None:
@@ -72,6 +99,16 @@ def last_checkpoint(output_dir: Path | str) -> Path | None:
     return path if path.is_file() else None
 
 
+@contextmanager
+def _lightning_refusals() -> Iterator[None]:
+    """One line of what Lightning says to settings that it does not take."""
+    try:
+        yield
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise InputError(f"training: {one_line(error, 400)}") from error
+
+
+@one_line_refusals()
 def fit(
     trainer: pl.Trainer, module: MultimodalTraining, data: MultimodalData, output_dir: Path | str
 ) -> Path:
@@ -79,11 +116,17 @@ def fit(
 
     Returns:
         ``<output_dir>/model.pt``: the plain state dict of the network, as a bundle holds it.
+
+    Raises:
+        InputError: the checkpoint, the samples and the settings do not go together.
     """
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is not None:
         logger.info("training goes on from %s", checkpoint)
-    with warnings.catch_warnings():  # Lightning's advice and its use of torch's older names
+    with (
+        _lightning_refusals(),
+        warnings.catch_warnings(),
+    ):  # Lightning's advice and its use of torch's older names
         warnings.simplefilter("ignore")
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     path = Path(output_dir) / "model.pt"
