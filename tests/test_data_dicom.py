@@ -159,19 +159,35 @@ def test_a_damaged_slice_is_named(tmp_path):
         read_image(tmp_path, "ct")
 
 
-@pytest.mark.parametrize(("kept", "told"), [(0, "empty"), (200, "cut"), (500, "cut")])
-def test_what_an_interrupted_copy_leaves_is_refused(tmp_path, kept, told):
+@pytest.mark.parametrize("name", ["0008.dcm", "CT.1.2.840.77.8", "IM0008"])
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [(0, "empty"), (100, "cut short"), (140, "cut short"), (200, "cut short"), (500, "cut short")],
+)
+def test_what_an_interrupted_copy_leaves_is_refused(tmp_path, name, left, told):
     save_series(tmp_path)
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        path.rename(tmp_path / name.replace("8", str(number)))
     victim = max(tmp_path.iterdir())  # at the end of the stack no gap tells
-    victim.write_bytes(victim.read_bytes()[:kept])
+    victim.write_bytes(victim.read_bytes()[:left])
     with pytest.raises(InputError, match=f"whole DICOM slices, got {victim.name}, which is {told}"):
+        read_image(tmp_path, "ct")
+
+
+def test_space_that_was_kept_for_a_slice_is_refused(tmp_path):
+    save_series(tmp_path)
+    victim = max(tmp_path.iterdir())
+    victim.write_bytes(bytes(victim.stat().st_size))
+    with pytest.raises(InputError, match=f"got {victim.name}, which is cut short"):
         read_image(tmp_path, "ct")
 
 
 def test_what_is_no_slice_may_be_empty_or_without_rows(tmp_path):
     save_series(tmp_path)
     (tmp_path / "done.txt").touch()
-    (tmp_path / ".lock.dcm").touch()
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "lock.dcm").touch()
     structures = dicom_slice(
         (0, 0, 0),
         series_pixels()[0],
@@ -180,6 +196,8 @@ def test_what_is_no_slice_may_be_empty_or_without_rows(tmp_path):
         SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3",
     )
     save(structures, tmp_path / "rt.dcm")
+    other = dicom_slice((0, 0, 0), series_pixels()[0], Rows=None, series="4.5.6")
+    save(other, tmp_path / "report.dcm")
     assert read_image(tmp_path, "ct")[0].shape == (11, 14, 9)
 
 
@@ -356,6 +374,7 @@ HOUR = 2.0 ** (-3600 / 6588)
             70e3 / (3.7e8 * HOUR),
         ),
         ({"info": {"RadiopharmaceuticalStartTime": "1000"}}, 70e3 / (3.7e8 * HOUR)),
+        ({"info": {"RadiopharmaceuticalStartTime": "10"}}, 70e3 / (3.7e8 * HOUR)),
         (  # injected before midnight, scanned after it
             {
                 "SeriesTime": "003000",

@@ -155,7 +155,7 @@ def test_a_sheared_affine_is_kept_and_told(tmp_path):
 
 
 def test_some_nan_become_the_value_of_the_outside(tmp_path):
-    array = ramp()
+    array = ramp() - 1000
     array[0, 0, :2] = np.nan, np.inf
     path = save_nifti(tmp_path / "a.nii.gz", array)
     image, warnings = read_image(path, "ct", case_id="p1")
@@ -378,6 +378,14 @@ def test_a_ct_without_a_negative_value_is_told_and_padded_with_zero(tmp_path, lo
     image, warnings = read_image(save_nifti(tmp_path / "a.nii.gz", values), "ct")
     assert image.outside == air
     assert [("look like HU" in w) for w in warnings] == ([True] if air == 0 else [])
+
+
+def test_padding_without_a_number_does_not_make_hu_of_a_window(tmp_path):
+    values = (ramp() / ramp().max()).astype(np.float32)
+    values[0] = np.nan
+    image, warnings = read_image(save_nifti(tmp_path / "a.nii.gz", values), "ct")
+    assert image.array.min() == image.outside == 0
+    assert any("look like HU" in w for w in warnings)
 
 
 @pytest.mark.parametrize("value", [-1, 0])

@@ -304,15 +304,22 @@ class TestFingerprint:
         [
             ("a[1].mhd", "NDims = 3\nElementDataFile = voxels-07.raw\n"),
             ("a.mhd", "ElementDataFile = LIST\nvoxels-06.raw\nvoxels-07.raw\n"),
+            ("a.nhdr", "NRRD0004\ndata file: LIST 2\nvoxels-06.raw\nvoxels-07.raw\n"),
+            ("voxels-07.mhd", "ElementDataFile = voxels-07.raw\n"),
             ("a.mhd", "ElementDataFile = voxels-%02d.raw 1 9 1\n"),
             ("a.nhdr", "NRRD0004\ndata file: ./voxels-07.raw\n"),
             ("a.nhdr", "NRRD0004\ndatafile: {folder}/voxels-07.raw\n"),
             ("voxels-07.hdr", ""),
+            ("a.mhd", "ElementDataFile = lists-of-one.raw\n"),
+            ("a.mhd", "ElementDataFile = Größe 1.raw\n"),
         ],
     )
     def test_voxels_beside_a_header_count(self, pipeline, tmp_path, header, text):
-        (tmp_path / header).write_text(text.format(folder=tmp_path))
-        voxels, other = tmp_path / "voxels-07.raw", tmp_path / "else.raw"
+        tmp_path = tmp_path / "Köln [1]"
+        tmp_path.mkdir()
+        (tmp_path / header).write_text(text.format(folder=tmp_path), encoding="utf-8")
+        name = next((n for n in ("lists-of-one", "Größe 1") if n in text), "voxels-07")
+        voxels, other = tmp_path / f"{name}.raw", tmp_path / "else.raw"
         voxels.write_bytes(b"1")
         case = CaseFiles("p", "ct", {"ct": str(tmp_path / header)}, {})
         before = pipeline.fingerprint(case)
@@ -428,6 +435,26 @@ class TestCohort:
         with (tmp_path / "summary.csv").open() as stream:
             assert list(csv.DictReader(stream))[1]["mr_tre_mm_after"] == "1.0"
 
+    def test_cases_without_a_truth_do_not_count(self, pipeline, files, tmp_path, monkeypatch):
+        scores = {"mr": {"tre_mm_after": 1.0}}
+        monkeypatch.setattr(
+            folder_module, "evaluate", lambda result: scores if result.case.id == files.id else {}
+        )
+        other = dataclasses.replace(files, id="without")
+        assert Cohort(pipeline, [other, files], tmp_path).evaluate() == scores
+        written = json.loads((tmp_path / "evaluation.json").read_text())
+        assert (written["cases"], written["n"]) == (1, {"mr": {"tre_mm_after": 1}})
+
+    def test_an_output_folder_that_cannot_be_is_one_line_under_monai(
+        self, pipeline, files, tmp_path, monkeypatch, capsys
+    ):
+        (tmp_path / "out").touch()
+        monkeypatch.setattr("fusion_pipeline.data.refusals.monai_is_the_program", lambda: True)
+        with pytest.raises(SystemExit) as left:
+            Cohort(pipeline, [files], tmp_path / "out").run()
+        assert left.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
 
 def test_the_table_shows_every_moving_image():
     cells = {"mr_ok": False, "mr_transform": "rigid", "mr_error_mm": 1.26, "mr_nmi_after": 1.2}
@@ -503,11 +530,20 @@ def test_a_file_where_a_cases_folder_should_be(pipeline, files, tmp_path):
         {"working_spacing": "x"},
         {"working_spacing": 500},
         {"working_spacing": 0},
+        {"refine_steps": True},
+        {"working_spacing": True},
     ],
 )
 def test_settings_that_are_no_such_number(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         FusionPipeline(small_network(), **setting)
+
+
+def test_settings_may_be_numbers_of_numpy():
+    made = FusionPipeline(
+        small_network(), refine_steps=np.int64(3), working_spacing=np.float32(2.0)
+    )
+    assert made.settings["refine_steps"] == 3
 
 
 def test_an_entry_without_an_id_is_called_case():

@@ -286,6 +286,15 @@ class TestViews:
         assert view.dark_is_doubtful
         assert view.tissue_extent > 0
 
+    @pytest.mark.parametrize("unit", [2.0**-40, 2.0**20])  # an ADC in m²/s is of 1e-9
+    def test_a_view_does_not_depend_on_the_unit(self, unit):
+        image = rigid_pair(2, d=2).moving
+        views = [
+            make_view(one, known_region(one), spacing=3.0, blur_mm=1.0).values
+            for one in (image, image.with_array(unit * image.array))
+        ]
+        torch.testing.assert_close(views[1], views[0], atol=1e-3, rtol=0)
+
     def test_along_another_view_the_world_stays(self, oblique_image):
         known = known_region(oblique_image)
         view = make_view(oblique_image, known, spacing=3.0, blur_mm=1.0)

@@ -332,7 +332,15 @@ class TestSecondOpinions:
         assert moved == taken
 
     @pytest.mark.parametrize(
-        ("still_seen", "tried"), [((4.1, 2.0), False), ((3.9, 2.0), True), ((1.3, 0.3), True)]
+        ("still_seen", "tried"),
+        [
+            ((4.1, 2.0), False),
+            ((3.9, 2.0), True),
+            ((1.8, 1.4), False),  # clear: less is enough
+            ((1.7, 1.4), True),
+            ((2.6, 1.5), True),
+            ((1.3, 0.3), False),
+        ],
     )
     def test_a_pose_after_which_far_less_error_is_seen_is_not_tried(
         self, monkeypatch, still_seen, tried

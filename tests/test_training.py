@@ -230,11 +230,6 @@ def test_single_samples_are_shuffled_anew_in_each_epoch():
     assert orders[0] != orders[1]
 
 
-def test_no_samples_are_refused():
-    with pytest.raises(ValueError, match="no samples"):
-        data(samples_per_epoch=0).train_dataset()
-
-
 def test_scores_are_the_mean_over_the_samples_that_have_a_truth(monkeypatch):
     module = MultimodalTraining(network())
     logged, asked = {}, []
@@ -264,9 +259,37 @@ def test_data_that_cannot_train_is_refused(settings):
         MultimodalData(SHAPE, **settings)
 
 
-def test_hardware_that_is_not_there_is_refused_in_a_line(tmp_path):
-    with pytest.raises(InputError, match="training: "):
-        build_trainer(tmp_path, max_epochs=1, accelerator="tpu")
+@pytest.mark.parametrize(
+    "settings", [{"accelerator": "tpu"}, {"accelerator": "foo"}, {"devices": "abc"}]
+)
+def test_hardware_that_is_not_there_is_refused_in_a_line(tmp_path, settings):
+    with pytest.raises(InputError, match="training: expected settings that Lightning takes, got"):
+        build_trainer(tmp_path, max_epochs=1, **settings)
+
+
+def test_a_trainer_needs_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="output folder"):
+        build_trainer(tmp_path / "file", max_epochs=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match="expected a whole checkpoint"):
+        fit(trainer(tmp_path), MultimodalTraining(network()), data(), tmp_path)
+
+
+def test_a_refusal_in_a_worker_is_one_line(tmp_path):
+    entry = {"id": "a", "ct": "gone.nii.gz", "mr": "gone.nii.gz"}
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps({"training": [entry], "validation": []}))
+    samples = MultimodalData(SHAPE, samples_per_epoch=0, datalist=path, workers=1)
+    with pytest.raises(InputError) as caught:
+        fit(trainer(tmp_path), MultimodalTraining(network()), samples, tmp_path)
+    assert str(caught.value).startswith("case 'a', ct (")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -292,8 +315,11 @@ def test_training_writes_checkpoints_logs_and_weights_and_goes_on_after_a_stop(t
     assert (tmp_path / "csv" / "version_1" / "metrics.csv").is_file()
     assert later.optimizers[0].param_groups[0]["lr"] == 1e-7  # and not the checkpoint's
     again = MultimodalTraining(network(), frozen=["registration"])
-    with pytest.raises(InputError, match="frozen stages"):
+    with pytest.raises(InputError, match="other stages frozen"):
         fit(trainer(tmp_path, max_epochs=3), again, data(), tmp_path)
+    wider = MultimodalTraining(network(3))
+    with pytest.raises(InputError, match="a checkpoint of this network, got one of another"):
+        fit(trainer(tmp_path, max_epochs=3), wider, data(), tmp_path)
     with pytest.raises(InputError, match="max_epochs"):
         fit(trainer(tmp_path, max_epochs=1), MultimodalTraining(network()), data(), tmp_path)
     assert later.current_epoch == 2

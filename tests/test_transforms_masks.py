@@ -201,3 +201,10 @@ def test_a_constant_image_is_all_field_of_view():
 def test_arrays_are_taken_too():
     image = np.ones((1, 20, 30), np.int16)
     assert FieldOfView()(image).dtype == torch.bool
+
+
+def test_a_field_of_view_that_is_a_tilted_sheet():
+    """Its hull has no volume."""
+    sheet = np.zeros((24, 24, 24), bool)
+    sheet[np.arange(4, 20), 4:20, np.arange(4, 20)] = True
+    assert not masks._is_cut_by_planes(sheet)

@@ -62,7 +62,7 @@ def read_datalist(
     Args:
         path: JSON; the paths in it are relative to its folder.
         section: ``testing``, ``training`` or ``validation``.
-        may_be_empty: the section may list nothing, or be left out.
+        may_be_empty: the section may list nothing (``[]``); left out, it may be misspelt.
 
     Returns:
         The cases as listed, every key, id and option checked; whether files exist is found when
@@ -74,7 +74,7 @@ def read_datalist(
     path = Path(path)
     place = f"datalist {path}"
     content = _json(path, place)
-    if may_be_empty and isinstance(content, dict) and content.get(section, []) == []:
+    if may_be_empty and isinstance(content, dict) and content.get(section) == []:
         return []
     entries = _section(content, section, place)
     cases = [

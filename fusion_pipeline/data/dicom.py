@@ -1,6 +1,7 @@
 """A DICOM series as one volume, every slice where its header says; or refused."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _DICOM_NAMES: dict[Modality, tuple[str, ...]] = {
     "pet": ("PT", "NM"),
     "spect": ("NM", "PT"),
 }
+_DIGITS = re.compile(r"\d+")
 _NOT_IMAGES = ("SEG", "RTDOSE", "RTIMAGE", "REG", "PR", "KO", "SR", "RTSTRUCT", "RTPLAN")
 
 
@@ -72,6 +74,7 @@ def _read_series(path: str, key: str, place: str) -> RawImage:
     """The same, where a damaged header may raise anything."""
     location, _, uid = path.partition(SERIES_SEPARATOR)
     files = _choose(_image_files(Path(location), place), uid, place)
+    _check_whole(Path(location), files, place)
     files, messages = _without_copies(files, place)
     headers = [file.header for file in files]
     _check_grey(headers, place)
@@ -90,13 +93,11 @@ def _read_series(path: str, key: str, place: str) -> RawImage:
 
 def _image_files(location: Path, place: str) -> list[_File]:
     """Every file that is DICOM and holds an image."""
-    paths = (
-        sorted(p for p in location.rglob("*") if p.is_file()) if location.is_dir() else [location]
-    )
-    read = [_File(path, header) for path in paths if (header := _header(path)) is not None]
+    read = [
+        _File(path, header) for path in _files_in(location) if (header := _header(path)) is not None
+    ]
     files = [file for file in read if _is_image(file.header)]
     if files:
-        _check_whole(set(paths) - {file.path for file in files}, files, place)
         return files
     others = sorted({str(file.header.get("Modality", "?")) for file in read})
     came = f"only {', '.join(others)} ({len(read)} files)" if read else "no DICOM file"
@@ -119,28 +120,41 @@ def _is_image(header: Dataset) -> bool:
     return bool(header.get("Rows")) and str(header.get("Modality", "")) not in _NOT_IMAGES
 
 
-def _check_whole(others: Iterable[Path], images: Sequence[_File], place: str) -> None:
-    """Refuse what an interrupted copy leaves beside the images: slices without rows, or empty."""
-    endings = {image.path.suffix.lower() for image in images}
-    for path in sorted(others):
-        empty = path.stat().st_size == 0
-        if not (path.suffix.lower() in endings if empty else _is_cut_image(path)):
-            continue
-        if not path.name.startswith("."):
-            came = f"{path.name}, which is {'empty' if empty else 'cut within its header'}"
+def _check_whole(location: Path, images: Sequence[_File], place: str) -> None:
+    """Refuse what an interrupted copy leaves of a series' slices: at an end no gap would tell.
+
+    A file that is none, under the name of a slice but for its digits; or one of the same series (or
+    of none) that says it is an image and has no rows.
+    """
+    names = {_DIGITS.sub("#", image.path.name) for image in images}
+    series = str(images[0].header.get("SeriesInstanceUID", ""))
+    for path in sorted(set(_files_in(location)) - {image.path for image in images}):
+        header = _header(path)
+        if header is None:
+            left = _DIGITS.sub("#", path.name) in names or _says_image(path)
+        else:
+            unknown = str(header.get("SeriesInstanceUID", series)) == series
+            left = unknown and not header.get("Rows") and _says_image(path)
+        if left:
+            came = f"{path.name}, which is {'cut short' if path.stat().st_size else 'empty'}"
             raise refusal(place, "whole DICOM slices", came, "copy the series again")
 
 
-def _is_cut_image(path: Path) -> bool:
-    """Has DICOM's mark and is an image by its first lines, or cannot be read even so far."""
+def _files_in(location: Path) -> list[Path]:
+    """The files of a folder and its subfolders, or the file itself."""
+    if not location.is_dir():
+        return [location]
+    return sorted(p for p in location.rglob("*") if p.is_file())
+
+
+def _says_image(path: Path) -> bool:
+    """Has DICOM's mark and an image's class in its first lines."""
     if not has_dicom_mark(path):
         return False
-    try:
+    with suppress(*READ_ERRORS):
         kind = UID(str(read_file_meta_info(path).get("MediaStorageSOPClassUID", "")))
-    except READ_ERRORS:
-        return True
-    header = _header(path)
-    return kind.name.endswith("Image Storage") and not (header and header.get("Rows"))
+        return kind.name.endswith("Image Storage")
+    return False
 
 
 def _choose(files: Sequence[_File], uid: str, place: str) -> list[_File]:

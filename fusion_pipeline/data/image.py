@@ -6,6 +6,7 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
+import torch
 from torch import Tensor
 
 from fusion_pipeline.geometry import spacing_of
@@ -142,7 +143,8 @@ class Case:
 
 def is_not_in_hu(ct: Tensor) -> bool:
     """Whether a CT's air seems to be 0: stored values, a window scaled to 0..1, or air masked."""
-    return float(ct.min()) >= 0
+    finite = ct[torch.isfinite(ct)]
+    return finite.numel() > 0 and float(finite.min()) >= 0
 
 
 class InputError(ValueError):

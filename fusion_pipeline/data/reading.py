@@ -1,6 +1,7 @@
 """Read one file of a case: image, label map, mask, landmarks or displacement field, checked."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,10 @@ def read_image(path: str | Path, key: str, *, case_id: str = "") -> tuple[Image,
     raw = _read_raw(str(path), key, place)
     messages = list(raw.warnings)
     messages += check_affine(raw.affine, place) + check_shape(raw.array.shape, place)
-    outside = -1000.0 if modality_of(key) == "ct" and raw.array.ndim == 3 else 0.0
-    array, repaired = repair_values(raw.array, outside, place)
-    units, guessed = _units(raw, key, place)
+    in_hu = modality_of(key) == "ct" and raw.array.ndim == 3
+    in_hu = in_hu and not is_not_in_hu(torch.from_numpy(raw.array))
+    array, repaired = repair_values(raw.array, -1000.0 if in_hu else 0.0, place)
+    units, guessed = _units(replace(raw, array=array), key, place)
     messages += repaired + guessed
     colour = None if raw.colour is None else torch.from_numpy(raw.colour)
     image = Image(_tensor(array), raw.affine, key, units, str(path), colour)

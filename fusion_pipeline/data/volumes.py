@@ -1,5 +1,6 @@
 """NIfTI by nibabel; NRRD and MetaImage by SimpleITK: native grid, exact affine, RAS+ mm."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _ITK_IO = {
 ITK_SUFFIXES = tuple(_ITK_IO)
 
 UNITS_PREFIX = "units="  # how `write_image` notes the units in the NIfTI header's `descrip`
+_BY_ITK = re.compile(r"ERROR: \w+\(0x\w+\): (.*)", re.DOTALL)
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -289,8 +291,8 @@ def _unreadable(place: str, expected: str, error: BaseException) -> InputError:
     if isinstance(error, FileNotFoundError):
         return refusal(place, expected, "no such file", "check the path")
     # ITK names the file and an address in memory first, and at last what is wrong
-    told = str(error).rpartition("ITK ERROR: ")[2].partition("): ")
-    last = (told[2] or told[0]).rpartition("[nrrd] ")[2]
+    told = _BY_ITK.search(str(error))
+    last = told[1].rpartition("[nrrd] ")[2] if told else error
     said = one_line(last) or type(error).__name__
     came = f"one that cannot be read ({said})"
     return refusal(place, expected, came, "the file may be truncated or of another format")

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from glob import escape, glob
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fusion_pipeline.data import Case, CaseFiles
 
 _CHUNK = 1 << 20
-_DATA_FILE = re.compile(r"\s*(?:ElementDataFile\s*=|data ?file\s*:)(.*)", re.IGNORECASE)
+_DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
 def fingerprint(case: Case | CaseFiles, settings: Mapping[str, object], network: nn.Module) -> str:
@@ -97,35 +97,37 @@ def _content(path: str) -> Iterable[bytes]:
 
 
 def _with_data(header: Path) -> list[Path]:
-    """A file and those that hold its voxels, where it is a detached header."""
-    suffix = header.suffix.lower()
-    if suffix == ".hdr":
-        beside = [p for p in header.parent.glob(f"{escape(header.stem)}.*") if p != header]
-    elif suffix in (".mhd", ".nhdr"):
-        folder = escape(str(header.parent))
-        named = [os.path.join(folder, pattern) for pattern in _data_files(header)]  # noqa: PTH118
-        beside = [Path(p) for pattern in named for p in glob(pattern)]  # noqa: PTH207 - may be absolute
-    else:
-        beside = []
-    return [header, *sorted(set(beside))]
+    """A file and those that may hold its voxels, where it is a detached header.
+
+    Those of its name, and those that it names: one too many costs a run, one too few
+    a stale result.
+    """
+    if header.suffix.lower() not in (".mhd", ".nhdr", ".hdr"):
+        return [header]
+    folder = escape(str(header.parent))
+    patterns = [f"{escape(header.stem)}.*", *_data_files(header)]
+    # by os.path, for a name may be absolute
+    named = [os.path.join(folder, pattern) for pattern in patterns]  # noqa: PTH118
+    found = {Path(path) for pattern in named for path in glob(pattern)}  # noqa: PTH207
+    return [header, *sorted(found - {header})]
 
 
-def _data_files(header: Path) -> list[str]:
+def _data_files(header: Path) -> Iterator[str]:
     """The files that a MetaImage or NRRD header names, as patterns.
 
     After ``ElementDataFile`` or ``data file``: a name, ``%03d``-like names, or a list on the lines
     below.
     """
-    with suppress(OSError):
-        lines = header.read_text(encoding="latin-1").splitlines()
-        for n, line in enumerate(lines):
+    with suppress(OSError), header.open("rb") as stream:
+        for line in stream:
             found = _DATA_FILE.match(line)
             if found is None:
                 continue
-            value = found[1].strip()
-            if value.upper().startswith("LIST"):
-                return [escape(name.strip()) for name in lines[n + 1 :] if name.strip()]
-            if "%" in value:  # "slice%03d.raw 1 20 1"
-                return [re.sub(r"%\d*d", "*", escape(value.split()[0]))]
-            return [escape(value)] if value.upper() != "LOCAL" else []
-    return []
+            value = os.fsdecode(found[1].strip())
+            if re.fullmatch(r"LIST(\s+\d+)?", value, re.IGNORECASE):
+                yield from (escape(os.fsdecode(name.strip())) for name in stream if name.strip())
+            elif "%" in value:  # "slice%03d.raw 1 20 1"
+                yield re.sub(r"%\d*[di]", "*", escape(re.sub(r"(\s+\d+)+$", "", value)))
+            elif value.upper() != "LOCAL":
+                yield escape(value)
+            return

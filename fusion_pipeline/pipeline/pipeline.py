@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from fusion_pipeline.register import Register, Registration
 from fusion_pipeline.result import CaseResult
 from fusion_pipeline.transforms import FieldOfView
 
-_WORKING_MM = (0.2, 20.0)  # spacings of the lattice that are believed
+_WORKING_MM = (0.1, 20.0)  # spacings of the lattice that are believed
 
 
 class FusionPipeline:
@@ -41,7 +42,8 @@ class FusionPipeline:
     Args:
         network: the parts that the three stages hold.
         refine_steps: steps of instance optimization after the network; 0 switches it off.
-        working_spacing: mm of the lattice on which the registration works; None: by the images.
+        working_spacing: mm of the lattice on which the registration works, 0.1 to 20; None: by the
+            images.
         same_person: False for images of different people, such as an atlas: softer fields.
         device: where the networks compute.
     """
@@ -141,7 +143,8 @@ class FusionPipeline:
             The folder.
         """
         files = case_from_entry(case) if isinstance(case, Mapping) else case
-        check_output_folder(Path(output) / files.id)
+        for folder in (Path(output), Path(output) / files.id):
+            check_output_folder(folder)
         result = self(files)
         folder = Path(output) / result.case.id
         with deliver(folder) as aside:
@@ -211,18 +214,26 @@ def _check_device(device: torch.device | str) -> None:
 
 def _check_numbers(refine_steps: object, working_spacing: object) -> None:
     """Refuse what is no such number: MONAI's command line hands on whatever was typed."""
-    if isinstance(refine_steps, bool) or not isinstance(refine_steps, int) or refine_steps < 0:
-        raise InputError(f"expected refine_steps a whole number >= 0, got {refine_steps!r}")
-    low, high = _WORKING_MM
-    if working_spacing is None:
-        return
     if (
-        isinstance(working_spacing, bool)
-        or not isinstance(working_spacing, int | float)
-        or not low <= working_spacing <= high
+        isinstance(refine_steps, bool)
+        or not isinstance(refine_steps, Integral)
+        or int(refine_steps) < 0
     ):
         raise InputError(
-            f"expected a working_spacing of {low:g} to {high:g} mm, got {working_spacing!r}"
+            f"expected refine_steps a whole number of 0 or more, got {refine_steps!r}; 0 switches "
+            "the refinement off"
+        )
+    if working_spacing is None:
+        return
+    low, high = _WORKING_MM
+    if (
+        isinstance(working_spacing, bool)
+        or not isinstance(working_spacing, Real)
+        or not low <= float(working_spacing) <= high
+    ):
+        raise InputError(
+            f"expected a working_spacing of {low:g} to {high:g} mm, got {working_spacing!r}; leave "
+            "it out to let the images decide"
         )
 
 

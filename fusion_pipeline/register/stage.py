@@ -43,6 +43,9 @@ _UNDISPUTED, _UNDISPUTED_NATS = 2.2, 0.6
 # Nor is one after which the network sees so many times less error: of 18 such moves of training
 # patients (of 54) the headers won one, in which both ended alike.
 _SEEN_NEARER = 2.0
+# Nor one that is clear and after which it sees so many times less: such are poses of heads, whose
+# tissue does not move by itself (`docs/decisions/0021`).
+_SEEN_CLEARER = 1.25
 _POLISH_MOST_MM = 2.0  # a polish that goes further has left the place that was found
 
 
@@ -356,11 +359,16 @@ def _taper(pair: Pair) -> Tensor:
 
 
 def _seen_nearer(start: Pair, pair: Pair) -> bool:
-    """Whether the network sees far less error after a pose than by the headers, on one region."""
+    """Whether the network sees far less error after a pose than by the headers, on one region.
+
+    Less is enough where it is clear after the pose.
+    """
     before, after = start.undeformed, pair.undeformed
     where = before.compared(either=True) * after.compared(either=True)
     headers, pose = before.error_over(where), after.error_over(where)
-    return headers > CLEAR_MM and headers > _SEEN_NEARER * pose
+    if pose <= CLEAR_MM:
+        return headers > _SEEN_CLEARER * pose
+    return headers > _SEEN_NEARER * pose
 
 
 def _less_alike(start: Pair, pair: Pair) -> bool:

@@ -24,6 +24,7 @@ from fusion_pipeline.transforms import BodyMask, FieldOfView
 _EMISSION_BLUR_MM = 2.5
 _QUANTILES = 33
 _AIR_RANGE = 0.15
+_TINY = float(torch.finfo(torch.float32).tiny)  # a range may be as small as its unit makes it
 _MOST_VOXELS = 4_000_000  # whole bodies at 2 mm: 300 bytes a voxel, 10 GB
 
 
@@ -167,11 +168,11 @@ def _ranked(image: Tensor, tissue: Tensor) -> Tensor:
     rank = torch.searchsorted(knots, image.contiguous()).float()
     low = knots[(rank - 1).clamp(0, _QUANTILES - 2).long()]
     high = knots[rank.clamp(1, _QUANTILES - 1).long()]
-    part_way = ((image - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    part_way = ((image - low) / (high - low).clamp_min(_TINY)).clamp(0, 1)
     equal = ((rank - 1).clamp(0, _QUANTILES - 2) + part_way) / (_QUANTILES - 1)
-    linear = ((image - knots[0]) / (knots[-2] - knots[0]).clamp_min(1e-6)).clamp(0, 1)
+    linear = ((image - knots[0]) / (knots[-2] - knots[0]).clamp_min(_TINY)).clamp(0, 1)
     # everything darker than the tissue keeps a share of the range of its own
-    air = ((image - image.min()) / (knots[0] - image.min()).clamp_min(1e-6)).clamp(0, 1)
+    air = ((image - image.min()) / (knots[0] - image.min()).clamp_min(_TINY)).clamp(0, 1)
     return _AIR_RANGE * air + (1 - _AIR_RANGE) * 0.5 * (equal + linear)
 
 

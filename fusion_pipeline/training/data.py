@@ -50,7 +50,9 @@ class MultimodalData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if modalities < 2:
-            raise InputError(f"expected two or more modalities, got {modalities}")
+            raise InputError(
+                f"training: expected two or more modalities, got {modalities}; raise modalities"
+            )
         self.shape = tuple(shape)
         self.samples_per_epoch = samples_per_epoch
         self.validation_samples = validation_samples
@@ -68,7 +70,10 @@ class MultimodalData(pl.LightningDataModule):
             else read_datalist(datalist, "validation", may_be_empty=validation_samples > 0)
         )
         if not (samples_per_epoch or self.training) or not (validation_samples or self.validation):
-            raise InputError("no samples: expected painted samples, a datalist with cases, or both")
+            raise InputError(
+                "training: expected samples to train on and to validate with, got none; raise "
+                "samples_per_epoch and validation_samples, or give a datalist"
+            )
 
     def train_dataset(self, epoch: int = 0) -> Dataset[Sample]:
         """The samples of one epoch."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -50,7 +49,10 @@ class MultimodalTraining(pl.LightningModule):
         supervision: weight of field error and label overlap, where the sample knows them.
         stage_weights: factor of each stage's loss by name; 1 where not named.
         frozen: names of stages whose parameters stay as they are. Gradients still pass through.
-        learning_rate: of AdamW.
+        learning_rate: of AdamW; going on from a checkpoint as well.
+
+    Raises:
+        InputError: an unknown stage.
     """
 
     @one_line_refusals()
@@ -69,7 +71,10 @@ class MultimodalTraining(pl.LightningModule):
         super().__init__()
         unknown = sorted({*frozen, *(stage_weights or {})} - set(STAGES))
         if unknown:
-            raise InputError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
+            raise InputError(
+                f"training: expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}; "
+                "correct the name"
+            )
         self.network = network
         self.smoothness = smoothness
         self.beta = beta
@@ -77,8 +82,7 @@ class MultimodalTraining(pl.LightningModule):
         self.supervision = supervision
         self.stage_weights = dict.fromkeys(STAGES, 1.0) | dict(stage_weights or {})
         self.learning_rate = learning_rate
-        self.frozen = sorted(set(frozen))
-        for name in self.frozen:
+        for name in frozen:
             network.get_submodule(name).requires_grad_(False)
         self._scored: dict[str, list[float]] = {}
 
@@ -132,23 +136,6 @@ class MultimodalTraining(pl.LightningModule):
         for name, (total, count) in zip(SCORES, totals, strict=True):
             if count > 0:
                 self.log(f"val/{name}", total / count, rank_zero_only=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what is frozen."""
-        checkpoint["frozen"] = self.frozen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with other stages frozen: the optimizer's state would not fit.
-
-        Raises:
-            InputError: they differ.
-        """
-        before = checkpoint.get("frozen", self.frozen)
-        if before != self.frozen:
-            raise InputError(
-                f"training: expected frozen stages {before}, as in the checkpoint, got "
-                f"{self.frozen}; choose another output_dir, and start from this one's model.pt"
-            )
 
     def on_train_start(self) -> None:
         """The learning rate is the one asked for now, not the checkpoint's."""

@@ -1,6 +1,7 @@
 """The trainer: checkpoints, logs, a progress bar, and going on after a stop."""
 
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from fusion_pipeline.data import (
     one_line_refusals,
     written_whole,
 )
-from fusion_pipeline.data.refusals import one_line
+from fusion_pipeline.data.refusals import READ_ERRORS, one_line, refusal
 from fusion_pipeline.training.data import MultimodalData
 from fusion_pipeline.training.module import MultimodalTraining
 
@@ -68,7 +69,7 @@ def build_trainer(
     checkpoint = ModelCheckpoint(
         output / _CHECKPOINTS, filename="best", monitor="val/total", save_last=True
     )
-    with _lightning_refusals():
+    with _lightning_refusals(ModuleNotFoundError, ValueError, TypeError):
         return pl.Trainer(
             max_epochs=max_epochs,
             max_steps=max_steps,
@@ -100,12 +101,20 @@ def last_checkpoint(output_dir: Path | str) -> Path | None:
 
 
 @contextmanager
-def _lightning_refusals() -> Iterator[None]:
+def _lightning_refusals(*also: type[Exception]) -> Iterator[None]:
     """One line of what Lightning says to settings that it does not take."""
     try:
         yield
-    except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise InputError(f"training: {one_line(error, 400)}") from error
+    except InputError as error:
+        _, from_worker, message = str(error).rpartition("InputError: ")
+        if not from_worker:
+            raise
+        raise InputError(message.strip()) from error  # torch sends a worker's whole traceback
+    except (MisconfigurationException, *also) as error:
+        came = one_line(error, 400)
+        raise InputError(
+            f"training: expected settings that Lightning takes, got: {came}"
+        ) from error
 
 
 @one_line_refusals()
@@ -122,11 +131,10 @@ def fit(
     """
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is not None:
+        _check_checkpoint(checkpoint, module)
         logger.info("training goes on from %s", checkpoint)
-    with (
-        _lightning_refusals(),
-        warnings.catch_warnings(),
-    ):  # Lightning's advice and its use of torch's older names
+    with _lightning_refusals(), warnings.catch_warnings():
+        # Lightning's advice and its use of torch's older names
         warnings.simplefilter("ignore")
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     path = Path(output_dir) / "model.pt"
@@ -135,3 +143,25 @@ def fit(
         with written_whole(path) as aside:
             torch.save(state, aside)
     return path
+
+
+def _check_checkpoint(path: Path, module: MultimodalTraining) -> None:
+    """Refuse a checkpoint that this module cannot go on from.
+
+    Raises:
+        InputError: it is damaged, of another network, or made with other stages frozen.
+    """
+    place, advice = f"training ({path})", "choose another output_dir"
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        weights, states = kept["state_dict"], kept["optimizer_states"]
+        trained = sum(len(group["params"]) for group in states[0]["param_groups"])
+    except (*READ_ERRORS, pickle.UnpicklingError) as error:
+        raise refusal(place, "a whole checkpoint", one_line(error), advice) from error
+    own = {name: value.shape for name, value in module.state_dict().items()}
+    if own != {name: value.shape for name, value in weights.items()}:
+        raise refusal(place, "a checkpoint of this network", "one of another", advice)
+    wanted = sum(p.requires_grad for p in module.parameters())
+    if trained != wanted:
+        came = f"{wanted} trained tensors, with other stages frozen"
+        raise refusal(place, f"the {trained} tensors that were trained before", came, advice)
