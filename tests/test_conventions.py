@@ -162,8 +162,9 @@ def test_convention_outside_values_and_nearest_labels(oblique_image):
     shift = np.eye(4)
     shift[:3, 3] = 30.0
     found = Registration(shift, torch.zeros(3, 2, 2, 2), fixed.affine, "rigid")
-    ct = Image(fixed.array, fixed.affine, "ct", "HU")
+    ct = Image(fixed.array - 900, fixed.affine, "ct", "HU")
     assert found.warp(ct, fixed).array.min() == -1000
+    assert found.warp(ct.with_array(fixed.array), fixed).array.min() == 0  # its air is no -1000
     assert found.warp(fixed, fixed).array.min() == 0
     small = np.eye(4)
     small[0, 3] = 0.4
