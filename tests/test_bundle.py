@@ -374,7 +374,7 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
         (["--datalist", "broken.json"], "broken.json: expected valid JSON"),
         (["--datalst", "cases.json"], "unknown override: datalst"),
         (["--network#path", "broken.json"], "broken.json: expected the weights of MultimodalNet"),
-        (["--refine_steps", "-1"], "expected refine_steps >= 0, got -1"),
+        (["--refine_steps", "-1"], "expected refine_steps a whole number of 0 or more, got -1"),
         (["--same_person", "no"], "expected same_person true or false, got 'no'"),
         (["--resume", "no"], "expected resume true or false, got 'no'"),
     ],
