@@ -6,7 +6,6 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-import torch
 from torch import Tensor
 
 from fusion_pipeline.geometry import spacing_of
@@ -143,8 +142,8 @@ class Case:
 
 def is_not_in_hu(ct: Tensor) -> bool:
     """Whether a CT's air seems to be 0: stored values, a window scaled to 0..1, or air masked."""
-    finite = ct[torch.isfinite(ct)]
-    return finite.numel() > 0 and float(finite.min()) >= 0
+    values = ct.detach().cpu().numpy()  # a whole-body CT is not copied for this
+    return bool(np.min(values, initial=np.inf, where=np.isfinite(values)) >= 0)
 
 
 class InputError(ValueError):
