@@ -189,7 +189,7 @@ def _crop(
     zoom = 0.8 + 0.5 * float(torch.rand((), generator=generator))
     axes = list(range(3))
     if d == 2:
-        axes.remove(_choice(generator, 3))
+        axes.remove(2 if image.shape[3] == 1 else _choice(generator, 3))
     size = torch.tensor(image.shape[1:]).double()
     slack = size - 1
     matrix = torch.zeros(4, 4, dtype=torch.float64)
@@ -242,9 +242,14 @@ def _choice(generator: torch.Generator, count: int) -> int:
     return int(torch.randint(count, (), generator=generator))
 
 
-def build_cache(data: Path, path: Path, spacing: float = 2.0) -> None:
-    """Read the training images and label maps once, at the working resolution, into one file."""
+def build_cache(data: Path, path: Path, dims: int) -> None:
+    """Read the training images and label maps once into one file.
+
+    Volumes at 2 mm for 3D; for 2D slices with pixels of 1 mm, ``(C, i, j, 1)`` each.
+    """
     import nibabel as nib
+
+    spacing = 2.0 if dims == 3 else 1.0
 
     def load(file: Path, mode: str = "bilinear") -> tuple[Tensor, np.ndarray]:
         image = nib.load(file)
@@ -259,7 +264,8 @@ def build_cache(data: Path, path: Path, spacing: float = 2.0) -> None:
     files.append(data / "3d_abdomen_ct_mr/totalseg_abdomen_ct_labels_3mm.nii.gz")
     for file in files:
         one = load(file, "nearest")[0][0].long()
-        labels.append(torch.unique(one, return_inverse=True)[1].to(torch.uint8))
+        numbered = torch.unique(one, return_inverse=True)[1].to(torch.uint8)
+        labels += [numbered] if dims == 3 else [x[0] for x in _slices(numbered[None], (0, 1, 2))]
     pairs = []
     for folder in sorted((data / "3d_sarcoma_ct_mr_pet").iterdir()):
         if folder.name in EVALUATION_SARCOMA:
@@ -275,9 +281,27 @@ def build_cache(data: Path, path: Path, spacing: float = 2.0) -> None:
             array = torch.from_numpy(image.get_fdata(dtype=np.float32))[None, None]
             moved = resample(array, voxels, ct.shape[1:], fill=0.0)[0]
             both = [NormalizeModality("ct")(ct), NormalizeModality(modality)(moved), body]
-            pairs.append(torch.cat([torch.as_tensor(x).float() for x in both]).half())
+            whole = torch.cat([torch.as_tensor(x).float() for x in both]).half()
+            pairs += [whole] if dims == 3 else _slices(whole, (2,), shown=moved[0] > 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"labels": labels, "pairs": pairs}, path)
+
+
+def _slices(
+    image: Tensor, axes: tuple[int, ...], *, shown: Tensor | None = None, every: int = 6
+) -> list[Tensor]:
+    """Every so many slices ``(C, i, j, 1)`` of a volume ``(C, i, j, k)`` that show enough."""
+    shown = image[-1] > 0 if shown is None else shown
+    out = []
+    for axis in axes:
+        for k in range(0, image.shape[1 + axis], every):
+            where = shown.select(axis, k).nonzero()
+            if len(where) < 5000:
+                continue
+            low, high = (where.amin(0) - 8).clamp_min(0).tolist(), (where.amax(0) + 9).tolist()
+            box = (slice(None), *[slice(a, b) for a, b in zip(low, high, strict=True)])
+            out.append(image.select(1 + axis, k)[box][..., None].clone())
+    return out
 
 
 def loss_of(
@@ -337,8 +361,8 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     cache = options.out / "cache.pt"
     if not cache.exists():
-        build_cache(options.data, cache)
-    network = RegistrationNet(options.spatial_dims)
+        build_cache(options.data, cache, options.spatial_dims)
+    network = RegistrationNet(options.spatial_dims, options.channels, radius=options.radius)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=1e-4)
     step, spent, log = 0, 0.0, []
     if options.resume:
@@ -393,6 +417,8 @@ if __name__ == "__main__":
     parser.add_argument("--new-schedule", action="store_true", help="learning rate from the top")
     parser.add_argument("--bf16", action="store_true", help="a third of the time on AVX-512 BF16")
     parser.add_argument("--spatial-dims", type=int, default=3)
+    parser.add_argument("--channels", type=int, nargs=4, default=[16, 32, 32, 48])
+    parser.add_argument("--radius", type=int, default=2)
     parser.add_argument("--size", type=int, default=65)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)

@@ -46,8 +46,10 @@ def inside(points: Tensor, shape: Sequence[int]) -> Tensor:
     >>> inside(torch.tensor([[-0.5, 0.0], [-0.6, 0.0]]), (4, 4)).tolist()
     [True, False]
     """
-    size = torch.as_tensor(list(shape), device=points.device, dtype=points.dtype)
-    return ((points >= -0.5) & (points <= size - 0.5)).all(-1)
+    within = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
+    for axis, size in enumerate(shape):
+        within &= (points[..., axis] >= -0.5) & (points[..., axis] <= size - 0.5)
+    return within
 
 
 def sample(
@@ -80,7 +82,7 @@ def sample(
     coordinates = points.float().reshape(points.shape[0], -1, *[1] * (d - 1), d)
     size = torch.as_tensor(list(shape), device=points.device, dtype=torch.float32)
     # A single voxel along an axis has no extent to normalize by: any value reads that voxel.
-    unit = 2.0 * coordinates / (size - 1.0).clamp_min(1.0) - 1.0
+    unit = coordinates.mul(2.0).div_((size - 1.0).clamp_min(1.0)).sub_(1.0)
     out = F.grid_sample(
         image.float(), unit.flip(-1), mode=mode, padding_mode="border", align_corners=True
     )
@@ -112,11 +114,7 @@ def resample(
     """
     matrix = image_from_target.to(device=image.device)
     matrix = matrix.expand(image.shape[0], *matrix.shape[-2:])
-    d = len(shape)
-    # float64 until the coordinates are made: a large origin would eat float32's digits
-    grid = identity_points(shape, device=image.device).reshape(-1, d).to(matrix.dtype)
-    points = grid @ matrix[:, :d, :d].transpose(1, 2) + matrix[:, None, :d, d]
-    return sample(image, points.reshape(image.shape[0], *shape, d), mode=mode, fill=fill)
+    return sample(image, _mapped(matrix, shape), mode=mode, fill=fill)
 
 
 def resize(image: Tensor, shape: Sequence[int], *, mode: Mode = "bilinear") -> Tensor:
@@ -144,3 +142,19 @@ def resize(image: Tensor, shape: Sequence[int], *, mode: Mode = "bilinear") -> T
         mode="bilinear" if len(shape) == 2 else "trilinear",
         align_corners=True,
     )
+
+
+def _mapped(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """The points of a lattice after affine maps ``(B, d + 1, d + 1)``, ``(B, *shape, d)`` float32.
+
+    What each axis adds is summed, the longest sum last and in float32; up to there in the matrix's
+    own type, since a large origin would eat float32's digits.
+    """
+    d = len(shape)
+    points = matrix[:, :d, d].reshape(-1, *[1] * d, d)
+    for axis, size in enumerate(shape):
+        steps = torch.arange(size, device=matrix.device, dtype=matrix.dtype)
+        along = matrix[:, None, :d, axis] * steps[:, None]
+        along = along.reshape(-1, *[size if a == axis else 1 for a in range(d)], d)
+        points = points + along if axis < d - 1 else points.float() + along.float()
+    return points

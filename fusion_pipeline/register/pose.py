@@ -44,7 +44,7 @@ _ROOM_MM = 20.0  # how far around its points a target is kept, on the finer leve
 # Polish: spacing and blur of its views in mm (of an emission image: its own, more), and points
 # beside an emission image and else. Little blur places sharp images more exactly, from near by.
 _POLISH_MM, _POLISH_BLUR_MM = 2.0, 0.6
-_POLISH_POINTS = {True: 100_000, False: 40_000}
+_POLISH_POINTS = {True: 50_000, False: 20_000}
 # beside an emission image structure tells more than information does
 _POLISH_STRUCTURE = {True: 20.0, False: 6.0}
 
@@ -327,7 +327,7 @@ def polished(fixed: Image, moving: Image, known: tuple[Tensor, Tensor], matrix: 
     worth = _POLISH_STRUCTURE[nuclear]
     points = Points(views[0], _POLISH_POINTS[nuclear], seed=2, structure_nats=worth)
     score = PointScore(points, views[1], pose=matrix, room_mm=_ROOM_MM)
-    pose, _ = _climb(score, _parameters(matrix, score.centre), steps=30, rate=0.3)
+    pose, _ = _climb(score, _parameters(matrix, score.centre), steps=20, rate=0.3)
     out = _world_matrix(pose, score.centre)
     return inverse_affine(out) if backward else out
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fusion_pipeline.data import Image, TransformKind
 from fusion_pipeline.geometry import ddf_mm_from_ddf, jacobian_determinant
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.lattice import on_lattice, working_lattice
 from fusion_pipeline.register.registration import Registration
 from fusion_pipeline.register.trial import Pair, Trial
+from fusion_pipeline.transforms import BodyMask
 
 _LEAST_OVERLAP = 0.1
 _DOUBTFUL_MM = 4.0  # of 55 training results 17 are beyond, 14 of them more than 5 mm off
@@ -24,6 +25,7 @@ def result(
     reason: str,
     details: Mapping[str, float],
     *,
+    seen: Trial,
     body_mm: float,
 ) -> Registration:
     """Put the parts together and doubt them where there is reason to.
@@ -35,6 +37,7 @@ def result(
         kept: how far the registration went.
         reason: why it did not go further, or nothing.
         details: numbers for the report.
+        seen: what the error is estimated on: ``end``, or what it was before it was polished.
         body_mm: how much body the moving image shows, see `body_mm3`.
     """
     lattice = start.lattice
@@ -42,7 +45,7 @@ def result(
     field = torch.zeros((1, d, *lattice.shape)) if end.ddf is None else end.ddf
     before, after = start.undeformed.similarity, end.similarity
     fixed_mm = float(end.fixed.shown.body.sum()) * lattice.spacing**d
-    doubt = _doubt(before, after, end.error_mm, after["overlap"] * max(1.0, fixed_mm / body_mm))
+    doubt = _doubt(before, after, seen.error_mm, after["overlap"] * max(1.0, fixed_mm / body_mm))
     return Registration(
         moving_from_fixed=matrix,
         ddf_mm=ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0],
@@ -53,16 +56,16 @@ def result(
         similarity_before=before,
         similarity_after=after,
         folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
-        error_mm=end.error_mm,
-        error_map_mm=end.error_map_mm,
+        error_mm=seen.error_mm,
+        error_map_mm=seen.error_map_mm,
         details={**details, "working_spacing_mm": lattice.spacing},
     )
 
 
-def body_mm3(image: Image, known: Tensor, spacing: float) -> float:
+def body_mm3(image: Image, known: Tensor) -> float:
     """How much body an image shows, in mm³ (mm² in 2D), at least one voxel."""
-    own = on_lattice(image, known, working_lattice(image, image, spacing))
-    return max(1.0, float(own.body.sum())) * spacing**image.spatial_dims
+    body = BodyMask(image.modality)(image.array, image.spacing.tolist()) & (known > 0.5)
+    return max(1.0, float(body.sum())) * float(np.prod(image.spacing))
 
 
 def _doubt(

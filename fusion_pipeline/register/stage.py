@@ -12,7 +12,14 @@ from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.box import averaged
 from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register.gates import CLEAR_MM, ON_TRIAL, SOFTER, Gate, stiff_gate
+from fusion_pipeline.register.gates import (
+    CLEAR_MM,
+    ON_TRIAL,
+    SOFTER,
+    WORTH_A_TRIAL,
+    Gate,
+    stiff_gate,
+)
 from fusion_pipeline.register.judge import JUDGED, JUDGED_ON, headers_do_as_well
 from fusion_pipeline.register.lattice import Lattice, blurred_for, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose, polished
@@ -121,10 +128,11 @@ class Register:
         lattice = working_lattice(fixed, moving, self.working_spacing)
         place = self._placing(images, known, lattice)
         start = place(None)
-        body_mm = body_mm3(moving, known[1], lattice.spacing)
+        body_mm = body_mm3(moving, known[1])
         if transform == "none":
             unmoved = np.eye(fixed.spatial_dims + 1)
-            return result(start, start.undeformed, unmoved, "none", "", {}, body_mm=body_mm)
+            still = start.undeformed
+            return result(start, still, unmoved, "none", "", {}, seen=still, body_mm=body_mm)
         deforms = transform == "deformable"
         stretch_gain = _AFFINE_GAIN if self.same_person else 1.0
         affine = transform != "rigid"
@@ -144,9 +152,11 @@ class Register:
                 details["mind_deformed"] = end.distance(where)
             elif not reason:
                 reason = "a deformation would not have been clearly better than the pose alone"
+        # the estimate is not made anew after a polish: that moves by less than the network can tell
+        seen = end
         if kept == "rigid" and _can_be_polished(end, images):
             matrix, end = _placed_exactly(place, end, matrix, images, known, details)
-        return result(start, end, matrix, kept, reason, details, body_mm=body_mm)
+        return result(start, end, matrix, kept, reason, details, seen=seen, body_mm=body_mm)
 
     def _placing(
         self, images: tuple[Image, Image], known: tuple[Tensor, Tensor], lattice: Lattice
@@ -247,7 +257,7 @@ class Register:
         refined = self._refined(pair, velocity, _STIFF)
         if not self.same_person:
             return self._softest(pair, refined, gate)
-        stiff = pair.trial(refined)
+        stiff = pair.trial(refined) if self.refine_steps else predicted
         best = pair.undeformed
         for trial in (predicted, stiff):
             if trial.similarity["mind"] < best.similarity["mind"] and gate.lets(
@@ -256,6 +266,8 @@ class Register:
                 best = trial
         kept = best.ddf is not None
         if self.refine_steps == 0:
+            return best
+        if not kept and not WORTH_A_TRIAL.lets(stiff, pair.undeformed):
             return best
         if (with_ct or not kept) and not stiff.error_mm <= CLEAR_MM:
             return best
