@@ -254,14 +254,14 @@ class RegisterByMutualInformation:
         nothing = torch.zeros((d, *shape))
         if transform == "none":
             return Registration(np.eye(d + 1), nothing, affine, "none")
-        f, m = _to_itk(fixed), _to_itk(moving)
+        f, m = to_itk(fixed), to_itk(moving)
         rigid = self._rigid(f, m, d)
         matrix = _ras_matrix(rigid, d)
         if transform != "deformable":
             return Registration(matrix, nothing, affine, "rigid")
         spline = self._spline(f, m, rigid, d)
         # ITK applies the moving initial transform last: rigid(spline(x)), as Registration has it
-        lattice = _to_itk(Image(torch.zeros((1, *shape)), affine, fixed.key))
+        lattice = to_itk(Image(torch.zeros((1, *shape)), affine, fixed.key))
         field = sitk.TransformToDisplacementField(
             spline,
             sitk.sitkVectorFloat64,
@@ -327,7 +327,7 @@ def _shrinks(f: sitk.Image, factors: Sequence[int]) -> list[int]:
     return [max(1, min(k, min(f.GetSize()) // 8)) for k in factors]
 
 
-def _to_itk(image: Image) -> sitk.Image:
+def to_itk(image: Image) -> sitk.Image:
     """A float image in LPS mm."""
     d = image.spatial_dims
     out = sitk.GetImageFromArray(np.ascontiguousarray(image.array[0].numpy().T.astype(np.float32)))
