@@ -11,25 +11,29 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-_BUNDLE = "fusion_pipeline/bundles/multimodal_fusion"
+_BUNDLES = ("multimodal_fusion", "multimodal_fusion_2d")
+_OF_A_BUNDLE = (
+    "LICENSE",
+    "configs/inference.json",
+    "configs/metadata.json",
+    "docs/README.md",
+    "models/model.pt",
+)
 _NEEDED = (
     "fusion_pipeline/__init__.py",
     "fusion_pipeline/py.typed",
     "fusion_pipeline/networks/__init__.py",
     "fusion_pipeline/transforms/__init__.py",
     "fusion_pipeline/report/template.html",
-    f"{_BUNDLE}/LICENSE",
-    f"{_BUNDLE}/configs/inference.json",
-    f"{_BUNDLE}/configs/metadata.json",
-    f"{_BUNDLE}/docs/README.md",
-    f"{_BUNDLE}/models/model.pt",
+    *(f"fusion_pipeline/bundles/{name}/{file}" for name in _BUNDLES for file in _OF_A_BUNDLE),
 )
 _IMPORT = """
 import pathlib, fusion_pipeline.cli, fusion_pipeline.networks, fusion_pipeline.transforms
-from fusion_pipeline.pipeline import FusionPipeline
+from fusion_pipeline.pipeline import FusionPipeline, bundle_for
 where = pathlib.Path(fusion_pipeline.networks.__file__).parents[2]
 assert where == pathlib.Path.cwd(), f"imported from {where}"
 FusionPipeline.from_bundle()
+FusionPipeline.from_bundle(bundle_for(2))
 """
 
 

@@ -26,7 +26,7 @@ from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.pipeline import FusionPipeline
 
 MEASURES = ("Q_MIN", "VIF_MIN", "SSIM_MIN", "RHO_OTHER", "NABF", "BACKGROUND")
-_OTHER = {"CT-MRI": "ct", "PET-MRI": "pet", "SPECT-MRI": "spect"}
+OTHER = {"CT-MRI": "ct", "PET-MRI": "pet", "SPECT-MRI": "spect"}
 _SLICES = 33  # more than the network looks to either side
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         if arguments.limit and len(table["ours"]) >= arguments.limit:
             continue
         mri, other = (grey_values(arguments.open_data / case[part]) for part in ("mri", "other"))
-        key = _OTHER[case["pair"]]
+        key = OTHER[case["pair"]]
         sources = {"mr": slab(mri, "mr"), key: slab(other, key)}
         seen: dict[str, Tensor] = {k: torch.ones_like(i.array) for k, i in sources.items()}
         for name, rule in rules.items():

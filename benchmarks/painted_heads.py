@@ -39,23 +39,23 @@ _TISSUES: dict[Tissue, tuple[int, ...]] = {
 }
 
 
-def painted_head(path: Path, key: str, contrast: Contrast) -> Image:
+def painted_head(path: Path, key: str, contrast: Contrast, *, halved: bool = True) -> Image:
     """A head of a label map at 2 mm, as a scanner would show it.
 
     Args:
         path: of the label map, 1 mm.
         key: name of the image.
         contrast: what to paint; the same file and contrast give the same image.
+        halved: means over blocks of 2 × 2 × 2 voxels; else the label map's own 1 mm.
     """
     labels, affine = label_map(path)
     generator = torch.Generator().manual_seed(zlib.crc32(path.name.encode()))
     tissues = _tissues(labels, generator)
     generator.manual_seed(zlib.crc32(f"{path.name} {contrast}".encode()))
     ideal = tissue_image(tissues, contrast, 1.0, generator)
-    halved = F.avg_pool3d(ideal[None, None], 2)[0, 0]
-    return Image(
-        acquire(halved, contrast, generator)[None], halved_affine(affine), key, _UNITS[contrast]
-    )
+    if halved:
+        ideal, affine = F.avg_pool3d(ideal[None, None], 2)[0, 0], halved_affine(affine)
+    return Image(acquire(ideal, contrast, generator)[None], affine, key, _UNITS[contrast])
 
 
 def label_map(path: Path) -> tuple[Tensor, np.ndarray]:

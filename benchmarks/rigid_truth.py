@@ -1,6 +1,6 @@
 """How good the headers of the brain pairs are as a truth for rigid moves.
 
-    python benchmarks/rigid_truth.py --data ../shared/data/open --output docs/figures/rigid_truth.md
+    python benchmarks/rigid_truth.py --data ../shared/data/open --output out/rigid_truth.md
 
 Brought back through its known move, the pose that is found in each draw should be the identity.
 What all draws agree on is not an error that a move brings: it is the error of the headers, or a

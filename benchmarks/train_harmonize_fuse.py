@@ -2,6 +2,7 @@
 
     python benchmarks/train_harmonize_fuse.py harmonize --minutes 30 --out ../weights
     python benchmarks/train_harmonize_fuse.py fuse --minutes 40 --out ../weights
+    python benchmarks/train_harmonize_fuse.py harmonize --spatial-dims 2 --out ../weights
 
 Data: the 20 training patients of the open soft-tissue sarcoma collection (CT, T1 MR, FDG-PET; CC BY
 3.0; Vallières 2015, TCIA), aligned by their headers. ``<name>.pt`` holds the state dict,
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from painted_heads import painted_head
 from registration_cases import HEAD
 from sarcoma_grids import patients
+from slices import pool
 from torch import Tensor, nn
 
 from fusion_pipeline.fuse import faded
@@ -34,7 +36,12 @@ from fusion_pipeline.transforms import BodyMask, NormalizeModality
 KINDS = ("ct", "mr", "nuclear")
 # HU and uptake do not drift through the body; MR has its bias field
 SMOOTHNESS = {"ct": 40.0, "mr": 15.0, "nuclear": 40.0}
-_SURROUNDINGS, _JUDGED = 60, 34  # voxels of a crop, and of the part that is fused
+# by spatial dims: sides of the crops that are harmonized, of those that are fused, and of the part
+# of these that is judged
+_HARMONIZED, _SURROUNDINGS, _JUDGED = {2: 224, 3: 48}, {2: 192, 3: 60}, {2: 128, 3: 34}
+# A picture is looked at on black; in 3D it was 1.
+_BACKGROUND = {2: 8.0, 3: 1.0}
+_SPREAD = {2: 0.22, 3: 0.14}  # deviation within a body: of an MR in 8 bits about 0.22
 # label maps of heads to train on; 15 to 20 are for evaluation
 HEADS = ("02", "03", "05", "06", "08", "10", "11", "12")
 CUT = 0.5  # how often a field of view ends within a crop
@@ -60,14 +67,16 @@ class Crop:
 
 
 class View(NamedTuple):
-    """A patient's number, and the voxel size in mm."""
+    """A patient's number (2D: a slice's), and the voxel size in mm."""
 
     number: int
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, ...]
 
 
 class Patients:
     """Random crops of the training patients at random resolutions."""
+
+    dims = 3
 
     def __init__(
         self,
@@ -148,6 +157,50 @@ class Patients:
         return Crop(out, seen.float(), inside.float())
 
 
+class Slices(Patients):
+    """Random crops of 2D slices at random zooms."""
+
+    dims = 2
+
+    def __init__(
+        self, generator: torch.Generator, slices: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> None:
+        self._generator = generator
+        self._kept = [(*parts, None) for parts in slices]
+
+    def view(self) -> View:
+        """A random slice, at a random zoom."""
+        number = int(torch.randint(len(self._kept), (), generator=self._generator))
+        wide = self.uniform(0.7, 1.4)
+        return View(number, (wide, wide))
+
+    def crop(self, size: int, view: View | None = None) -> Crop:
+        """A crop around a random place in a body."""
+        number, spacing = view or self.view()
+        *kept, _ = self._kept[number]
+        places = torch.nonzero(kept[2][:2].any(0)[::4, ::4])
+        at = places[int(torch.randint(len(places), (), generator=self._generator))] * 4.0
+        middle = (torch.tensor(kept[0].shape[1:]) - 1) / 2
+        centre = middle + self.uniform(0.0, 0.8) * (at - middle)
+        shape = [size - int(self.uniform(0, size // 3)) for _ in range(2)]
+        sign = torch.tensor([1.0 if self.uniform(0, 1) < 0.5 else -1.0 for _ in range(2)])
+        matrix = torch.eye(3)
+        matrix[:2, :2] = torch.diag(sign * spacing[0])
+        matrix[:2, 2] = centre - spacing[0] * sign * (torch.tensor(shape) - 1) / 2
+        image, seen, inside = (t[None].float() for t in kept)
+        out = resample(image, matrix, shape, fill=None)
+        # beyond the slice there is air, as around a picture, or nothing is known
+        beyond = resample(torch.ones_like(seen), matrix, shape, fill=0.0) < 0.5
+        known = resample(seen, matrix, shape, fill=0.0) > 0.99
+        if self.uniform(0, 1) < 0.7:
+            whole = seen.flatten(2).all(2)[..., None, None]
+            known = known | (beyond & whole)
+        lowest = image.amin((2, 3), keepdim=True)
+        out = torch.where(beyond, lowest, out)
+        inside = (resample(inside, matrix, shape, fill=0.0) > 0.5) & known
+        return Crop(out, known.float(), inside.float())
+
+
 def other_protocol(crop: Crop, channel: int, patients: Patients) -> Tensor:
     """The same anatomy from another scanner: gain, offset, gamma, bias field, blur, noise."""
     one = slice(channel, channel + 1)
@@ -156,13 +209,15 @@ def other_protocol(crop: Crop, channel: int, patients: Patients) -> Tensor:
     low = float(image.min())
     width = max(float(image.max()) - low, 1e-3)
     unit = (image - low) / width
+    dims = image.ndim - 2
     if kind == "mr":
-        coarse = torch.randn(1, 1, 4, 4, 4, generator=patients._generator)
+        coarse = torch.randn(1, 1, *[4] * dims, generator=patients._generator)
         unit = unit * torch.exp(patients.uniform(0, 0.3) * resize(coarse, unit.shape[2:]))
     if kind != "ct":
         unit = unit.clamp_min(1e-4) ** patients.uniform(0.65, 1.5)
     if patients.uniform(0, 1) < 0.3:
-        blurred = F.avg_pool3d(unit, 3, 1, 1, count_include_pad=False)
+        mean = F.avg_pool3d if dims == 3 else F.avg_pool2d
+        blurred = mean(unit, 3, 1, 1, count_include_pad=False)
         unit = unit + patients.uniform(0, 1) * (blurred - unit)
     sigma = patients.uniform(0, 0.04)
     unit = unit + sigma * torch.randn(unit.shape, generator=patients._generator)
@@ -195,7 +250,7 @@ def variation(curves: Tensor) -> Tensor:
 
 def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, Tensor]:
     """The parts of the loss on one crop."""
-    crop = patients.crop(48)
+    crop = patients.crop(_HARMONIZED[patients.dims])
     if patients.uniform(0, 1) < 0.15:
         crop.normalized[:, 1:2] = other_contrast(crop.normalized[:, 1:2], patients)
     outputs, apart, rough = [], torch.zeros(1), torch.zeros(1)
@@ -213,7 +268,7 @@ def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, T
         crop.normalized[:, order],
         crop.valid[:, order],
         crop.body[:, order],
-        spread=0.14,
+        spread=_SPREAD[patients.dims],
     )
     air = crop.valid * (1 - crop.body.amax(1, keepdim=True))
     background = (harmonized * air).sum() / air.sum().clamp_min(1000)
@@ -223,7 +278,7 @@ def harmonization_step(net: HarmonizationNet, patients: Patients) -> dict[str, T
     return {
         "main": main,
         "protocol": 6.0 * apart,
-        "background": background,
+        "background": _BACKGROUND[patients.dims] * background,
         "absent": 0.7 * absent,
         "rough": rough,
     }
@@ -244,8 +299,8 @@ def fusion_sources(net: HarmonizationNet, patients: Patients) -> tuple[Sources, 
     not what the judged part is like.
     """
     view = patients.view()
-    here = patients.crop(_SURROUNDINGS, view)
-    there = patients.crop(_SURROUNDINGS, view)
+    here = patients.crop(_SURROUNDINGS[patients.dims], view)
+    there = patients.crop(_SURROUNDINGS[patients.dims], view)
     order = torch.randperm(3, generator=patients._generator).tolist()
     picked = order[: 3 if patients.uniform(0, 1) < 0.4 else 2]
     kinds = [KINDS[m] for m in picked]
@@ -284,7 +339,7 @@ def _cut(valid: Tensor, patients: Patients) -> Tensor:
     if patients.uniform(0, 1) > CUT:
         return valid
     m = int(torch.randint(valid.shape[1], (), generator=patients._generator))
-    normal = torch.randn(3, generator=patients._generator) ** 3
+    normal = torch.randn(patients.dims, generator=patients._generator) ** 3
     normal = normal / normal.norm().clamp_min(1e-6)
     axes = [torch.linspace(-1, 1, n) for n in valid.shape[2:]]
     place = sum(n * x for n, x in zip(normal, torch.meshgrid(*axes, indexing="ij"), strict=True))
@@ -309,7 +364,7 @@ def by_salience(net: FusionNet) -> None:
 
 def middle(shape: Sequence[int], patients: Patients) -> tuple[slice, ...]:
     """The part of a crop that is fused: in its middle, or off it by half of the way at most."""
-    sides = [min(n, _JUDGED) for n in shape]
+    sides = [min(n, _JUDGED[len(shape)]) for n in shape]
     first = [
         int((n - side) / 2 * (1 + patients.uniform(-0.5, 0.5)))
         for n, side in zip(shape, sides, strict=True)
@@ -336,8 +391,8 @@ def fusion_step(
     base = (weights * images).sum(1, keepdim=True)
     alone = fusion_loss_terms(base, images, valid, worst=WORST)
     # no modality is given up on the whole, whatever it would save
-    shown = (images * valid).sum((2, 3, 4))
-    mean = (weights * images).sum((2, 3, 4)) / shown.clamp_min(1.0)
+    shown = (images * valid).flatten(2).sum(2)
+    mean = (weights * images).flatten(2).sum(2) / shown.clamp_min(1.0)
     given_up = (LEAST_WEIGHT - mean).clamp_min(0) * (shown > 1)
     return {
         **_weighted(terms),
@@ -406,6 +461,7 @@ def main() -> None:
     parser.add_argument("what", choices=["harmonize", "fuse"])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--spatial-dims", type=int, choices=(2, 3), default=3)
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     parser.add_argument("--seed", type=int, default=0)
@@ -414,13 +470,25 @@ def main() -> None:
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients kept to choose by")
     parser.add_argument("--bf16", action="store_true", help="fusion: half of the time on AMX")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(arguments.seed)
-    draws = Patients(arguments.open_data, arguments.cache, generator, arguments.leave_out)
-    if arguments.what == "fuse":
-        draws.add_heads(arguments.open_data)
-    harmonization, kept = HarmonizationNet(), arguments.out / "harmonization_3d.pt"
+    dims = arguments.spatial_dims
+    if dims == 2:
+        kept_slices = arguments.cache / "slices.pt"
+        if not kept_slices.exists():
+            found = pool(
+                arguments.open_data, arguments.cache, HEADS, arguments.seed, arguments.leave_out
+            )
+            torch.save(found, kept_slices)
+        draws: Patients = Slices(generator, torch.load(kept_slices, weights_only=True))
+    else:
+        draws = Patients(arguments.open_data, arguments.cache, generator, arguments.leave_out)
+        if arguments.what == "fuse":
+            draws.add_heads(arguments.open_data)
+    harmonization = HarmonizationNet(dims)
+    kept = arguments.out / f"harmonization_{dims}d.pt"
     if arguments.what == "harmonize":
         train(
             harmonization,
@@ -437,14 +505,14 @@ def main() -> None:
             harmonization.load_state_dict(torch.load(kept, weights_only=True))
 
     load()
-    fusion = FusionNet()
+    fusion = FusionNet(dims)
     by_salience(fusion)
     if arguments.start:
         fusion.load_state_dict(torch.load(arguments.start, weights_only=True))
     train(
         fusion,
         lambda: fusion_step(fusion, harmonization, draws, bf16=arguments.bf16),
-        arguments.out / "fusion_3d.pt",
+        arguments.out / f"fusion_{dims}d.pt",
         arguments.minutes,
         rate=arguments.rate,
         before=load,

@@ -88,7 +88,7 @@ def _demo(args: argparse.Namespace) -> int:
     from fusion_pipeline.evaluation import recovery_table
     from fusion_pipeline.pipeline import run_demo
 
-    scores, folder = run_demo(_pipeline(args, 3), args.output)
+    scores, folder = run_demo(_pipeline(args, args.spatial_dims), args.output)
     logger.info("%s\nreport: %s", recovery_table(scores), folder / "report.html")
     return 0
 
@@ -161,6 +161,9 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     _add_run(run, argv)
     demo = commands.add_parser("demo", help=_DEMO_HELP, allow_abbrev=False)
     demo.set_defaults(command=_demo)
+    demo.add_argument(
+        "--spatial-dims", type=int, choices=(2, 3), default=3, help="2: pictures, 3: volumes"
+    )
     _add_common(demo)
     args = parser.parse_args(argv)
     if args.command is _run:
@@ -178,7 +181,7 @@ def _add_run(run: argparse.ArgumentParser, argv: list[str]) -> None:
             action=_Once,
             metavar="PATH",
             default=argparse.SUPPRESS,
-            help=f"NIfTI, NRRD, MetaImage or DICOM folder; --{key}-NAME for another one",
+            help=f"NIfTI, NRRD, MetaImage, PNG or DICOM folder; --{key}-NAME for another one",
         )
     _add_keyed(run, argv)
     run.add_argument("--reference", type=_key, metavar="KEY", help="the image that stays in place")

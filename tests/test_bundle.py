@@ -26,20 +26,25 @@ from fusion_pipeline.pipeline import FusionPipeline, bundle_for, load_weights
 from fusion_pipeline.synthesis import synthetic_patient
 
 ROOT = Path(str(files("fusion_pipeline"))) / "bundles"
-BUNDLE = ROOT / "multimodal_fusion"
+BUNDLE, BUNDLE_2D = ROOT / "multimodal_fusion", ROOT / "multimodal_fusion_2d"
 CONFIGS = BUNDLE / "configs"
 # MONAI warns about every config that it evaluates
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def workflow(name="inference", **overrides):
-    config = str(CONFIGS / f"{name}.json")
+@pytest.fixture(params=[BUNDLE, BUNDLE_2D], ids=["3d", "2d"])
+def bundle(request):
+    return request.param
+
+
+def workflow(name="inference", bundle=BUNDLE, **overrides):
+    config = str(bundle / "configs" / f"{name}.json")
     kind = "train" if name == "train" else "inference"
     return create_workflow(
         config_file=config,
         workflow_type=kind,
         logging_file=False,
-        bundle_root=str(BUNDLE),
+        bundle_root=str(bundle),
         **overrides,
     )
 
@@ -50,29 +55,30 @@ def copied(tmp_path):
     return Path(shutil.copytree(BUNDLE, tmp_path / "bundle"))
 
 
-def test_the_files_of_a_bundle_are_there():
+def test_the_files_of_a_bundle_are_there(bundle):
     for name in ("LICENSE", "models/model.pt", "docs/README.md", "configs/logging.conf"):
-        assert (BUNDLE / name).is_file(), name
+        assert (bundle / name).is_file(), name
     for name in ("metadata", "inference", "train", "evaluate"):
-        json.loads((CONFIGS / f"{name}.json").read_text())
-    assert (BUNDLE / "models" / "model.pt").stat().st_size < 16 * 2**20
+        json.loads((bundle / "configs" / f"{name}.json").read_text())
+    assert (bundle / "models" / "model.pt").stat().st_size < 16 * 2**20
 
 
-def test_every_key_of_the_weights_matches_the_network():
-    state = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
-    network = workflow().network_def
+def test_every_key_of_the_weights_matches_the_network(bundle):
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    network = workflow(bundle=bundle).network_def
     assert isinstance(network, MultimodalNet)
     assert list(state) == list(network.state_dict())
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
-def test_the_metadata_fits_the_schema_without_a_network(monkeypatch):
+def test_the_metadata_fits_the_schema_without_a_network(monkeypatch, bundle):
     def refuse(*_):
         raise AssertionError("no network here")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     verify_metadata(
-        meta_file=str(CONFIGS / "metadata.json"), filepath=str(ROOT / "metadata_schema.json")
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        filepath=str(ROOT / "metadata_schema.json"),
     )
 
 
@@ -86,38 +92,38 @@ def test_the_schema_refuses_incomplete_metadata(tmp_path):
         )
 
 
-def test_the_network_takes_and_gives_what_the_metadata_says():
+def test_the_network_takes_and_gives_what_the_metadata_says(bundle):
     verify_net_in_out(
         net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
         device="cpu",
         n=2,
     )
 
 
-def test_monai_loads_the_trained_network():
-    found = load(name=BUNDLE.name, bundle_dir=str(ROOT), workflow_type="inference", device="cpu")
-    state = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+def test_monai_loads_the_trained_network(bundle):
+    found = load(name=bundle.name, bundle_dir=str(ROOT), workflow_type="inference", device="cpu")
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert isinstance(found, MultimodalNet)
     for name, value in found.state_dict().items():
         assert torch.equal(value, state[name]), name
 
 
 @pytest.mark.parametrize("name", ["inference", "evaluate"])
-def test_the_properties_of_an_inference_workflow(name, tmp_path):
-    found = workflow(name, output_dir=str(tmp_path))
+def test_the_properties_of_an_inference_workflow(name, bundle, tmp_path):
+    found = workflow(name, bundle, output_dir=str(tmp_path))
     assert isinstance(found, ConfigWorkflow)
     assert found.check_properties() == []
-    assert found.bundle_root == str(BUNDLE)
+    assert found.bundle_root == str(bundle)
     assert found.device == "cpu"
     assert isinstance(found.inferer, FusionPipeline)
     assert found.network_def is found.inferer.network
     assert not found.network_def.training
 
 
-def test_the_properties_of_a_training_workflow(tmp_path):
-    found = workflow("train", output_dir=str(tmp_path))
+def test_the_properties_of_a_training_workflow(bundle, tmp_path):
+    found = workflow("train", bundle, output_dir=str(tmp_path))
     assert found.check_properties() == []
     assert (
         found.max_epochs
@@ -144,16 +150,16 @@ def test_a_word_that_is_no_switch_ends_training_with_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_configs_share_one_network():
+def test_the_configs_share_one_network(bundle):
     first, *others = (
-        json.loads((CONFIGS / f"{name}.json").read_text())["network_def"]
+        json.loads((bundle / "configs" / f"{name}.json").read_text())["network_def"]
         for name in ("inference", "evaluate", "train")
     )
     assert all(other == first for other in others)
 
 
-def test_targets_point_into_the_package():
-    text = "".join(path.read_text() for path in CONFIGS.glob("*.json"))
+def test_targets_point_into_the_package(bundle):
+    text = "".join(path.read_text() for path in (bundle / "configs").glob("*.json"))
     targets = [line.split('"')[3] for line in text.splitlines() if '"_target_"' in line]
     assert targets
     assert all(target.startswith("fusion_pipeline.") for target in targets)
@@ -279,7 +285,7 @@ class TestFromBundle:
     @pytest.mark.parametrize(
         ("spatial_dims", "message"),
         [
-            (2, "2D input: expected 3D images, got 2D, which is not available yet"),
+            (2, "2D input: expected the bundle multimodal_fusion_2d, got an installation without"),
             (3, "3D input: expected the bundle multimodal_fusion, got an installation without it"),
         ],
     )
@@ -396,11 +402,12 @@ def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, arguments, line
 
 
 @pytest.mark.slow
-def test_the_evaluation_config_runs_on_a_case_with_truth(tmp_path):
-    datalist = synthetic_patient(3).save(tmp_path / "data")
-    out = tmp_path / "out"
+def test_the_evaluation_config_runs_on_a_case_with_truth(bundle, tmp_path):
+    dims = 2 if bundle == BUNDLE_2D else 3
+    datalist = synthetic_patient(3, spatial_dims=dims).save(tmp_path / "data")
+    out, folder = tmp_path / "out", str(datalist.parent)
     found = workflow(
-        "evaluate", output_dir=str(out), datalist=datalist.name, dataset_dir=str(datalist.parent)
+        "evaluate", bundle, output_dir=str(out), datalist=datalist.name, dataset_dir=folder
     )
     found.run()
     found.finalize()
@@ -411,17 +418,18 @@ def test_the_evaluation_config_runs_on_a_case_with_truth(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_training_config_makes_a_step(tmp_path):
-    config = str(CONFIGS / "train.json")
-    small = ["--data#shape", "[33,33,33]", "--data#samples_per_epoch", "1"]
+def test_the_training_config_makes_a_step(bundle, tmp_path):
+    config = str(bundle / "configs" / "train.json")
+    shape = "[33,33]" if bundle == BUNDLE_2D else "[33,33,33]"
+    small = ["--data#shape", shape, "--data#samples_per_epoch", "1"]
     short = ["--data#validation_samples", "1", "--train#trainer#max_epochs", "1"]
     start = ["--train#trainer#accumulate", "1", "--output_dir", "run"]
     call(
-        *("monai.bundle", "run", "--bundle_root", str(BUNDLE), "--config_file", config),
+        *("monai.bundle", "run", "--bundle_root", str(bundle), "--config_file", config),
         *(*small, *short, *start),
         folder=tmp_path,
     )
     state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
-    before = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    before = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert list(state) == list(before)
     assert any(not torch.equal(state[name], before[name]) for name in state)

@@ -58,6 +58,15 @@ def test_voxels_of_two_mm_lie_where_the_labels_lie(path):
     np.testing.assert_allclose(image.affine[:3, 3], middle)
 
 
+def test_a_head_at_the_label_maps_own_resolution(path):
+    image = painted_head(path, "ct", "ct", halved=False)
+    np.testing.assert_allclose(image.spacing, 1.0)
+    np.testing.assert_allclose(image.affine, AFFINE)
+    labels, _ = label_map(path)
+    assert image.shape == labels.shape
+    assert float(image.array[0][labels == UNNAMED].median()) < -300
+
+
 def test_the_same_head_each_time_and_on_one_grid_in_every_contrast(path):
     first, second = (painted_head(path, "x", "mr").array for _ in range(2))
     np.testing.assert_array_equal(first, second)

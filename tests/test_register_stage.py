@@ -17,6 +17,7 @@ from fusion_pipeline.networks.registration import RegistrationNet
 from fusion_pipeline.register import Register, judge
 from fusion_pipeline.register import stage as stages
 from fusion_pipeline.register.gates import Gate
+from fusion_pipeline.register.lattice import Lattice
 from fusion_pipeline.register.pose import Pose
 from fusion_pipeline.register.trial import Trial
 from fusion_pipeline.synthesis import synthetic_patient
@@ -386,6 +387,9 @@ class TestSecondOpinions:
             (("ct", "mr"), 1.0, (0.02, 0.04), (0.00, 0.10), [STIFF, INFORMED], "soft"),
             (("mr", "mr"), 1.0, (0.02, 0.04), (0.00, 0.10), [STIFF, SOFT], "soft"),
             (("mr", "mr"), 2.0, (0.02, 0.04), (0.00, 0.10), [STIFF], "none"),
+            (("mr", "mr"), 1.0, (0.011, 0.04), (0.00, 0.10), [STIFF, SOFT], "soft"),
+            (("mr", "mr"), 1.0, (0.009, 0.04), (0.00, 0.10), [STIFF], "none"),  # hopeless
+            (("mr", "mr"), 1.0, (0.011, 0.04), (-0.5, 0.10), [STIFF, SOFT], "soft"),
             (("mr", "mr"), 1.0, (0.02, 0.033), (0.00, 0.10), [STIFF, SOFT], "none"),
             (("mr", "mr"), 1.0, (0.02, 0.04), (0.00, 0.07), [STIFF, SOFT], "none"),
             (("ct", "pet"), 1.0, (0.02, 0.09), (0.00, 0.20), [STIFF, INFORMED], "none"),
@@ -419,6 +423,7 @@ class TestSecondOpinions:
             }
 
         monkeypatch.setattr(stages, "refine", refined)
+        monkeypatch.setattr(Lattice, "dims", 3)  # pictures stand for volumes: they are faster
         monkeypatch.setattr(Trial, "similarity", property(similarity))
         monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
@@ -540,6 +545,18 @@ class TestSecondOpinions:
             monkeypatch.setattr(stages, "_can_be_polished", lambda *_: False)
             there = stage(3)(fixed, moving, transform=transform)
             assert found.similarity_after == pytest.approx(there.similarity_after, abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("key", "refined"), [("pet", False), ("spect", False), ("mr_t2", True), ("ct", True)]
+    )
+    def test_pictures_with_an_emission_image_are_not_refined(self, monkeypatch, key, refined):
+        pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
+        asked = []
+        monkeypatch.setattr(stages, "refine", lambda *given, **_: asked.append(given) or given[2])
+        self.found_by_search(monkeypatch, np.eye(3))
+        moving = dataclasses.replace(pair.moving, key=key)
+        stage(2)(dataclasses.replace(pair.fixed, key="mr"), moving)
+        assert bool(asked) == refined
 
     def test_pictures_are_not_polished(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)

@@ -50,14 +50,9 @@ def bundle_for(spatial_dims: int) -> Path:
     path = Path(str(files("fusion_pipeline"))) / "bundles" / name
     if (path / "configs" / "inference.json").is_file():
         return path
-    if spatial_dims == 2:
-        raise InputError(
-            "2D input: expected 3D images, got 2D, which is not available yet (there is no bundle "
-            f"{name}); give 3D volumes"
-        )
     raise InputError(
-        f"3D input: expected the bundle {name}, got an installation without it; install the "
-        "package again, or name a bundle with --bundle"
+        f"{spatial_dims}D input: expected the bundle {name}, got an installation without it; "
+        "install the package again, or name a bundle with --bundle"
     )
 
 

@@ -57,7 +57,11 @@ class Outcome:
 
 @one_line_refusals()
 def case_dataset(
-    datalist: Path | str | None, *, dataset_dir: Path | str = ".", output_dir: Path | str = "out"
+    datalist: Path | str | None,
+    *,
+    dataset_dir: Path | str = ".",
+    output_dir: Path | str = "out",
+    spatial_dims: int = 3,
 ) -> Sequence[CaseFiles]:
     """The cases of a datalist, or the synthetic patient where there is none.
 
@@ -65,12 +69,13 @@ def case_dataset(
         datalist: JSON file; a relative path counts from ``dataset_dir``.
         dataset_dir: folder of the datalist.
         output_dir: where the synthetic patient is written.
+        spatial_dims: of the synthetic patient, 2 or 3.
 
     Raises:
         InputError: the datalist is missing or malformed.
     """
     if datalist is None:
-        return SyntheticCases(output_dir)
+        return SyntheticCases(output_dir, spatial_dims=spatial_dims)
     return read_datalist(Path(dataset_dir) / datalist)
 
 

@@ -54,11 +54,12 @@ class SyntheticCases(Sequence[CaseFiles]):
 
 
 def run_demo(pipeline: FusionPipeline, output: Path | str) -> tuple[dict[str, Scores], Path]:
-    """Run the synthetic patient.
+    """Run the synthetic patient, in as many dimensions as the pipeline's networks.
 
     Returns:
         What the truth says about each moving image (see `evaluate`), and the case's folder.
     """
-    folder = pipeline.run(SyntheticCases(output)[0], output)
+    dims = pipeline.network.registration.spatial_dims
+    folder = pipeline.run(SyntheticCases(output, spatial_dims=dims)[0], output)
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     return report["evaluation"], folder

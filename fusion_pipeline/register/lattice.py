@@ -34,6 +34,11 @@ class Lattice:
     shape: tuple[int, ...]
 
     @property
+    def dims(self) -> int:
+        """2 or 3."""
+        return len(self.shape)
+
+    @property
     def spacing(self) -> float:
         """Voxel size in mm."""
         return float(spacing_of(self.affine)[0])

@@ -254,10 +254,13 @@ class Register:
         with_ct = "ct" in [image.modality for image in images]
         worth = _INFORMATION if with_ct or emission(*images) else 0.0
         velocity, predicted = self._predict(pair)
-        refined = self._refined(pair, velocity, _STIFF)
+        # a picture's pixels are far finer than what an emission image resolves: descriptors on them
+        # are noise, and the network alone ends nearer (`docs/decisions/0023`)
+        refines = self.refine_steps > 0 and not (pair.lattice.dims == 2 and emission(*images))
+        refined = self._refined(pair, velocity, _STIFF) if refines else velocity
         if not self.same_person:
             return self._softest(pair, refined, gate)
-        stiff = pair.trial(refined) if self.refine_steps else predicted
+        stiff = pair.trial(refined) if refines else predicted
         best = pair.undeformed
         for trial in (predicted, stiff):
             if trial.similarity["mind"] < best.similarity["mind"] and gate.lets(
@@ -265,7 +268,7 @@ class Register:
             ):
                 best = trial
         kept = best.ddf is not None
-        if self.refine_steps == 0:
+        if not refines:
             return best
         if not kept and not WORTH_A_TRIAL.lets(stiff, pair.undeformed):
             return best

@@ -1,0 +1,216 @@
+r"""The 2D bundle on pictures that it has never seen: registration and fusion.
+
+    python benchmarks/slices_atlas.py --judge ../shared/bench --out docs/figures
+
+Two kinds of pairs, each as it is and after a known move of the second image (``misalign.py``: up to
+5°, 10 pixels and 8 pixels elastic), through the whole pipeline:
+
+- the 72 of ``fusion_pairs_open.json`` in ``--judge``, slices of the Harvard Whole Brain Atlas (for
+  evaluation only), MR as reference; aligned to about 2 pixels only;
+- three axial slices of each held-out sarcoma patient, CT as reference, 8 bits, pixels of about 1
+  mm; aligned by their headers.
+
+End-point error in pixels over the tissue, against the known move. The fused images of the Atlas are
+judged against the *aligned* originals by the neutral ``source_wise.py``, beside the scores of
+published networks in ``peers_fusion_open.json``.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fusion import line, neutral_judge
+from fusion_atlas import MEASURES, OTHER, grey_values
+from PIL import Image as Picture
+from sarcoma_grids import KEYS, patients
+from scipy import ndimage
+from slices import as_picture
+
+from fusion_pipeline.geometry import apply_affine
+from fusion_pipeline.pipeline import FusionPipeline, bundle_for
+from fusion_pipeline.result import CaseResult
+
+Row = dict[str, Any]
+_TISSUE = 15  # grey values, as the judge has it
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two aligned pictures.
+
+    Attributes:
+        id: of the pair.
+        group: row of the table.
+        keys: of the reference, and of the image that is moved.
+        fixed: the reference.
+        moving: the other one.
+        seed: of its move.
+        judged: whether the fused image is judged.
+    """
+
+    id: str
+    group: str
+    keys: tuple[str, str]
+    fixed: Path
+    moving: Path
+    seed: int
+    judged: bool = False
+
+
+def main() -> None:
+    """Measure, and write JSON and Markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, help="another one than the packaged 2D one")
+    parser.add_argument("--refine-steps", type=int, help="in place of the bundle's")
+    parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
+    parser.add_argument("--every", type=int, default=1, help="every so many pairs only")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    judge = neutral_judge(arguments.judge)
+    if judge is None:
+        raise SystemExit(f"{arguments.judge} has no source_wise.py")
+    sys.path.insert(0, str(arguments.judge))
+    from misalign import field, warp
+
+    pipeline = FusionPipeline.from_bundle(
+        arguments.bundle or bundle_for(2), refine_steps=arguments.refine_steps
+    )
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [*_atlas(arguments.judge, arguments.open_data)]
+        chosen += _sarcoma(arguments.open_data, arguments.cache, Path(folder))
+        for pair in chosen[:: arguments.every]:
+            picture = np.asarray(Picture.open(pair.moving))
+            first, second = grey_values(pair.fixed), grey_values(pair.moving)
+            tissue = (first > _TISSUE) | (second > _TISSUE)
+            move = field(pair.seed, picture.shape[:2])
+            moved = Path(folder) / "moved.png"
+            Picture.fromarray(warp(picture, move)).save(moved)
+            for what, path in (("aligned", pair.moving), ("misaligned", moved)):
+                begun = time.process_time()
+                a, b = pair.keys
+                result = pipeline({"id": "a", "reference": a, a: str(pair.fixed), b: str(path)})
+                seconds = time.process_time() - begun
+                found = result.registrations[b]
+                u = move if what == "misaligned" else np.zeros_like(move)
+                row: Row = {
+                    "id": pair.id,
+                    "pair": pair.group,
+                    "input": what,
+                    "before": float(np.hypot(*u)[tissue].mean()),
+                    "after": float(_end_point_error(result, b, u)[tissue].mean()),
+                    "transform": found.transform,
+                    "ok": found.ok,
+                    "folded": found.folded_fraction,
+                    "cpu_s": seconds,
+                }
+                if pair.judged:
+                    fused = np.round(255 * result.fusion.fused.array[0].numpy().T)
+                    row |= judge(fused, first, second)
+                rows.append(row)
+            print(pair.id, pair.group, *(round(rows[-1][k], 2) for k in ("before", "after")))
+    peers = json.loads((arguments.judge / "peers_fusion_open.json").read_text(encoding="utf-8"))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "slices_atlas.json").write_text(json.dumps(rows, indent=1) + "\n")
+    text = markdown(rows, peers)
+    (arguments.out / "slices_atlas.md").write_text(text)
+    print(text)
+
+
+def _atlas(judge: Path, data: Path) -> Iterator[_Pair]:
+    """The slices of the Atlas."""
+    for case in json.loads((judge / "fusion_pairs_open.json").read_text(encoding="utf-8")):
+        keys = "mr", OTHER[case["pair"]]
+        paths = data / case["mri"], data / case["other"]
+        yield _Pair(case["id"], case["pair"], keys, *paths, case["seed"], judged=True)
+
+
+def _sarcoma(data: Path, cache: Path, folder: Path) -> Iterator[_Pair]:
+    """Slices at a quarter, half and three quarters of what the MR shows, written as PNG."""
+    generator = torch.Generator().manual_seed(0)
+    for patient in patients(data, cache, evaluation=True):
+        shown = patient.body[1].any(0).any(0).nonzero()[:, 0]
+        for share in (0.25, 0.5, 0.75):
+            k = int(shown[int(share * (len(shown) - 1))])
+            names = []
+            for m, key in enumerate(KEYS):
+                image, seen = patient.original[m : m + 1, ..., k], patient.valid[m : m + 1, ..., k]
+                picture = as_picture(image, seen.bool(), key, generator) * seen
+                names.append(folder / f"{patient.id}_{k}_{key}.png")
+                Picture.fromarray(picture[0].numpy().T.astype(np.uint8)).save(names[-1])
+            for m, key in enumerate(KEYS[1:], start=1):
+                name = f"{patient.id} {k}"
+                group = f"sarcoma CT-{key.upper()}"
+                seed = zlib.crc32(f"{name} {key}".encode())
+                yield _Pair(name, group, ("ct", key), names[0], names[m], seed)
+
+
+def _end_point_error(result: CaseResult, key: str, move: np.ndarray) -> np.ndarray:
+    """How far each pixel ``(row, column)`` of the reference ends from itself, in pixels.
+
+    ``moved(x) = original(x + u(x))``, so the map that is looked for takes x to y with y + u(y) = x.
+    """
+    fixed = result.case.fixed
+    grid = np.stack(np.meshgrid(*map(np.arange, fixed.shape), indexing="ij"), -1)
+    voxels = grid.reshape(-1, 2).astype(float)
+    there = result.registrations[key].moving_points(apply_affine(fixed.affine, voxels))
+    y = apply_affine(np.linalg.inv(result.case.images[key].affine), there)
+    u = np.stack([_read(component, y[:, ::-1]) for component in move], -1)
+    error = np.linalg.norm(y[:, ::-1] + u - voxels[:, ::-1], axis=1)
+    return np.asarray(error.reshape(fixed.shape).T)
+
+
+def _read(component: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Linear, the border goes on; ``places`` are rows and columns."""
+    return np.asarray(ndimage.map_coordinates(component, places.T, order=1, mode="nearest"))
+
+
+def markdown(rows: list[Row], peers: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A table of registration, and one of fusion for each kind of pair."""
+    pairs = list(dict.fromkeys(row["pair"] for row in rows))
+    parts = [
+        "| pair | input | n | before, px | after, px | median | worse | not ok | folded | CPU s |",
+        "|---" * 10 + "|",
+    ]
+    for pair in pairs:
+        for what in ("misaligned", "aligned"):
+            some = [r for r in rows if r["pair"] == pair and r["input"] == what]
+            before, after = (np.array([r[k] for r in some]) for k in ("before", "after"))
+            parts.append(
+                f"| {pair} | {what} | {len(some)} | {before.mean():.2f} | {after.mean():.2f} ± "
+                f"{after.std():.2f} | {np.median(after):.2f} | {int((after > before).sum())} | "
+                f"{sum(not r['ok'] for r in some)} | {max(r['folded'] for r in some):.4f} | "
+                f"{np.mean([r['cpu_s'] for r in some]):.1f} |"
+            )
+    for pair in [p for p in pairs if p in OTHER]:
+        parts += ["", f"**{pair}**", "", f"| | {' | '.join(MEASURES)} |"]
+        parts.append("|---" * (len(MEASURES) + 1) + "|")
+        for what in ("aligned", "misaligned"):
+            some = [r for r in rows if r["pair"] == pair and r["input"] == what]
+            parts.append(line(f"ours, {what} input", some, MEASURES))
+        for name, found in peers.items():
+            method, kind = name.split("/")
+            if kind == pair:
+                cells = [
+                    f"{found['aligned'][m]:.3f} → {found['misaligned'][m]:.3f}" for m in MEASURES
+                ]
+                parts.append(f"| {method}, aligned → misaligned | {' | '.join(cells)} |")
+    return "\n".join([*parts, ""])
+
+
+if __name__ == "__main__":
+    main()
