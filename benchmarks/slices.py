@@ -18,7 +18,7 @@ from fusion_pipeline.synthesis.tissues import Contrast
 from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
 # window centre and width in HU: brain, stroke, soft tissue, bone
-_WINDOWS = ((40, 80), (40, 150), (40, 400), (400, 1800))
+WINDOWS = ((40, 80), (40, 150), (40, 400), (400, 1800))
 _LEAST_PIXELS = 5000
 
 
@@ -43,7 +43,7 @@ def pool(
             image, seen = images[m : m + 1], valid[m : m + 1]
             image = image * seen + float(image[seen].min()) * ~seen if bool(seen.any()) else image
             if picture:
-                image = as_picture(image, seen, key, generator)
+                image = as_picture(image, *shown_range(image, seen, key, generator))
             body = BodyMask(key)(image, [1.0, 1.0]) & seen
             body = body if bool(body.any()) else seen
             parts.append((NormalizeModality(key)(image, body), seen, body))
@@ -52,23 +52,27 @@ def pool(
     return out
 
 
-def as_picture(image: Tensor, seen: Tensor, key: str, generator: torch.Generator) -> Tensor:
-    """An image ``(1, *S)`` in whole numbers 0..255, as a PNG holds it.
+def as_picture(image: Tensor, low: float, high: float) -> Tensor:
+    """An image in whole numbers 0..255, as a PNG holds it: ``low`` becomes 0, ``high`` 255."""
+    return ((image - low) / max(high - low, 1e-6)).clamp(0, 1).mul(255).round()
+
+
+def shown_range(
+    image: Tensor, seen: Tensor, key: str, generator: torch.Generator
+) -> tuple[float, float]:
+    """What a picture of an image shows: some window of a CT, up to a high value of the others.
 
     Args:
-        image: HU, SUV or any other unit.
+        image: ``(1, *S)`` HU, SUV or any other unit.
         seen: ``(1, *S)`` boolean, its field of view.
         key: ``ct``, ``mr`` or ``pet``.
-        generator: of the window.
+        generator: of the choice.
     """
     if key == "ct":
-        chosen = int(torch.randint(len(_WINDOWS), (), generator=generator))
-        centre, width = _WINDOWS[chosen]
-        low, high = centre - width / 2, centre + width / 2
-    else:
-        share = 0.95 + 0.05 * float(torch.rand((), generator=generator))
-        low, high = 0.0, float(torch.quantile(image[seen], share)) if bool(seen.any()) else 1.0
-    return ((image - low) / max(high - low, 1e-6)).clamp(0, 1).mul(255).round()
+        centre, width = WINDOWS[int(torch.randint(len(WINDOWS), (), generator=generator))]
+        return centre - width / 2, centre + width / 2
+    share = 0.95 + 0.05 * float(torch.rand((), generator=generator))
+    return 0.0, float(torch.quantile(image[seen], share)) if bool(seen.any()) else 1.0
 
 
 def _slices(

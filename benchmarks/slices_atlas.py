@@ -7,8 +7,8 @@ Two kinds of pairs, each as it is and after a known move of the second image (``
 
 - the 72 of ``fusion_pairs_open.json`` in ``--judge``, slices of the Harvard Whole Brain Atlas (for
   evaluation only), MR as reference; aligned to about 2 pixels only;
-- three axial slices of each held-out sarcoma patient, CT as reference, 8 bits, pixels of about 1
-  mm; aligned by their headers.
+- three axial slices of each held-out sarcoma patient, CT (soft tissue window) as reference, 8 bits,
+  pixels of about 1 mm; aligned by their headers.
 
 End-point error in pixels over the tissue, against the known move. The fused images of the Atlas are
 judged against the *aligned* originals by the neutral ``source_wise.py``, beside the scores of
@@ -33,6 +33,7 @@ from fusion_atlas import MEASURES, OTHER, grey_values
 from PIL import Image as Picture
 from sarcoma_grids import KEYS, patients
 from scipy import ndimage
+from scipy.stats import spearmanr
 from slices import as_picture
 
 from fusion_pipeline.geometry import apply_affine
@@ -41,6 +42,7 @@ from fusion_pipeline.result import CaseResult
 
 Row = dict[str, Any]
 _TISSUE = 15  # grey values, as the judge has it
+_CT_WINDOW = (-160.0, 240.0)  # HU, of soft tissue
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def main() -> None:
                     "after": float(_end_point_error(result, b, u)[tissue].mean()),
                     "transform": found.transform,
                     "ok": found.ok,
+                    "error_mm": found.error_mm,
                     "folded": found.folded_fraction,
                     "cpu_s": seconds,
                 }
@@ -141,7 +144,6 @@ def _atlas(judge: Path, data: Path) -> Iterator[_Pair]:
 
 def _sarcoma(data: Path, cache: Path, folder: Path) -> Iterator[_Pair]:
     """Slices at a quarter, half and three quarters of what the MR shows, written as PNG."""
-    generator = torch.Generator().manual_seed(0)
     for patient in patients(data, cache, evaluation=True):
         shown = patient.body[1].any(0).any(0).nonzero()[:, 0]
         for share in (0.25, 0.5, 0.75):
@@ -149,7 +151,8 @@ def _sarcoma(data: Path, cache: Path, folder: Path) -> Iterator[_Pair]:
             names = []
             for m, key in enumerate(KEYS):
                 image, seen = patient.original[m : m + 1, ..., k], patient.valid[m : m + 1, ..., k]
-                picture = as_picture(image, seen.bool(), key, generator) * seen
+                high = float(torch.quantile(image[seen.bool()], 0.99)) if key != "ct" else 0.0
+                picture = as_picture(image, *(_CT_WINDOW if key == "ct" else (0.0, high))) * seen
                 names.append(folder / f"{patient.id}_{k}_{key}.png")
                 Picture.fromarray(picture[0].numpy().T.astype(np.uint8)).save(names[-1])
             for m, key in enumerate(KEYS[1:], start=1):
@@ -183,17 +186,22 @@ def markdown(rows: list[Row], peers: dict[str, dict[str, dict[str, float]]]) -> 
     """A table of registration, and one of fusion for each kind of pair."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
     parts = [
-        "| pair | input | n | before, px | after, px | median | worse | not ok | folded | CPU s |",
-        "|---" * 10 + "|",
+        "| pair | input | n | before, px | after, px | median | worse | estimated | rank corr. | "
+        "not ok | folded | CPU s |",
+        "|---" * 12 + "|",
     ]
     for pair in pairs:
         for what in ("misaligned", "aligned"):
             some = [r for r in rows if r["pair"] == pair and r["input"] == what]
-            before, after = (np.array([r[k] for r in some]) for k in ("before", "after"))
+            before, after, told = (
+                np.array([r[k] for r in some]) for k in ("before", "after", "error_mm")
+            )
+            doubted, folded = sum(not r["ok"] for r in some), max(r["folded"] for r in some)
+            worse = int((after > before).sum()) if what == "misaligned" else "–"
             parts.append(
                 f"| {pair} | {what} | {len(some)} | {before.mean():.2f} | {after.mean():.2f} ± "
-                f"{after.std():.2f} | {np.median(after):.2f} | {int((after > before).sum())} | "
-                f"{sum(not r['ok'] for r in some)} | {max(r['folded'] for r in some):.4f} | "
+                f"{after.std():.2f} | {np.median(after):.2f} | {worse} | {told.mean():.1f} | "
+                f"{float(spearmanr(told, after)[0]):.2f} | {doubted} | {folded:.4f} | "
                 f"{np.mean([r['cpu_s'] for r in some]):.1f} |"
             )
     for pair in [p for p in pairs if p in OTHER]:

@@ -465,6 +465,7 @@ def main() -> None:
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crops", type=int, help="a step is the mean of so many crops")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, at first")
     parser.add_argument("--start", type=Path, help="weights to begin with, where none are in --out")
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients kept to choose by")
@@ -495,7 +496,7 @@ def main() -> None:
             lambda: harmonization_step(harmonization, draws),
             kept,
             arguments.minutes,
-            crops=2,
+            crops=arguments.crops or 2,
             rate=arguments.rate,
         )
         return
@@ -514,6 +515,7 @@ def main() -> None:
         lambda: fusion_step(fusion, harmonization, draws, bf16=arguments.bf16),
         arguments.out / f"fusion_{dims}d.pt",
         arguments.minutes,
+        crops=arguments.crops or 1,
         rate=arguments.rate,
         before=load,
     )
