@@ -11,6 +11,7 @@ Data: the 20 training patients of the open soft-tissue sarcoma collection (CT, T
 
 import argparse
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -477,7 +478,8 @@ def main() -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     dims = arguments.spatial_dims
     if dims == 2:
-        kept_slices = arguments.cache / "slices.pt"
+        made_from = " ".join([*HEADS, "-", *sorted(arguments.leave_out), str(arguments.seed)])
+        kept_slices = arguments.cache / f"slices_{zlib.crc32(made_from.encode()):08x}.pt"
         if not kept_slices.exists():
             found = pool(
                 arguments.open_data, arguments.cache, HEADS, arguments.seed, arguments.leave_out

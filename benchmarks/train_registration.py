@@ -359,7 +359,7 @@ def train(options: argparse.Namespace) -> None:
     """Train until the hours are over; log a line and save every 100 steps."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    cache = options.out / "cache.pt"
+    cache = options.out / f"cache_{options.spatial_dims}d.pt"
     if not cache.exists():
         build_cache(options.data, cache, options.spatial_dims)
     network = RegistrationNet(options.spatial_dims, options.channels, radius=options.radius)

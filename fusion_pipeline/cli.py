@@ -24,7 +24,7 @@ _KEYED = re.compile(
 _RUN_HELP = "register, harmonize and fuse the images of one or many patients"
 _RUN_EPILOG = (
     "per image KEY (ct, mr_t1, ...): --transform-KEY KIND, and --mask-KEY PATH, a mask of where to "
-    "look; 2D input (PNG) needs a bundle that does not exist yet, and is refused"
+    "look; pictures (PNG, 2D NIfTI) go through the 2D bundle"
 )
 _DEMO_HELP = "run a synthetic patient with known truth"
 _TRANSFORMS = ("none", "rigid", "affine", "deformable")
@@ -85,10 +85,18 @@ def _run(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     """``fusion-pipeline demo``."""
+    from fusion_pipeline.data import InputError
     from fusion_pipeline.evaluation import recovery_table
     from fusion_pipeline.pipeline import run_demo
 
-    scores, folder = run_demo(_pipeline(args, args.spatial_dims), args.output)
+    pipeline = _pipeline(args, args.spatial_dims or 3)
+    dims = pipeline.network.registration.spatial_dims
+    if args.spatial_dims not in (None, dims):
+        raise InputError(
+            f"--spatial-dims: expected {dims}, as the bundle {args.bundle} has it, got "
+            f"{args.spatial_dims}; leave one of both out"
+        )
+    scores, folder = run_demo(pipeline, args.output)
     logger.info("%s\nreport: %s", recovery_table(scores), folder / "report.html")
     return 0
 
@@ -162,7 +170,7 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     demo = commands.add_parser("demo", help=_DEMO_HELP, allow_abbrev=False)
     demo.set_defaults(command=_demo)
     demo.add_argument(
-        "--spatial-dims", type=int, choices=(2, 3), default=3, help="2: pictures, 3: volumes"
+        "--spatial-dims", type=int, choices=(2, 3), help="2: pictures, 3: volumes (default)"
     )
     _add_common(demo)
     args = parser.parse_args(argv)

@@ -94,7 +94,7 @@ def test_pictures_of_different_size(tmp_path):
     )
     case = load_case(files)
     assert [image.shape for image in case.images.values()] == [(5, 6), (9, 8)]
-    assert case.warnings == ()
+    assert "9 x 8 pixels beside 5 x 6 of ct" in case.warnings[0]
 
 
 def test_extras_must_fit_their_images(tmp_path, paths):

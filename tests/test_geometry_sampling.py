@@ -215,3 +215,11 @@ def test_a_point_reader_has_the_slopes_of_sample(shape):
     (known,) = torch.autograd.grad((sample(image, points[None])[0].T * weights).sum(), points)
     torch.testing.assert_close(slopes, known, atol=1e-4, rtol=1e-4)
     assert bool((slopes[points[:, 0] < 0, 0] == 0).all())  # the border goes on, level
+
+
+def test_a_large_origin_costs_no_digits():
+    ramp = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 3, 3)
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[0, 0], matrix[0, 3] = 1e5, 2.3 - 1e5  # voxel 1 of the target lies at 2.3
+    read = resample(ramp, matrix, (2, 3, 3), fill=None)[0, 0, 1]
+    assert torch.allclose(read, torch.tensor(2.3), atol=1e-5)

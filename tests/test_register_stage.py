@@ -555,8 +555,9 @@ class TestSecondOpinions:
         monkeypatch.setattr(stages, "refine", lambda *given, **_: asked.append(given) or given[2])
         self.found_by_search(monkeypatch, np.eye(3))
         moving = dataclasses.replace(pair.moving, key=key)
-        stage(2)(dataclasses.replace(pair.fixed, key="mr"), moving)
-        assert bool(asked) == refined
+        for same_person in (True, False):
+            stage(2, same_person=same_person)(dataclasses.replace(pair.fixed, key="mr"), moving)
+            assert bool(asked) == refined
 
     def test_pictures_are_not_polished(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)

@@ -74,11 +74,9 @@ class Image:
     def outside(self) -> float:
         """The value outside the field of view: −1000 HU for CT, else 0.
 
-        0 as well for a CT that is not in HU, whose air is about 0.
+        0 as well for a CT that is not in HU, whose air is about 0, such as a picture.
         """
-        if self.modality != "ct" or self.spatial_dims != 3:
-            return 0.0
-        return 0.0 if is_not_in_hu(self.array) else -1000.0
+        return -1000.0 if self.modality == "ct" and not is_not_in_hu(self.array) else 0.0
 
     def with_array(self, array: Tensor, **changes: object) -> "Image":
         """The same image with other values (and other attributes where named)."""

@@ -6,6 +6,7 @@ from torch import Tensor
 from fusion_pipeline.data.checks import check_overlap
 from fusion_pipeline.data.datalist import CaseFiles
 from fusion_pipeline.data.image import Case, Image
+from fusion_pipeline.data.pictures import PICTURE_SUFFIXES
 from fusion_pipeline.data.reading import (
     read_displacement_grid,
     read_image,
@@ -15,6 +16,8 @@ from fusion_pipeline.data.reading import (
 from fusion_pipeline.data.refusals import refusal, where
 from fusion_pipeline.geometry import spacing_of
 from fusion_pipeline.geometry.affines import Matrix
+
+_UNEVEN = 1.2  # times another picture's longest side
 
 
 def load_case(files: CaseFiles) -> Case:
@@ -43,6 +46,7 @@ def load_case(files: CaseFiles) -> Case:
         _check_dims(image.spatial_dims, fixed, place)
         if key != files.reference:
             check_overlap(_grid(fixed), _grid(image), place, files.reference)
+            messages += _uneven_pictures(fixed, image, place)
     return Case(
         id=files.id,
         reference=files.reference,
@@ -62,6 +66,19 @@ def load_case(files: CaseFiles) -> Case:
 def _grid(image: Image) -> tuple[Matrix, tuple[int, ...]]:
     """Affine and shape."""
     return image.affine, image.shape
+
+
+def _uneven_pictures(fixed: Image, image: Image, place: str) -> list[str]:
+    """A word on pictures whose sizes differ: they hardly have pixels of one size, as is assumed."""
+    sides = [max(one.shape) for one in (fixed, image)]
+    pictures = all(str(one.path).lower().endswith(PICTURE_SUFFIXES) for one in (fixed, image))
+    if not pictures or max(sides) < _UNEVEN * min(sides):
+        return []
+    (a, b), (c, d) = fixed.shape, image.shape
+    return [
+        f"{place}: {c} x {d} pixels beside {a} x {b} of {fixed.key}, and a pixel of each counts as "
+        "1 mm. If both show one field of view, bring them to one pixel size, or give 2D NIfTI."
+    ]
 
 
 def _check_dims(dims: int, fixed: Image, place: str) -> None:

@@ -55,8 +55,7 @@ def read_image(path: str | Path, key: str, *, case_id: str = "") -> tuple[Image,
     raw = _read_raw(str(path), key, place)
     messages = list(raw.warnings)
     messages += check_affine(raw.affine, place) + check_shape(raw.array.shape, place)
-    in_hu = modality_of(key) == "ct" and raw.array.ndim == 3
-    in_hu = in_hu and not is_not_in_hu(torch.from_numpy(raw.array))
+    in_hu = modality_of(key) == "ct" and not is_not_in_hu(torch.from_numpy(raw.array))
     array, repaired = repair_values(raw.array, -1000.0 if in_hu else 0.0, place)
     units, guessed = _units(replace(raw, array=array), key, place)
     messages += repaired + guessed
@@ -172,8 +171,9 @@ def _read_raw(path: str, key: str, place: str) -> RawImage:
 def _units(raw: RawImage, key: str, place: str) -> tuple[str, list[str]]:
     """Units of the values, by modality where the file does not tell."""
     modality = modality_of(key)
-    if raw.array.ndim == 2:
-        return raw.units or "a.u.", []
+    if raw.array.ndim == 2:  # a picture as a rule, of which nobody expects units
+        hu = modality == "ct" and not is_not_in_hu(torch.as_tensor(raw.array))
+        return raw.units or ("HU" if hu else "a.u."), []
     if modality == "ct":
         low, high = float(raw.array.min()), float(raw.array.max())
         note = f"{place}: values from {low:g} to {high:g} do not look like HU (air is -1000)."

@@ -257,10 +257,12 @@ class Register:
         # a picture's pixels are far finer than what an emission image resolves: descriptors on them
         # are noise, and the network alone ends nearer (`docs/decisions/0023`)
         refines = self.refine_steps > 0 and not (pair.lattice.dims == 2 and emission(*images))
-        refined = self._refined(pair, velocity, _STIFF) if refines else velocity
+        if not refines:
+            return predicted if gate.lets(predicted, pair.undeformed) else pair.undeformed
+        refined = self._refined(pair, velocity, _STIFF)
         if not self.same_person:
             return self._softest(pair, refined, gate)
-        stiff = pair.trial(refined) if refines else predicted
+        stiff = pair.trial(refined)
         best = pair.undeformed
         for trial in (predicted, stiff):
             if trial.similarity["mind"] < best.similarity["mind"] and gate.lets(
@@ -268,8 +270,6 @@ class Register:
             ):
                 best = trial
         kept = best.ddf is not None
-        if not refines:
-            return best
         if not kept and not WORTH_A_TRIAL.lets(stiff, pair.undeformed):
             return best
         if (with_ct or not kept) and not stiff.error_mm <= CLEAR_MM:

@@ -8,6 +8,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from fusion_pipeline.data import CaseFiles, InputError, one_line_refusals, read_datalist
+from fusion_pipeline.pipeline import spatial_dims_of_cases
 from fusion_pipeline.training.samples import CaseSamples, PaintedSamples, Sample, collate
 
 _VALIDATION_SEED = 1_000_000
@@ -69,6 +70,13 @@ class MultimodalData(pl.LightningDataModule):
             if datalist is None
             else read_datalist(datalist, "validation", may_be_empty=validation_samples > 0)
         )
+        cases = [*self.training, *self.validation]
+        if cases and spatial_dims_of_cases(cases) != len(self.shape):
+            raise InputError(
+                f"datalist {datalist}: expected {len(self.shape)}D cases, as the shape "
+                f"{list(self.shape)} of a sample, got {spatial_dims_of_cases(cases)}D; use the "
+                "bundle of their dimension"
+            )
         if not (samples_per_epoch or self.training) or not (validation_samples or self.validation):
             raise InputError(
                 "training: expected samples to train on and to validate with, got none; raise "
