@@ -217,7 +217,7 @@ def test_a_point_reader_has_the_slopes_of_sample(shape):
     assert bool((slopes[points[:, 0] < 0, 0] == 0).all())  # the border goes on, level
 
 
-def test_a_large_origin_costs_no_digits():
+def test_what_the_axes_add_is_summed_in_the_matrix_own_type():
     ramp = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 3, 3)
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[0, 0], matrix[0, 3] = 1e5, 2.3 - 1e5  # voxel 1 of the target lies at 2.3
