@@ -3,7 +3,8 @@ r"""The 2D bundle on pictures that it has never seen: registration and fusion.
     python benchmarks/slices_atlas.py --judge ../shared/bench --out docs/figures
 
 Two kinds of pairs, each as it is and after a known move of the second image (``misalign.py``: up to
-5°, 10 pixels and 8 pixels elastic), through the whole pipeline:
+5°, 10 pixels and 8 pixels elastic), through the whole pipeline; those of the Atlas also without
+registration (``none``), which shows what harmonization and fusion do alone:
 
 - the 72 of ``fusion_pairs_open.json`` in ``--judge``, slices of the Harvard Whole Brain Atlas (for
   evaluation only), MR as reference; aligned to about 2 pixels only;
@@ -102,10 +103,17 @@ def main() -> None:
             move = field(pair.seed, picture.shape[:2])
             moved = Path(folder) / "moved.png"
             Picture.fromarray(warp(picture, move)).save(moved)
-            for what, path in (("aligned", pair.moving), ("misaligned", moved)):
+            for what, path, transform in (
+                ("aligned, left there", pair.moving, "none"),
+                ("aligned", pair.moving, "deformable"),
+                ("misaligned", moved, "deformable"),
+            ):
+                if transform == "none" and not pair.judged:
+                    continue
                 begun = time.process_time()
                 a, b = pair.keys
-                result = pipeline({"id": "a", "reference": a, a: str(pair.fixed), b: str(path)})
+                files = {a: str(pair.fixed), b: str(path)}
+                result = pipeline({"id": "a", "reference": a, f"{b}_transform": transform, **files})
                 seconds = time.process_time() - begun
                 found = result.registrations[b]
                 u = move if what == "misaligned" else np.zeros_like(move)
@@ -207,7 +215,7 @@ def markdown(rows: list[Row], peers: dict[str, dict[str, dict[str, float]]]) -> 
     for pair in [p for p in pairs if p in OTHER]:
         parts += ["", f"**{pair}**", "", f"| | {' | '.join(MEASURES)} |"]
         parts.append("|---" * (len(MEASURES) + 1) + "|")
-        for what in ("aligned", "misaligned"):
+        for what in ("aligned, left there", "aligned", "misaligned"):
             some = [r for r in rows if r["pair"] == pair and r["input"] == what]
             parts.append(line(f"ours, {what} input", some, MEASURES))
         for name, found in peers.items():
