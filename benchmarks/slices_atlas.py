@@ -1,6 +1,6 @@
 r"""The 2D bundle on pictures that it has never seen: registration and fusion.
 
-    python benchmarks/slices_atlas.py --judge ../shared/bench --out docs/figures
+    python benchmarks/slices_atlas.py --judge ../shared/bench --out out/slices
 
 Two kinds of pairs, each as it is and after a known move of the second image (``misalign.py``: up to
 5°, 10 pixels and 8 pixels elastic), through the whole pipeline; those of the Atlas also without
