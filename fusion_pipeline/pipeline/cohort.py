@@ -79,8 +79,12 @@ def case_dataset(
     return read_datalist(Path(dataset_dir) / datalist)
 
 
-def spatial_dims_of_cases(cases: Sequence[CaseFiles]) -> int:
+def spatial_dims_of_cases(cases: Sequence[CaseFiles], unread: int = 3) -> int:
     """2 or 3, by the headers of the references; a file that cannot be read counts for nothing yet.
+
+    Args:
+        cases: their files.
+        unread: what is said where none can be read.
 
     Raises:
         InputError: some cases are 2D and others 3D.
@@ -94,7 +98,7 @@ def spatial_dims_of_cases(cases: Sequence[CaseFiles]) -> int:
             f"datalist: expected cases that are all 2D or all 3D, got {dims[2]!r} in 2D and "
             f"{dims[3]!r} in 3D; split the datalist"
         )
-    return next(iter(dims), 3)
+    return next(iter(dims), unread)
 
 
 class Cohort:

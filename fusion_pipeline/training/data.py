@@ -70,12 +70,12 @@ class MultimodalData(pl.LightningDataModule):
             if datalist is None
             else read_datalist(datalist, "validation", may_be_empty=validation_samples > 0)
         )
-        cases = [*self.training, *self.validation]
-        if cases and spatial_dims_of_cases(cases) != len(self.shape):
+        wanted = len(self.shape)
+        given = spatial_dims_of_cases([*self.training, *self.validation], unread=wanted)
+        if given != wanted:
             raise InputError(
-                f"datalist {datalist}: expected {len(self.shape)}D cases, as the shape "
-                f"{list(self.shape)} of a sample, got {spatial_dims_of_cases(cases)}D; use the "
-                "bundle of their dimension"
+                f"datalist {datalist}: expected {wanted}D cases, as the shape {list(self.shape)} "
+                f"of a sample, got {given}D; use the bundle of their dimension"
             )
         if not (samples_per_epoch or self.training) or not (validation_samples or self.validation):
             raise InputError(
