@@ -40,7 +40,7 @@ _TISSUES: dict[Tissue, tuple[int, ...]] = {
 
 
 def painted_head(path: Path, key: str, contrast: Contrast, *, halved: bool = True) -> Image:
-    """A head of a label map at 2 mm, as a scanner would show it.
+    """A head of a label map at 2 mm, or at its own 1 mm, as a scanner would show it.
 
     Args:
         path: of the label map, 1 mm.

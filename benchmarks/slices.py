@@ -31,13 +31,13 @@ def pool(
         open_data: the folder of ``datalist.json``.
         cache: folder for what was resampled.
         heads: numbers of the label maps to paint.
-        seed: of windows and tone curves.
+        seed: of which slices become pictures, and of their windows.
         left_out: patients kept to choose by.
     """
     generator = torch.Generator().manual_seed(seed)
     out = []
     for images, valid in _slices(open_data, cache, heads, left_out):
-        picture = _chance(generator, 0.5)
+        picture = float(torch.rand((), generator=generator)) < 0.5
         parts = []
         for m, key in enumerate(KEYS):
             image, seen = images[m : m + 1], valid[m : m + 1]
@@ -98,7 +98,3 @@ def _slices(
             image = whole.select(axis, k)
             if float((image[1] > 0.2 * float(whole[1].max())).sum()) > _LEAST_PIXELS:
                 yield image, torch.ones_like(image, dtype=torch.bool)
-
-
-def _chance(generator: torch.Generator, probability: float) -> bool:
-    return float(torch.rand((), generator=generator)) < probability

@@ -533,6 +533,8 @@ class TestSecondOpinions:
         monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
         monkeypatch.setattr(stages.Register, "_deformed", lambda _, start, __: start.undeformed)
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
+        seen = property(lambda trial: trial.moved.shown.image)
+        monkeypatch.setattr(Trial, "error_map_mm", seen)  # tells on what it was estimated
         found = stage(3)(fixed, moving, transform=transform)
         np.testing.assert_array_equal(found.moving_from_fixed, fine if placed_anew else rough)
         assert ("polished_mm" in found.details) == placed_anew
@@ -545,6 +547,7 @@ class TestSecondOpinions:
             monkeypatch.setattr(stages, "_can_be_polished", lambda *_: False)
             there = stage(3)(fixed, moving, transform=transform)
             assert found.similarity_after == pytest.approx(there.similarity_after, abs=1e-6)
+            assert not torch.equal(found.error_map_mm, there.error_map_mm)  # not made anew
 
     @pytest.mark.parametrize(
         ("key", "refined"), [("pet", False), ("spect", False), ("mr_t2", True), ("ct", True)]
