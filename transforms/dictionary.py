@@ -1,18 +1,27 @@
 """The transforms for dictionaries of images: each key goes through the array transform.
 
-Where a transform can use a mask, it reads ``<key>_<mask_postfix>`` if that is there. Spacings come
-from the image where it is a MetaTensor, else from ``spacing``.
+``modality=None`` asks each image's ``meta["modality"]``, so that one transform serves images of
+different modality. The body of ``image`` stands under ``image_body``, its field of view under
+``image_field_of_view``; what can be measured inside a mask is measured there, where present.
+Spacings come from the image where it is a MetaTensor, else from ``spacing``.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import MapTransform
-from monai.utils import ensure_tuple_rep
+from monai.utils import TransformBackends, ensure_tuple, ensure_tuple_rep
 
-from fusion_pipeline.transforms.denoise import Denoise
+from fusion_pipeline.transforms.arrays import (
+    ImageLike,
+    check_same_lattice,
+    like,
+    plain,
+    plain_mask,
+)
+from fusion_pipeline.transforms.denoising import Denoise
 from fusion_pipeline.transforms.intensity import (
     ClipHU,
     NormalizeModality,
@@ -22,19 +31,95 @@ from fusion_pipeline.transforms.intensity import (
 from fusion_pipeline.transforms.masks import BodyMask, FieldOfView
 
 Data = dict[Hashable, Any]
+Modalities = str | Sequence[str] | None
 
 
-def _spacing(image: Any, spacing: Sequence[float] | None) -> Sequence[float]:  # noqa: ANN401
-    """The spacing asked for, or the image's own."""
-    if spacing is not None:
-        return spacing
-    if isinstance(image, MetaTensor):
-        return [float(size) for size in image.pixdim]
-    raise ValueError("expected a MetaTensor or a spacing, got an image that does not know its own")
+class _EachKey(MapTransform):
+    """The loop that all share: the image of each key goes through its array transform.
+
+    What comes out takes the image's place, or is put under ``<key>_<postfix>`` beside it.
+    """
+
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        allow_missing_keys: bool,
+        transform: Callable[..., Any] | Sequence[Callable[..., Any]],
+        postfix: str | None = None,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transforms = ensure_tuple_rep(transform, len(self.keys))
+        self.postfix = postfix
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Transform the image of each key.
+
+        Args:
+            data: images ``(C, *S)`` by key; other entries are passed on.
+
+        Returns:
+            A new dictionary; ``data`` is not changed.
+        """
+        out = dict(data)
+        for key, transform in self.key_iterator(out, self.transforms):
+            target = key if self.postfix is None else f"{key}_{self.postfix}"
+            out[target] = transform(out[key], *self._arguments(out, key))
+        return out
+
+    def _arguments(self, data: Data, key: Hashable) -> tuple[Any, ...]:
+        """What the array transform is given beside the image."""
+        return ()
 
 
-class ClipHUd(MapTransform):
-    """`ClipHU` for dictionaries.
+class _WithSpacing(_EachKey):
+    """Transforms that need the voxel size."""
+
+    spacing: Sequence[float] | None
+
+    def _arguments(self, data: Data, key: Hashable) -> tuple[Any, ...]:
+        return (self.spacing,)
+
+
+class _InMask(_EachKey, InvertibleTransform):
+    """Scalings that are measured inside the body within the field of view, and can be undone."""
+
+    mask_postfix: str
+    field_of_view_postfix: str
+
+    def _arguments(self, data: Data, key: Hashable) -> tuple[Any, ...]:
+        body = data.get(f"{key}_{self.mask_postfix}")
+        field_of_view = data.get(f"{key}_{self.field_of_view_postfix}")
+        return (_inside(body, field_of_view),)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> Data:
+        """Each key's values in their own units; the clipped ones come back at their limit.
+
+        Args:
+            data: MetaTensors ``(C, *S)`` by key that this transform made, or what became of them.
+
+        Returns:
+            A new dictionary.
+        """
+        out = dict(data)
+        for key, transform in self.key_iterator(out, self.transforms):
+            out[key] = transform.inverse(out[key])
+        return out
+
+
+def _inside(body: ImageLike | None, field_of_view: ImageLike | None) -> ImageLike | None:
+    """The body within the field of view; all of the field of view if that is empty."""
+    if body is None or field_of_view is None:
+        return field_of_view if body is None else body
+    check_same_lattice(field_of_view, body)
+    field = plain(field_of_view)
+    inside = plain_mask(body, field) & (field > 0.5)
+    return like(inside, field_of_view) if bool(inside.any()) else field_of_view
+
+
+class ClipHUd(_EachKey):
+    """`ClipHU` for dictionaries. Not invertible: what was clipped is lost.
 
     Args:
         keys: images.
@@ -50,25 +135,18 @@ class ClipHUd(MapTransform):
         upper: float = 700.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = ClipHU(lower, upper)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Transform each key."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = self.transform(out[key])
-        return out
+        super().__init__(keys, allow_missing_keys, ClipHU(lower, upper))
 
 
-class RobustZScored(MapTransform):
-    """`RobustZScore` for dictionaries.
+class RobustZScored(_InMask):
+    """`RobustZScore` for dictionaries, inside the body within the field of view.
 
     Args:
         keys: images.
         lower: percentile.
         upper: percentile.
-        mask_postfix: the mask of ``ct`` is ``ct_<mask_postfix>``, where present.
+        mask_postfix: the body of ``ct`` is ``ct_<mask_postfix>``, where present.
+        field_of_view_postfix: its field of view is ``ct_<field_of_view_postfix>``, where present.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
@@ -77,28 +155,23 @@ class RobustZScored(MapTransform):
         keys: KeysCollection,
         lower: float = 1.0,
         upper: float = 99.0,
-        mask_postfix: str = "mask",
+        mask_postfix: str = "body",
+        field_of_view_postfix: str = "field_of_view",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = RobustZScore(lower, upper)
+        super().__init__(keys, allow_missing_keys, RobustZScore(lower, upper))
         self.mask_postfix = mask_postfix
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Transform each key."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = self.transform(out[key], out.get(f"{key}_{self.mask_postfix}"))
-        return out
+        self.field_of_view_postfix = field_of_view_postfix
 
 
-class ScaleEmissiond(MapTransform):
-    """`ScaleEmission` for dictionaries.
+class ScaleEmissiond(_InMask):
+    """`ScaleEmission` for dictionaries, inside the body within the field of view.
 
     Args:
         keys: images.
         upper: percentile.
-        mask_postfix: the mask of ``pet`` is ``pet_<mask_postfix>``, where present.
+        mask_postfix: the body of ``pet`` is ``pet_<mask_postfix>``, where present.
+        field_of_view_postfix: its field of view is ``pet_<field_of_view_postfix>``, where present.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
@@ -106,137 +179,118 @@ class ScaleEmissiond(MapTransform):
         self,
         keys: KeysCollection,
         upper: float = 99.9,
-        mask_postfix: str = "mask",
+        mask_postfix: str = "body",
+        field_of_view_postfix: str = "field_of_view",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = ScaleEmission(upper)
+        super().__init__(keys, allow_missing_keys, ScaleEmission(upper))
         self.mask_postfix = mask_postfix
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Transform each key."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = self.transform(out[key], out.get(f"{key}_{self.mask_postfix}"))
-        return out
+        self.field_of_view_postfix = field_of_view_postfix
 
 
-class NormalizeModalityd(MapTransform):
-    """`NormalizeModality` for dictionaries.
+class NormalizeModalityd(_InMask):
+    """`NormalizeModality` for dictionaries, inside the body within the field of view.
+
+    Where the body has no voxel in the field of view, all of the field of view counts.
 
     Args:
         keys: images.
-        modality: one for all keys, or one for each.
-        mask_postfix: the mask of ``ct`` is ``ct_<mask_postfix>``, where present.
+        modality: one for all keys, or one for each; the image's ``meta["modality"]`` if None.
+        mask_postfix: the body of ``ct`` is ``ct_<mask_postfix>``, where present.
+        field_of_view_postfix: its field of view is ``ct_<field_of_view_postfix>``, where present.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
-        modality: str | Sequence[str],
-        mask_postfix: str = "mask",
+        modality: Modalities = None,
+        mask_postfix: str = "body",
+        field_of_view_postfix: str = "field_of_view",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transforms = [NormalizeModality(m) for m in ensure_tuple_rep(modality, len(self.keys))]
+        transforms = [NormalizeModality(m) for m in _per_key(modality, keys)]
+        super().__init__(keys, allow_missing_keys, transforms)
         self.mask_postfix = mask_postfix
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Transform each key."""
-        out = dict(data)
-        for key, transform in self.key_iterator(out, self.transforms):
-            out[key] = transform(out[key], out.get(f"{key}_{self.mask_postfix}"))
-        return out
+        self.field_of_view_postfix = field_of_view_postfix
 
 
-class BodyMaskd(MapTransform):
-    """`BodyMask` for dictionaries; the mask of ``ct`` is put at ``ct_<mask_postfix>``.
+class BodyMaskd(_WithSpacing):
+    """`BodyMask` for dictionaries; the body of ``ct`` is put at ``ct_<mask_postfix>``.
 
     Args:
         keys: images.
-        modality: one for all keys, or one for each.
-        spacing: mm; the images' own where None.
+        modality: one for all keys, or one for each; the image's ``meta["modality"]`` if None.
         mask_postfix: what is appended to a key.
+        spacing: mm; the images' own where None, if they are MetaTensors.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
-        modality: str | Sequence[str],
+        modality: Modalities = None,
+        mask_postfix: str = "body",
         spacing: Sequence[float] | None = None,
-        mask_postfix: str = "mask",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transforms = [BodyMask(m) for m in ensure_tuple_rep(modality, len(self.keys))]
+        transforms = [BodyMask(m) for m in _per_key(modality, keys)]
+        super().__init__(keys, allow_missing_keys, transforms, mask_postfix)
         self.spacing = spacing
-        self.mask_postfix = mask_postfix
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Add a mask for each key."""
-        out = dict(data)
-        for key, transform in self.key_iterator(out, self.transforms):
-            spacing = _spacing(out[key], self.spacing)
-            out[f"{key}_{self.mask_postfix}"] = transform(out[key], spacing)
-        return out
 
 
-class FieldOfViewd(MapTransform):
-    """`FieldOfView` for dictionaries; that of ``ct`` is put at ``ct_<valid_postfix>``.
+class FieldOfViewd(_EachKey):
+    """`FieldOfView` for dictionaries; that of ``ct`` is put at ``ct_<postfix>``.
 
     Args:
         keys: images.
-        valid_postfix: what is appended to a key.
+        postfix: what is appended to a key.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
-        valid_postfix: str = "valid",
+        postfix: str = "field_of_view",
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = FieldOfView()
-        self.valid_postfix = valid_postfix
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Add a field of view for each key."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[f"{key}_{self.valid_postfix}"] = self.transform(out[key])
-        return out
+        super().__init__(keys, allow_missing_keys, FieldOfView(), postfix)
 
 
-class Denoised(MapTransform):
+class Denoised(_WithSpacing):
     """`Denoise` for dictionaries.
 
     Args:
         keys: images.
-        modality: one for all keys, or one for each.
+        modality: one for all keys, or one for each; the image's ``meta["modality"]`` if None.
         iterations: see `Denoise`.
-        spacing: mm; the images' own where None.
+        spacing: mm; the images' own where None, if they are MetaTensors.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
-        modality: str | Sequence[str],
+        modality: Modalities = None,
         iterations: int = 3,
         spacing: Sequence[float] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        modalities = ensure_tuple_rep(modality, len(self.keys))
-        self.transforms = [Denoise(m, iterations) for m in modalities]
+        transforms = [Denoise(m, iterations) for m in _per_key(modality, keys)]
+        super().__init__(keys, allow_missing_keys, transforms)
         self.spacing = spacing
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Transform each key."""
-        out = dict(data)
-        for key, transform in self.key_iterator(out, self.transforms):
-            out[key] = transform(out[key], _spacing(out[key], self.spacing))
-        return out
+
+def _per_key(modality: Modalities, keys: KeysCollection) -> tuple[str | None, ...]:
+    """One modality for each key."""
+    return tuple(ensure_tuple_rep(modality, len(ensure_tuple(keys))))
+
+
+# MONAI's other names of a dictionary transform
+ClipHUD = ClipHUDict = ClipHUd
+RobustZScoreD = RobustZScoreDict = RobustZScored
+ScaleEmissionD = ScaleEmissionDict = ScaleEmissiond
+NormalizeModalityD = NormalizeModalityDict = NormalizeModalityd
+BodyMaskD = BodyMaskDict = BodyMaskd
+FieldOfViewD = FieldOfViewDict = FieldOfViewd
+DenoiseD = DenoiseDict = Denoised

@@ -1,40 +1,36 @@
 """Bring CT, MR and emission images to the scale that the networks read."""
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
 
 import torch
+from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import Transform
+from monai.utils import TraceKeys, TransformBackends
 from torch import Tensor
 
-from fusion_pipeline.transforms.arrays import ImageLike, plain, plain_mask
-
-Modality = Literal["ct", "mr", "pet", "spect"]
-_MODALITIES = ("ct", "mr", "pet", "spect")
-# Order statistics of this many voxels are as good as those of all, and torch.quantile has a limit.
-_QUANTILE_VOXELS = 1_000_000
-
-
-def checked_modality(modality: str) -> Modality:
-    """``modality`` itself, if it is one.
-
-    Raises:
-        ValueError: it is not.
-    """
-    for known in _MODALITIES:
-        if modality == known:
-            return known  # type: ignore[return-value]
-    raise ValueError(f"expected a modality of {', '.join(_MODALITIES)}, got {modality!r}")
-
-
-def percentiles(values: Tensor, *percents: float) -> list[float]:
-    """Percentiles of a flat tensor, of an evenly spaced part of it where it is very long."""
-    step = max(1, values.numel() // _QUANTILE_VOXELS)
-    at = torch.tensor(percents, dtype=torch.float32) / 100
-    return [float(v) for v in torch.quantile(values[::step].cpu(), at)]
+from fusion_pipeline.transforms.arrays import (
+    NO_UNIT,
+    ImageLike,
+    check_same_lattice,
+    like,
+    plain,
+)
+from fusion_pipeline.transforms.modality import checked_modality, modality_of, units_of
+from fusion_pipeline.transforms.scaling import (
+    Scaling,
+    clip_hu,
+    compressed,
+    normalized,
+    z_scored,
+)
 
 
 class ClipHU(Transform):
     """Clip Hounsfield units to a window that keeps fat, soft tissue and bone apart.
+
+    Not invertible: what was clipped is lost.
 
     Args:
         lower: HU; all air becomes this.
@@ -43,6 +39,8 @@ class ClipHU(Transform):
     >>> ClipHU()(torch.tensor([[-1000.0, 40.0, 3000.0]])).tolist()
     [[-300.0, 40.0, 700.0]]
     """
+
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH]
 
     def __init__(self, lower: float = -300.0, upper: float = 700.0) -> None:
         if not lower < upper:
@@ -57,13 +55,49 @@ class ClipHU(Transform):
             img: ``(C, *S)`` HU.
 
         Returns:
-            ``(C, *S)`` float32.
+            ``(C, *S)`` float32, a MetaTensor if ``img`` is one.
         """
-        return plain(img).clamp(self.lower, self.upper)
+        return like(clip_hu(plain(img), self.lower, self.upper), img)
 
 
-class RobustZScore(Transform):
+class _InvertibleScaling(InvertibleTransform):
+    """What the scalings share: how each channel was scaled stands in ``applied_operations``."""
+
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH]
+
+    def _traced(self, out: Tensor, img: ImageLike, scalings: Sequence[Scaling]) -> Tensor:
+        """``out`` like ``img``, with what the inverse needs."""
+        # names and lists of floats only, so that MONAI can collate and decollate them
+        extra: dict[str, Any] = {
+            field.name: [getattr(scaling, field.name) for scaling in scalings]
+            for field in fields(Scaling)
+        }
+        units = units_of(img)
+        if units is not None:
+            extra["units"] = units
+        return self.push_transform(like(out, img, NO_UNIT), extra_info=extra)
+
+    def inverse(self, data: Tensor) -> Tensor:
+        """The values in their own units; those that were clipped come back at the limit.
+
+        Args:
+            data: the MetaTensor ``(C, *S)`` that this transform made, or what became of it.
+
+        Returns:
+            ``(C, *S)`` float32 MetaTensor, ``applied_operations`` shorter by this transform.
+        """
+        extra = dict(self.pop_transform(data)[TraceKeys.EXTRA_INFO])
+        units = extra.pop("units", None)
+        columns = [extra[field.name] for field in fields(Scaling)]
+        scalings = [Scaling(*row) for row in zip(*columns, strict=True)]
+        pairs = zip(plain(data), scalings, strict=True)
+        return like(torch.stack([s.restored(channel) for channel, s in pairs]), data, units)
+
+
+class RobustZScore(_InvertibleScaling):
     """Clip to percentiles, then ``(x − mean) / std``, both measured inside a mask.
+
+    Invertible: `inverse` gives the values back, the clipped ones at their percentile.
 
     Args:
         lower: percentile of the values inside the mask where clipping begins.
@@ -86,30 +120,20 @@ class RobustZScore(Transform):
             mask: ``(1, *S)``; without it, or where it is empty, the whole image counts.
 
         Returns:
-            ``(C, *S)`` float32; zeros where a channel is constant. Outside the mask the values are
-            clipped as well, so that air lies at the low end.
+            ``(C, *S)`` float32, a MetaTensor if ``img`` is one; zeros where a channel is constant.
+            Outside the mask the values are clipped as well, so that air lies at the low end.
         """
-        image = plain(img)
-        where = plain_mask(mask, image)
-        return torch.stack([self._scaled(channel, where[0]) for channel in image])
-
-    def _scaled(self, channel: Tensor, where: Tensor) -> Tensor:
-        inside = channel[where]
-        low, high = percentiles(inside, self.lower, self.upper)
-        if not high > low:  # fewer than one percent of the voxels differ: keep them
-            low, high = float(inside.min()), float(inside.max())
-        clipped = inside.clamp(low, high)
-        std = float(clipped.std(correction=0))
-        if std <= 1e-6 * max(abs(low), abs(high)):  # values may be as small as an ADC in m²/s
-            return torch.zeros_like(channel)
-        return (channel.clamp(low, high) - float(clipped.mean())) / std
+        check_same_lattice(img, mask)
+        out, scalings = z_scored(plain(img), mask, self.lower, self.upper)
+        return self._traced(out, img, scalings)
 
 
-class ScaleEmission(Transform):
+class ScaleEmission(_InvertibleScaling):
     """Compress PET or SPECT: ``asinh(x / s)``, with s the median uptake inside the mask.
 
     Linear below the median, logarithmic above it: a lesion of SUV 20 does not flatten the body, and
-    the result does not depend on the unit (SUV, Bq/ml, counts).
+    the result does not depend on the unit (SUV, Bq/ml, counts). Invertible: `inverse` gives the
+    uptake back, capped values at the cap and negative ones at 0.
 
     Args:
         upper: percentile of the values inside the mask where they are capped.
@@ -128,50 +152,40 @@ class ScaleEmission(Transform):
             mask: ``(1, *S)``; without it, or where it is empty, the whole image counts.
 
         Returns:
-            ``(C, *S)`` float32, ≥ 0.
+            ``(C, *S)`` float32, ≥ 0, a MetaTensor if ``img`` is one.
         """
-        image = plain(img).clamp_min(0)
-        where = plain_mask(mask, image).expand_as(image)
-        positive = image[where & (image > 0)]
-        if positive.numel() == 0:
-            return torch.zeros_like(image)
-        median, cap = percentiles(positive, 50.0, self.upper)
-        return torch.asinh(image.clamp_max(cap) / median)
+        check_same_lattice(img, mask)
+        out, scaling = compressed(plain(img), mask, self.upper)
+        return self._traced(out, img, [scaling] * len(out))
 
 
-class NormalizeModality(Transform):
+class NormalizeModality(_InvertibleScaling):
     """What a network reads: scaled as its modality needs it, z-scored in the mask, clipped to ±4.
 
-    CT is windowed (`ClipHU`); a CT without negative values is a picture, not HU, and scaled like
-    MR, by `RobustZScore`; PET and SPECT are compressed by `ScaleEmission` first.
+    CT in HU is windowed (`ClipHU`); a CT that is not in HU is a picture, and scaled like MR, by
+    `RobustZScore`; PET and SPECT are compressed by `ScaleEmission` first. Invertible: `inverse`
+    gives the values in their own units, the clipped ones at their limit.
 
     Args:
-        modality: ``ct``, ``mr``, ``pet`` or ``spect``.
+        modality: ``ct``, ``mr``, ``pet`` or ``spect``; the image's ``meta["modality"]`` if None.
     """
 
-    def __init__(self, modality: str) -> None:
-        self.modality = checked_modality(modality)
-        self._window = ClipHU()
-        self._compress = ScaleEmission()
-        # the window has cut a CT's tails already, the compression an emission image's
-        self._whole = RobustZScore(0.0, 100.0)
-        self._robust = RobustZScore()
+    def __init__(self, modality: str | None = None) -> None:
+        self.modality = None if modality is None else checked_modality(modality)
 
     def __call__(self, img: ImageLike, mask: ImageLike | None = None) -> Tensor:
         """Normalize.
 
         Args:
-            img: ``(1, *S)``, HU for a CT volume, else any unit.
+            img: ``(1, *S)``, HU for a CT volume, else any unit. ``meta["units"]`` says whether a
+                CT is in HU; without it, a CT with negative values is.
             mask: ``(1, *S)`` the body (see `BodyMask`) within the field of view.
 
         Returns:
-            ``(1, *S)`` float32 within [-4, 4], mean 0 and deviation 1 in the mask.
+            ``(1, *S)`` float32 within [-4, 4], mean 0 and deviation 1 in the mask; a MetaTensor if
+            ``img`` is one.
         """
-        image = plain(img)
-        if self.modality in ("pet", "spect"):
-            out = self._whole(self._compress(image, mask), mask)
-        elif self.modality == "ct" and float(image.min()) < 0:
-            out = self._whole(self._window(image), mask)
-        else:
-            out = self._robust(image, mask)
-        return out.clamp(-4.0, 4.0)
+        check_same_lattice(img, mask)
+        modality = modality_of(img, self.modality)
+        out, scalings = normalized(plain(img), modality, mask, units=units_of(img))
+        return self._traced(out, img, scalings)

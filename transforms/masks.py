@@ -1,19 +1,35 @@
 """Where the body is, and where the image is padding."""
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from monai.transforms.transform import Transform
+from monai.utils import TransformBackends
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 from skimage.filters import threshold_multiotsu
 from torch import Tensor
 
-from fusion_pipeline.transforms.arrays import ImageLike, plain, spacing_per_axis
-from fusion_pipeline.transforms.intensity import checked_modality
+from fusion_pipeline.transforms.arrays import (
+    NO_UNIT,
+    ImageLike,
+    like,
+    plain,
+    spacing_of_image,
+    spacing_per_axis,
+)
+from fusion_pipeline.transforms.modality import (
+    EMISSION,
+    Modality,
+    checked_modality,
+    is_in_hu,
+    modality_of,
+    units_of,
+)
 
 Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float32]
@@ -31,42 +47,95 @@ class BodyMask(Transform):
     """The body: one or several solid parts (two legs), cavities filled, table and air left out.
 
     CT is cut at a fixed HU; other images between the two clusters of their compressed, smoothed
-    values. The work is done at about 2.5 mm, so a large volume costs little.
+    values. The work is done at about 2.5 mm, so a large volume costs little. Not invertible.
 
     Args:
-        modality: ``ct``, ``mr``, ``pet`` or ``spect``.
+        modality: ``ct``, ``mr``, ``pet`` or ``spect``; the image's ``meta["modality"]`` if None.
     """
 
-    def __init__(self, modality: str) -> None:
-        self.modality = checked_modality(modality)
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.NUMPY]
 
-    def __call__(self, img: ImageLike, spacing: Sequence[float]) -> Tensor:
+    def __init__(self, modality: str | None = None) -> None:
+        self.modality = None if modality is None else checked_modality(modality)
+
+    def __call__(self, img: ImageLike, spacing: Sequence[float] | None = None) -> Tensor:
         """Find the body.
 
         Args:
-            img: ``(1, *S)`` in the image's own units.
-            spacing: voxel size along each axis in mm.
+            img: ``(1, *S)`` in the image's own units. ``meta["units"]`` says whether a CT is in
+                HU; without it, a CT with negative values is.
+            spacing: voxel size along each axis in mm, that of a MetaTensor's affine if None.
 
         Returns:
-            ``(1, *S)`` bool; all True where no body can be told from air.
+            ``(1, *S)`` bool, a MetaTensor if ``img`` is one; all True where no body can be told
+            from air.
         """
-        image = plain(img)
-        sizes = spacing_per_axis(spacing, image)
-        factors = [_factor(n, s) for n, s in zip(image.shape[1:], sizes, strict=True)]
-        small, small_spacing = _reduced(image, factors), np.asarray(sizes) * factors
-        body = self._body(small, small_spacing)
-        if not body.any():
-            return torch.ones_like(image[:1], dtype=torch.bool)
-        return torch.from_numpy(_enlarged(body, factors, image.shape[1:]))[None]
+        sizes, modality = spacing_of_image(img, spacing), modality_of(img, self.modality)
+        found = body_mask(plain(img), sizes, modality, units=units_of(img))
+        return like(found, img, NO_UNIT)
 
-    def _body(self, image: Float, spacing: npt.NDArray[np.float64]) -> Bool:
-        """The mask on the small lattice."""
-        raw = _above_air(image, spacing, self.modality)
-        # a table is thin: opening takes it off; an emission image has none, and is blurred anyway
-        radius = 5.0 if self.modality == "ct" else 2.5
-        parts = _large_parts(_opened(raw, spacing, radius))
-        solid = _filled(_closed(parts, spacing, 5.0))
-        return _large_parts(solid)
+
+class FieldOfView(Transform):
+    """Where an image is data: False in the padding that resampling or a scanner put around it.
+
+    Padding is a constant value that touches the lattice border and ends on planes (a turned or
+    shifted box). Air that was masked to a constant ends on the skin, and stays True; so does noisy
+    air. Not invertible.
+    """
+
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.NUMPY]
+
+    def __call__(self, img: ImageLike) -> Tensor:
+        """Find the field of view.
+
+        Args:
+            img: ``(1, *S)`` in any unit.
+
+        Returns:
+            ``(1, *S)`` bool, a MetaTensor if ``img`` is one; all True where there is no padding.
+        """
+        return like(field_of_view(plain(img)), img, NO_UNIT)
+
+
+def body_mask(
+    image: Tensor, spacing: Sequence[float], modality: str, *, units: str | None = None
+) -> Tensor:
+    """Find the body; see `BodyMask`.
+
+    Args:
+        image: ``(1, *S)`` float32.
+        spacing: voxel size along each axis in mm.
+        modality: ``ct``, ``mr``, ``pet`` or ``spect``.
+        units: of the image; see `is_in_hu` where None.
+
+    Returns:
+        ``(1, *S)`` bool on the image's device; all True where no body can be told from air.
+    """
+    sizes, checked = spacing_per_axis(spacing, image), checked_modality(modality)
+    factors = [_factor(n, s) for n, s in zip(image.shape[1:], sizes, strict=True)]
+    small, small_spacing = _reduced(image, factors), np.asarray(sizes) * factors
+    raw = _above_air(small, small_spacing, checked, units)
+    # a table is thin: opening takes it off; an emission image has none, and is blurred anyway
+    radius = 5.0 if checked == "ct" else 2.5
+    parts = _large_parts(_opened(raw, small_spacing, radius))
+    body = _large_parts(_filled(_closed(parts, small_spacing, 5.0)))
+    if not body.any():
+        return torch.ones_like(image[:1], dtype=torch.bool)
+    found = torch.from_numpy(_enlarged(body, factors, image.shape[1:]))[None]
+    return found.to(image.device)
+
+
+def field_of_view(image: Tensor) -> Tensor:
+    """Find the field of view; see `FieldOfView`.
+
+    Args:
+        image: ``(1, *S)`` float32.
+
+    Returns:
+        ``(1, *S)`` bool on the image's device; all True where there is no padding.
+    """
+    found = torch.from_numpy(_field_of_view(image[0].cpu().numpy()))[None]
+    return found.to(image.device)
 
 
 def _factor(size: int, spacing: float) -> int:
@@ -80,7 +149,7 @@ def _reduced(image: Tensor, factors: Sequence[int]) -> Float:
     pad = [p for n, f in zip(image.shape[:0:-1], factors[::-1], strict=True) for p in (0, -n % f)]
     pool = F.avg_pool2d if d == 2 else F.avg_pool3d
     padded = F.pad(image[None, :1], pad, mode="replicate")
-    return np.asarray(pool(padded, tuple(factors), tuple(factors))[0, 0].numpy())
+    return np.asarray(pool(padded, tuple(factors), tuple(factors))[0, 0].cpu().numpy())
 
 
 def _enlarged(mask: Bool, factors: Sequence[int], shape: Sequence[int]) -> Bool:
@@ -89,27 +158,28 @@ def _enlarged(mask: Bool, factors: Sequence[int], shape: Sequence[int]) -> Bool:
     return np.ascontiguousarray(mask[np.ix_(*index)])
 
 
-def _above_air(image: Float, spacing: npt.NDArray[np.float64], modality: str) -> Bool:
+def _above_air(
+    image: Float, spacing: npt.NDArray[np.float64], modality: Modality, units: str | None
+) -> Bool:
     """Voxels brighter than air."""
-    if modality == "ct" and image.min() < 0:
+    if is_in_hu(image, modality, units):
         return np.asarray(image > _AIR_BELOW_HU)
-    emission = modality in ("pet", "spect")
-    valid = _field_of_view(image)
+    emission = modality in EMISSION
+    data = _field_of_view(image)
     smooth = ndimage.gaussian_filter(image, (3.0 if emission else 2.0) / spacing)
-    known = smooth[valid]  # padding is darker than air, and would be taken for it
-    floor = 0.1 * float(np.percentile(known, 75)) if emission else 0.02 * float(known.max())
-    if floor <= 0 or known.min() == known.max():
-        return np.asarray((smooth > 0) & valid)
+    inside = smooth[data]  # padding is darker than air, and would be taken for it
+    floor = 0.1 * float(np.percentile(inside, 75)) if emission else 0.02 * float(inside.max())
+    if floor <= 0 or inside.min() == inside.max():
+        return np.asarray((smooth > 0) & data)
     # Air, muscle, fat (or body, tumour) differ by factors: their logarithms are evenly spaced.
-    values = np.log(np.clip(known, 0, None) + floor)
+    values = np.log(np.clip(inside, 0, None) + floor)
     for threshold in threshold_multiotsu(values, classes=3):
-        air = float(np.median(known[values <= threshold]))
-        dim = float(np.percentile(known[values > threshold], 25))
-        if (
-            air < _AIR_TO_TISSUE * dim
-        ):  # the edge of the body lies half way, not at the geometric mean
-            return np.asarray((smooth > air + 0.4 * (dim - air)) & valid)
-    return valid
+        air = float(np.median(inside[values <= threshold]))
+        dim = float(np.percentile(inside[values > threshold], 25))
+        # the edge of the body lies half way, not at the geometric mean
+        if air < _AIR_TO_TISSUE * dim:
+            return np.asarray((smooth > air + 0.4 * (dim - air)) & data)
+    return data
 
 
 def _ball(spacing: npt.NDArray[np.float64], radius: float) -> Bool:
@@ -174,27 +244,6 @@ def _enclosed(mask: Bool, structure: Bool, axes: Iterable[int]) -> Bool:
     return np.asarray(enclosed[labels])
 
 
-class FieldOfView(Transform):
-    """Where an image is data: False in the padding that resampling or a scanner put around it.
-
-    Padding is a constant value that touches the lattice border and ends on planes (a turned or
-    shifted box). Air that was masked to a constant ends on the skin, and stays True; so does noisy
-    air.
-    """
-
-    def __call__(self, img: ImageLike) -> Tensor:
-        """Find the field of view.
-
-        Args:
-            img: ``(1, *S)`` in any unit.
-
-        Returns:
-            ``(1, *S)`` bool; all True where there is no padding.
-        """
-        image = plain(img)[:1]
-        return torch.from_numpy(_field_of_view(image[0].numpy()))[None]
-
-
 def _field_of_view(image: Float) -> Bool:
     """True where the image is not padding."""
     everything = np.ones(image.shape, bool)
@@ -206,11 +255,11 @@ def _field_of_view(image: Float) -> Bool:
     factors = [max(1, n // _BLOCKS) for n in image.shape]
     region = _padding(_all_in_blocks(same, factors), 2.0 if max(factors) == 1 else 1.0)
     rim = region if max(factors) == 1 else ndimage.binary_dilation(region, iterations=2)
-    valid = ~(same & _enlarged(rim, factors, image.shape))
+    data = ~(same & _enlarged(rim, factors, image.shape))
     # clipped noise (a CT's air at -1000) has the same value all over the air, padding is solid
-    if np.count_nonzero(same & valid) > 0.5 * np.count_nonzero(~valid):
+    if np.count_nonzero(same & data) > 0.5 * np.count_nonzero(~data):
         return everything
-    return valid if not valid.all() and _is_cut_by_planes(~region) else everything
+    return data if not data.all() and _is_cut_by_planes(~region) else everything
 
 
 def _all_in_blocks(mask: Bool, factors: Sequence[int]) -> Bool:
@@ -242,10 +291,10 @@ def _border_constant(image: Float) -> tuple[float, float]:
     return float(values[counts.argmax()]), float(counts.max() / counts.sum())
 
 
-def _is_cut_by_planes(valid: Bool) -> bool:
+def _is_cut_by_planes(region: Bool) -> bool:
     """Whether a region is convex and ends, inside the lattice, on at most ``2 d`` planes."""
-    d = valid.ndim
-    outline = valid & ~ndimage.binary_erosion(valid, np.ones((3,) * d, bool), border_value=0)
+    d = region.ndim
+    outline = region & ~ndimage.binary_erosion(region, np.ones((3,) * d, bool), border_value=0)
     points = np.argwhere(outline).astype(float)
     if len(points) < 2 * 3**d or (np.ptp(points, axis=0) < 2).any():
         return False
@@ -253,10 +302,10 @@ def _is_cut_by_planes(valid: Bool) -> bool:
         hull = ConvexHull(points)
     except QhullError:  # flat, and not along an axis
         return False
-    if valid.sum() < _CONVEX_SHARE * hull.volume:
+    if region.sum() < _CONVEX_SHARE * hull.volume:
         return False
     corners = points[hull.simplices]
-    last = np.asarray(valid.shape) - 1
+    last = np.asarray(region.shape) - 1
     on_face = ((corners == 0).all(1) | (corners == last).all(1)).any(1)
     areas, normals = _areas(corners)[~on_face], hull.equations[~on_face, :d]
     if areas.sum() < 0.01 * hull.area:
