@@ -4,6 +4,9 @@
 different modality. The body of ``image`` stands under ``image_body``, its field of view under
 ``image_field_of_view``; what can be measured inside a mask is measured there, where present.
 Spacings come from the image where it is a MetaTensor, else from ``spacing``.
+
+Make masks after MONAI's `Spacingd`: version 1.6 takes every entry named ``<key>_…`` of a NIfTI
+image for its dictionary of meta data, and fails on a mask there.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
