@@ -71,7 +71,7 @@ def picture(affine, modality, seed=0):
 
 def image_of(affine, modality, seed=0, name="case01.mha"):
     """The same as the reader gives it."""
-    meta = {"modality": modality, "units": UNITS[modality], "filename_or_obj": name}
+    meta = {"modality": modality, "units": UNITS[modality], "filename_or_obj": name, "warnings": []}
     return MetaTensor(picture(affine, modality, seed), torch.as_tensor(affine.copy()), meta)
 
 
@@ -101,6 +101,8 @@ def test_a_metatensor_keeps_its_affine_its_meta_and_its_history(law, oblique_aff
     # nothing of the input changed, and the two share nothing that a later change would hit
     assert torch.equal(given.as_tensor(), before.as_tensor())
     assert len(given.applied_operations) == len(before.applied_operations)
+    out.meta["warnings"].append("later")
+    assert given.meta["warnings"] == []
     out.meta["affine"][0, 3] += 5
     assert torch.equal(given.affine, before.affine)
 
@@ -413,6 +415,24 @@ def test_the_inverse_gives_the_units_back_and_clipped_values_at_the_limit(name, 
     free = values == clipped
     assert 0.02 < float(free.float().mean()) < 1.0
     assert not torch.allclose(out.as_tensor()[free], values[free])
+
+
+@pytest.mark.parametrize("modality", ["mr", "pet"])
+def test_the_recorded_limits_are_where_values_end(modality):
+    """Far tails in the mask, further ones outside: a limit of ±4 and one of the values inside."""
+    image = torch.full((1, *SHAPE), 100.0)
+    image += torch.rand((1, *SHAPE), generator=torch.Generator().manual_seed(0))
+    image[:, 0, :4] = 5000.0  # 0.9 % of the voxels of the mask
+    image[:, 1] = 30.0
+    mask = torch.ones((1, *SHAPE))
+    mask[:, 1] = 0
+    out, (scaling,) = normalized(image, modality, mask)
+    back = scaling.restored(out[0])
+    for end in ("lower", "upper"):
+        reached = float(back.min() if end == "lower" else back.max())
+        assert reached == pytest.approx(getattr(scaling, end), rel=1e-4)
+    assert scaling.lower > 99.0
+    assert (float(out.max()) == 4.0) == (modality == "pet")
 
 
 def test_the_inverse_of_a_constant_and_of_an_empty_image(oblique_affine):
