@@ -239,7 +239,7 @@ def _on(image: Image, affine: Matrix, shape: tuple[int, ...]) -> Image:
     sigma = _BLUR * _SPACING_MM * (image.spacing < _SPACING_MM) / image.spacing
     blurred = torch.from_numpy(ndimage.gaussian_filter(image.array[0].numpy(), sigma))
     voxels = torch.from_numpy(inverse_affine(image.affine) @ affine)
-    array = resample(blurred[None, None], voxels, shape, fill=image.outside)[0]
+    array = resample(blurred[None, None], voxels, shape, fill=image.fill_value)[0]
     return image.with_array(array, affine=affine)
 
 

@@ -158,7 +158,7 @@ def make(spec: Spec) -> KnownCase:
         still.affine,
         truth,
         (fixed.affine, fixed.shape),
-        outside=still.outside,
+        outside=still.fill_value,
         seed=spec.seed,
     )
     moving = Image(torch.from_numpy(moved.astype(np.float32))[None], fixed.affine, still.key)

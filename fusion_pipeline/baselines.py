@@ -17,7 +17,7 @@ from fusion_pipeline.geometry import lps_from_ras, rescaled_affine, resize
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.register import Registration
-from fusion_pipeline.transforms import BodyMask, NormalizeModality
+from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 FusionRule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _LEVELS = 1024
@@ -119,8 +119,9 @@ class HarmonizeByZScore:
         out = {}
         for key, image in images.items():
             seen = valid[key] > 0.5
-            body = BodyMask(image.modality)(image.array, image.spacing.tolist()) & seen
-            normalized = NormalizeModality(image.modality)(image.array, body)
+            kind = {"modality": image.modality, "units": image.units}
+            body = body_mask(image.array, image.spacing.tolist(), **kind) & seen
+            normalized, _ = NormalizeModality().scaled(image.array, body, **kind)
             out[key] = image.with_array(((normalized + 4) / 8) * seen, units="a.u.")
         return Harmonization(images=out, scores={})
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from fusion_pipeline.data import CaseFiles
-    from fusion_pipeline.pipeline import FusionPipeline
+    from fusion_pipeline.pipeline import FusionEvaluator
 
 # The heavy imports stand inside the functions: the help comes at once, and library warnings that
 # are raised on import find the filter in place.
@@ -71,34 +71,36 @@ def _exit_code_of(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     """``fusion-pipeline run``."""
     from fusion_pipeline.data import check_output_folder
-    from fusion_pipeline.pipeline import Cohort, spatial_dims_of_cases
+    from fusion_pipeline.pipeline import spatial_dims_of_cases
 
     cases = _cases(args)
     check_output_folder(args.output)
-    pipeline = _pipeline(args, spatial_dims_of_cases(cases))
-    cohort = Cohort(pipeline, cases, args.output, resume=args.resume)
-    cohort.run()
-    if len(cases) == 1 and not cohort.exit_code:
+    evaluator = _evaluator(args, spatial_dims_of_cases(cases), cases=cases, resume=args.resume)
+    evaluator.run()
+    if len(cases) == 1 and not evaluator.exit_code:
         logger.info("report: %s", args.output / cases[0].id / "report.html")
-    return cohort.exit_code
+    return evaluator.exit_code
 
 
 def _demo(args: argparse.Namespace) -> int:
     """``fusion-pipeline demo``."""
-    from fusion_pipeline.data import InputError
+    from fusion_pipeline.data import InputError, check_output_folder
     from fusion_pipeline.evaluation import recovery_table
-    from fusion_pipeline.pipeline import run_demo
 
-    pipeline = _pipeline(args, args.spatial_dims or 3)
-    dims = pipeline.network.registration.spatial_dims
+    check_output_folder(args.output)
+    evaluator = _evaluator(args, args.spatial_dims or 3)
+    dims = evaluator.pipeline.network.registration.spatial_dims
     if args.spatial_dims not in (None, dims):
         raise InputError(
             f"--spatial-dims: expected {dims}, as the bundle {args.bundle} has it, got "
             f"{args.spatial_dims}; leave one of both out"
         )
-    scores, folder = run_demo(pipeline, args.output)
-    logger.info("%s\nreport: %s", recovery_table(scores), folder / "report.html")
-    return 0
+    evaluator.run()
+    for outcome in evaluator.state.outcomes:
+        if outcome.status != "failed":
+            page = args.output / outcome.id / "report.html"
+            logger.info("%s\nreport: %s", recovery_table(outcome.evaluation), page)
+    return evaluator.exit_code
 
 
 def _cases(args: argparse.Namespace) -> "list[CaseFiles]":
@@ -122,17 +124,21 @@ def _reference(args: argparse.Namespace) -> str | None:
     return args.reference or (default_reference(list(args.images)) if args.images else None)
 
 
-def _pipeline(args: argparse.Namespace, spatial_dims: int) -> "FusionPipeline":
-    """The bundle's pipeline with the overrides."""
-    from fusion_pipeline.pipeline import FusionPipeline, bundle_for
+def _evaluator(
+    args: argparse.Namespace, spatial_dims: int, **overrides: object
+) -> "FusionEvaluator":
+    """The evaluator that the bundle's ``inference.json`` describes, with the overrides."""
+    from fusion_pipeline.pipeline import bundle_for, from_config
 
     path = bundle_for(spatial_dims) if args.bundle is None else args.bundle
-    return FusionPipeline.from_bundle(
-        path,
-        device=args.device,
-        refine_steps=args.refine_steps,
-        same_person=False if args.different_people else None,
-    )
+    overrides |= {
+        "output_dir": str(args.output),
+        "device": args.device,
+        "refine_steps": args.refine_steps,
+        "same_person": False if args.different_people else None,
+    }
+    evaluator: FusionEvaluator = from_config(path, overrides, "evaluator")["evaluator"]
+    return evaluator
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from fusion_pipeline.data import Image
+from fusion_pipeline.data import Image, Series
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.metrics import dice, hd95, target_registration_error
 from fusion_pipeline.register import Registration
 from fusion_pipeline.result import CaseResult
-from fusion_pipeline.transforms import BodyMask
+from fusion_pipeline.transforms import body_mask
 
 _POINTS = 20_000
 
@@ -77,31 +77,33 @@ def mean_scores(scores: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
 
 def _field_error(result: CaseResult, key: str) -> Scores:
     """Against a true displacement on the reference's grid."""
-    truth = result.case.displacements.get(key)
+    truth = result.case.series[key].displacement
     if truth is None:
         return {}
     fixed = result.case.fixed
-    voxels = _body_voxels(fixed)
+    voxels = _body_voxels(result.case.series[result.case.reference])
     points = apply_affine(fixed.affine, voxels)
     shift = truth[(slice(None), *voxels.T)].T.double().numpy()
     return _before_after("tre_mm", points, points + shift, result.registrations[key], worst=True)
 
 
-def _body_voxels(fixed: Image) -> Matrix:
+def _body_voxels(fixed: Series) -> Matrix:
     """Indices ``(n, d)`` of voxels in the body, thinned evenly to a bounded number."""
-    body = BodyMask(fixed.modality)(fixed.array, fixed.spacing.tolist())[0]
+    image = fixed.image
+    kind = {"modality": image.modality, "units": image.units}
+    found = fixed.prepared.body if fixed.prepared else None
+    body = (body_mask(image.array, image.spacing.tolist(), **kind) if found is None else found)[0]
     voxels = torch.nonzero(body).numpy()
     return voxels[:: max(1, len(voxels) // _POINTS)]
 
 
 def _landmark_error(result: CaseResult, key: str) -> Scores:
     """Against landmarks that both images have."""
-    marks = result.case.landmarks
-    reference = result.case.reference
-    if key not in marks or reference not in marks:
+    series = result.case.series
+    fixed, moving = (series[k].landmarks for k in (result.case.reference, key))
+    if fixed is None or moving is None:
         return {}
-    found = result.registrations[key]
-    return _before_after("landmarks_mm", marks[reference], marks[key], found)
+    return _before_after("landmarks_mm", fixed, moving, result.registrations[key])
 
 
 def _before_after(
@@ -118,10 +120,10 @@ def _before_after(
 
 def _overlap(result: CaseResult, key: str) -> Scores:
     """Overlap and distance of the labels that both images have, on the reference's label map."""
-    labels = result.case.labels
-    if key not in labels or result.case.reference not in labels:
+    series = result.case.series
+    fixed, moving = (series[k].labels for k in (result.case.reference, key))
+    if fixed is None or moving is None:
         return {}
-    fixed, moving = labels[result.case.reference], labels[key]
     common = set(_values(fixed)) & set(_values(moving)) - {0}
     if not common:
         return {}

@@ -1,7 +1,7 @@
 """The fuse stage: harmonized images in, one image and the weight of each modality out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
+from fusion_pipeline.data.image import along_axes_of
+from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.box import box_around
 from fusion_pipeline.metrics.fusion import fusion_scores
 from fusion_pipeline.networks.fusion import STRIDE, FusionNet
@@ -43,6 +45,11 @@ class Fusion:
     fused: Image
     weights: Tensor
     scores: Mapping[str, float]
+
+    def along_axes_of(self, affine: Matrix) -> "Fusion":
+        """The same in the axes of another grid."""
+        weights = along_axes_of(affine, self.weights, self.fused.affine)
+        return replace(self, fused=self.fused.in_axes_of(affine), weights=weights)
 
 
 class Fuse:

@@ -1,17 +1,18 @@
 """The harmonize stage: original intensities in, a common scale of 0 to 1 out, edges in place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
+from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.harmonization import edges_lost, information_lost
 from fusion_pipeline.networks.harmonization import HIGHEST, LOWEST, HarmonizationNet, apply_curves
 from fusion_pipeline.networks.kinds import kind_of
-from fusion_pipeline.transforms import BodyMask, NormalizeModality
+from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 _SLAB_VOXELS = 2_000_000
 _SCORE_SIZE = 128
@@ -33,6 +34,11 @@ class Harmonization:
     images: Mapping[str, Image]
     scores: Mapping[str, Mapping[str, float]]
 
+    def along_axes_of(self, affine: Matrix) -> "Harmonization":
+        """The same, its images in the axes of another grid."""
+        turned = {key: image.in_axes_of(affine) for key, image in self.images.items()}
+        return replace(self, images=turned)
+
 
 class Harmonize:
     """Bring images of one grid to one scale by learned tone curves.
@@ -44,11 +50,19 @@ class Harmonize:
     Args:
         network: predicts the curves.
         device: where it computes.
+        normalize: brings an image to the scale that the network reads.
     """
 
-    def __init__(self, network: HarmonizationNet, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        network: HarmonizationNet,
+        *,
+        device: torch.device | str = "cpu",
+        normalize: NormalizeModality | None = None,
+    ) -> None:
         self._network = network.to(device).eval()
         self._device = torch.device(device)
+        self._normalize = normalize or NormalizeModality()
 
     @torch.no_grad()
     def __call__(self, images: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Harmonization:
@@ -67,9 +81,14 @@ class Harmonize:
         small: dict[str, _Small] = {}
         for key, image in images.items():
             seen = valid[key] > 0.5
-            body = BodyMask(image.modality)(image.array, image.spacing.tolist()) & seen
+            body = (
+                body_mask(image.array, image.spacing.tolist(), image.modality, units=image.units)
+                & seen
+            )
             body = body if body.any() else seen
-            normalized = NormalizeModality(image.modality)(image.array, body)
+            normalized, _ = self._normalize.scaled(
+                image.array, body, modality=image.modality, units=image.units
+            )
             array = self._mapped(normalized, image, seen)
             harmonized[key] = _finished(image, array)
             small[key] = _Small.of(normalized, array, seen, body)

@@ -15,23 +15,27 @@ class CaseResult:
 
     Attributes:
         case: the input, as loaded.
-        registered: per moving key, original intensities on the reference's native grid.
+        registered_images: per moving key, original intensities on the reference's native grid.
         registrations: per moving key, what the register stage found.
         harmonization: harmonized images of all keys, 0..1, on the reference's native grid.
         fusion: the fused image and the weights.
         warnings: sentences, those of the case first.
         timings: seconds per stage, wall and CPU: ``{"register": {"wall_s": 3.1, "cpu_s": 5.9}}``.
         peak_memory_mb: largest resident memory of the process so far.
+        evaluation: per moving key what the truth says; empty where the case brings none.
+        input_digest: of what decides the output, for `--resume`; empty if it is not known.
     """
 
     case: Case
-    registered: Mapping[str, Image]
+    registered_images: Mapping[str, Image]
     registrations: Mapping[str, Registration]
     harmonization: Harmonization
     fusion: Fusion
     warnings: tuple[str, ...] = ()
     timings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
+    evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    input_digest: str = ""
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from fusion_pipeline.data import Case, Series
 from fusion_pipeline.geometry import rigid_matrix
 
 OPEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "open"
@@ -95,3 +96,15 @@ def save(ds, path):
     """Write a data set as a file."""
     ds.save_as(path, enforce_file_format=True)
     return path
+
+
+def case_of(case_id, reference, images, transforms=None, **truth):
+    """A case in memory: images by key, and labels, landmarks, displacements or masks by key."""
+    names = {"labels": "labels", "landmarks": "landmarks", "displacements": "displacement"}
+    names["masks"] = "mask"
+    series = {}
+    for key, image in images.items():
+        extras = {names[role]: given[key] for role, given in truth.items() if key in given}
+        kind = (transforms or {}).get(key, "deformable")
+        series[key] = Series(image, transform=kind, **extras)
+    return Case(case_id, reference, series)

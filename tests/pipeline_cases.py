@@ -1,13 +1,33 @@
 """Small patients on disk and a registration stand-in, for the tests of pipeline, CLI and bundle."""
 
+import json
+from typing import ClassVar
+
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
+from monai.data import DataLoader
+from monai.data.utils import no_collation
+from monai.transforms import Compose
 
+import fusion_pipeline.pipeline.folder as folder_module
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.harmonization import HarmonizationNet
 from fusion_pipeline.networks.multimodal import MultimodalNet
 from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.pipeline import (
+    CaseDataset,
+    EvaluationHandler,
+    FusionEvaluator,
+    FusionInferer,
+    FusionPipeline,
+    ProgressHandler,
+    SaveResult,
+    SummaryHandler,
+    bundle_for,
+    from_config,
+)
 from fusion_pipeline.register import Registration
 
 CT_AFFINE = np.array([[-1.5, 0, 0.1, 20], [0, 1.2, 0, -18], [0, 0.05, 3, -30], [0, 0, 0, 1.0]])
@@ -48,17 +68,78 @@ def small_network(spatial_dims=3, seed=0):
     )
 
 
+def preprocessing(spatial_dims=3, **overrides):
+    """The packaged bundle's; overrides by id of the config."""
+    return from_config(bundle_for(spatial_dims), overrides, "preprocessing")["preprocessing"]
+
+
+def small_pipeline(spatial_dims=3, seed=0, window_hu=None, **settings):
+    """Untrained small networks in the packaged bundle's preprocessing."""
+    inferer = FusionInferer(**{"refine_steps": 0, **settings})
+    steps = preprocessing(spatial_dims, **{"preprocessing#transforms#6#window_hu": window_hu})
+    return FusionPipeline(small_network(spatial_dims, seed), steps, inferer)
+
+
+def small_evaluator(cases, output, *, seed=0, resume=False, save=None, evaluate=False):
+    """As the bundle's config builds it, with an untrained small network."""
+    steps = preprocessing()
+    loader = DataLoader(CaseDataset(cases, steps), batch_size=1, collate_fn=no_collation)
+    handlers = [ProgressHandler(), SummaryHandler(output)]
+    if evaluate:
+        handlers.append(EvaluationHandler(output))
+    return FusionEvaluator(
+        val_data_loader=loader,
+        network=small_network(seed=seed),
+        inferer=FusionInferer(refine_steps=0),
+        preprocessing=steps,
+        postprocessing=Compose([save or SaveResult(output)]),
+        val_handlers=handlers,
+        output_dir=output,
+        resume=resume,
+    )
+
+
+@pytest.fixture
+def brief_report(monkeypatch):
+    """A report without pictures: they take a second."""
+
+    def write(result, folder):
+        report = {
+            "id": result.case.id,
+            "modalities": list(result.modalities),
+            "registration": {
+                key: {
+                    "ok": found.ok,
+                    "transform": found.transform,
+                    "error_mm": None,
+                    "folded_fraction": 0.0,
+                    "similarity_before": dict(found.similarity_before),
+                    "similarity_after": dict(found.similarity_after),
+                }
+                for key, found in result.registrations.items()
+            },
+            "warnings": list(result.warnings),
+            "timings": result.timings,
+            "peak_memory_mb": result.peak_memory_mb,
+        }
+        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "report.html").write_text("<html></html>")
+
+    monkeypatch.setattr(folder_module, "write_report", write)
+
+
 class ShiftRegister:
     """Stands for the register stage: moves everything by 2 mm, and keeps what it is told."""
 
     shift_mm = (2.0, 0.0, 0.0)
 
-    def __init__(
-        self, network, *, refine_steps=0, working_spacing=None, same_person=True, device="cpu"
-    ):
-        self.calls = []
+    calls: ClassVar[list] = []
+
+    def __init__(self, network, **settings):
+        pass
 
     def __call__(self, fixed, moving, *, transform="deformable", fixed_mask=None, moving_mask=None):
+        fixed, moving = fixed.image, moving.image
         self.calls.append((moving.key, transform, fixed_mask, moving_mask))
         d = fixed.spatial_dims
         matrix = np.eye(d + 1)

@@ -65,11 +65,11 @@ def rigid_pair(
     else:
         affine, shape = fixed.affine, (fixed.shape[0] + 5, fixed.shape[1] - 4)
     voxels = torch.from_numpy(inverse_affine(aligned.affine) @ inverse_affine(truth) @ affine)
-    values = resample(aligned.array[None], voxels, shape, fill=aligned.outside)[0]
+    values = resample(aligned.array[None], voxels, shape, fill=aligned.fill_value)[0]
     spread = float(values.max() - values.min())
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
     moving = Image((values + 0.01 * spread * noise).float(), affine, key, aligned.units)
-    return KnownPair(fixed, moving, truth, np.asarray(patient.case.landmarks["ct"]))
+    return KnownPair(fixed, moving, truth, np.asarray(patient.case.series["ct"].landmarks))
 
 
 def itk_image(values: Matrix, affine: Matrix, *, vector: bool = False) -> sitk.Image:

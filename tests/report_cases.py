@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from data_phantoms import case_of
 
 from fusion_pipeline.data import Case, Image
 from fusion_pipeline.fuse import Fusion
@@ -79,7 +80,7 @@ def result_3d() -> CaseResult:
             eye, torch.zeros(3, *shape), affine, "none", ok=False, reason="Less similar <after>."
         ),
     }
-    case = Case(
+    case = case_of(
         "case01",
         "ct",
         {"ct": ct, "mr_t1": mr, "pet": pet},
@@ -100,7 +101,7 @@ def result_2d() -> CaseResult:
     mr = paint("mr", motion @ flip, shape, "a.u.", to_body @ np.linalg.inv(motion))
     ddf = torch.zeros(2, 45, 40)
     found = Registration(motion, ddf, flip @ np.diag([2.0, 2.0, 1.0]), "rigid", error_mm=0.4)
-    case = Case("slice", "ct", {"ct": ct, "mr": mr}, {"mr": "rigid"})
+    case = case_of("slice", "ct", {"ct": ct, "mr": mr}, {"mr": "rigid"})
     return finished(case, {"mr": found}, ())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.bundle import (
     ConfigParser,
     ConfigWorkflow,
@@ -18,7 +19,11 @@ from monai.bundle import (
     verify_metadata,
     verify_net_in_out,
 )
-from pipeline_cases import small_network, write_case
+from monai.data import Dataset
+from monai.engines import Evaluator
+from monai.inferers import Inferer
+from monai.transforms import Compose
+from pipeline_cases import ShiftRegister, small_network, write_case
 
 from fusion_pipeline.data import InputError
 from fusion_pipeline.networks.multimodal import MultimodalNet
@@ -117,8 +122,12 @@ def test_the_properties_of_an_inference_workflow(name, bundle, tmp_path):
     assert found.check_properties() == []
     assert found.bundle_root == str(bundle)
     assert found.device == "cpu"
-    assert isinstance(found.inferer, FusionPipeline)
-    assert found.network_def is found.inferer.network
+    assert isinstance(found.inferer, Inferer)
+    assert isinstance(found.evaluator, Evaluator)
+    assert isinstance(found.dataset, Dataset)
+    assert isinstance(found.preprocessing, Compose)
+    assert isinstance(found.postprocessing, Compose)
+    assert found.network_def is found.evaluator.pipeline.network
     assert not found.network_def.training
 
 
@@ -158,11 +167,86 @@ def test_the_configs_share_one_network(bundle):
     assert all(other == first for other in others)
 
 
-def test_targets_point_into_the_package(bundle):
+def test_the_configs_share_one_preprocessing(bundle):
+    first, *others = (
+        json.loads((bundle / "configs" / f"{name}.json").read_text())["preprocessing"]
+        for name in ("inference", "evaluate", "train")
+    )
+    assert all(other == first for other in others)
+
+
+def test_targets_point_into_the_package_or_into_monai(bundle):
     text = "".join(path.read_text() for path in (bundle / "configs").glob("*.json"))
-    targets = [line.split('"')[3] for line in text.splitlines() if '"_target_"' in line]
-    assert targets
-    assert all(target.startswith("fusion_pipeline.") for target in targets)
+    targets = {line.split('"')[3] for line in text.splitlines() if '"_target_"' in line}
+    monais = {target for target in targets if not target.startswith("fusion_pipeline.")}
+    assert monais == {"Compose", "DataLoader", "Orientationd"}
+
+
+def test_the_keys_are_those_of_the_model_zoo(bundle):
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    assert {
+        *("preprocessing", "dataset", "dataloader", "network_def", "inferer", "postprocessing"),
+        *("handlers", "evaluator", "checkpointloader"),
+    } <= config.keys()
+
+
+class TestPreprocessing:
+    """What a step of the config says has an effect on what comes out."""
+
+    @pytest.fixture(scope="class")
+    def case(self, tmp_path_factory):
+        paths = write_case(tmp_path_factory.mktemp("patient"))
+        return {key: str(path) for key, path in paths.items()}
+
+    @pytest.fixture(autouse=True)
+    def still_register(self, monkeypatch):
+        monkeypatch.setattr("fusion_pipeline.pipeline.inferer.Register", ShiftRegister)
+
+    def test_another_window_changes_the_harmonized_ct_alone(self, case):
+        window = {"preprocessing#transforms#6#window_hu": [-100.0, 200.0]}
+        plain, other = FusionPipeline.from_bundle(), FusionPipeline.from_bundle(**window)
+        first, second = (pipeline(case).harmonized for pipeline in (plain, other))
+        assert float((first["ct"] - second["ct"]).abs().max()) > 0.05
+        assert torch.equal(first["mr"].as_tensor(), second["mr"].as_tensor())
+
+    def test_a_transform_of_the_user_takes_the_place_of_one(self, case):
+        """All is body: then air counts in the z-score as well."""
+        step = {"_target_": "CopyItemsd", "keys": "image_field_of_view", "names": "image_body"}
+        pipeline = FusionPipeline.from_bundle(**{"preprocessing#transforms#5": step})
+        loaded, before = pipeline.load(case), FusionPipeline.from_bundle().load(case)
+        field = loaded.series["ct"].prepared.field_of_view
+        assert torch.equal(loaded.series["ct"].prepared.body, field)
+        assert before.series["ct"].prepared.body.sum() < field.sum()
+
+    def test_denoising_leaves_the_image_as_given(self, case):
+        pipeline = FusionPipeline.from_bundle(denoise="true")
+        loaded = pipeline.load(case).series["mr"].prepared
+        assert not torch.equal(loaded.image.array, loaded.working.array)
+        assert loaded.working.array.std() < loaded.image.array.std()
+        plain = FusionPipeline.from_bundle(denoise="false").load(case).series["mr"].prepared
+        assert plain.working is plain.image
+        assert torch.equal(plain.image.array, loaded.image.array)
+
+
+class TestCheckpointLoader:
+    def test_monais_own_can_take_its_place(self, tmp_path):
+        step = {
+            "_target_": "CheckpointLoader",
+            "load_path": str(BUNDLE / "models" / "model.pt"),
+            "load_dict": {"model": "@network_def"},
+        }
+        found = FusionPipeline.from_bundle(checkpointloader=step)
+        state = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+        for name, value in found.network.state_dict().items():
+            assert torch.equal(value, state[name]), name
+
+    def test_a_run_loads_the_weights_before_the_first_case(self, tmp_path):
+        found = workflow(output_dir=str(tmp_path), cases=[])
+        found.evaluator.state.epoch_length = 0
+        found.evaluator.fire_event(Events.STARTED)
+        state = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+        for name, value in found.network_def.state_dict().items():
+            assert torch.equal(value, state[name]), name
 
 
 class TestOverrides:
@@ -180,6 +264,26 @@ class TestOverrides:
         with pytest.raises(RuntimeError) as caught:
             workflow(name, **{override: 3})
         assert f"unknown override: {override}" in str(caught.value.__cause__)
+
+    @pytest.mark.parametrize(
+        ("override", "hint"),
+        [
+            ("refine_step", "did you mean refine_steps?"),
+            ("inferer#refine_step", "inferer has device, refine_steps, same_person, working_spac"),
+            ("inferer#refine_step", "did you mean inferer#refine_steps?"),
+            (
+                "preprocessing#transforms#2#axcode",
+                "did you mean preprocessing#transforms#2#axcodes?",
+            ),
+        ],
+    )
+    def test_the_refusal_names_the_level_and_the_nearest_match(self, override, hint):
+        with pytest.raises(InputError) as caught:
+            FusionPipeline.from_bundle(**{override: 3})
+        assert hint in str(caught.value)
+        with pytest.raises(RuntimeError) as raised:
+            workflow(**{override: 3})
+        assert hint in str(raised.value.__cause__)
 
     def test_a_name_of_the_config_or_of_a_component_is_taken(self, tmp_path):
         found = workflow(
@@ -240,9 +344,8 @@ class TestFromBundle:
         )
         assert found.settings["refine_steps"] == 0
         assert found.settings["same_person"] is False
-        assert found.settings["working_spacing"] == found._register.working_spacing == 3.0
-        assert found._register.same_person is False
-        assert FusionPipeline.from_bundle(BUNDLE)._register.same_person is True
+        assert found.settings["working_spacing"] == 3.0
+        assert FusionPipeline.from_bundle(BUNDLE).settings["same_person"] is True
 
     def test_a_bundle_that_does_not_know_an_option_is_not_run_without_it(self, tmp_path):
         copy = tmp_path / "mine"
@@ -252,7 +355,7 @@ class TestFromBundle:
         del config["same_person"], config["inferer"]["same_person"]
         path.write_text(json.dumps(config))
         assert FusionPipeline.from_bundle(copy).settings["same_person"] is True
-        with pytest.raises(InputError, match="pass same_person on to its inferer, got True"):
+        with pytest.raises(InputError, match="unknown override: same_person; the config has"):
             FusionPipeline.from_bundle(copy, same_person=False)
 
     def test_a_folder_that_is_no_bundle(self, tmp_path):
@@ -279,7 +382,7 @@ class TestFromBundle:
         config = copied / "configs" / "inference.json"
         content = json.loads(config.read_text()) | {"inferer": "@network_def"}
         config.write_text(json.dumps(content))
-        with pytest.raises(TypeError, match="'inferer' should be a FusionPipeline"):
+        with pytest.raises(TypeError, match="'inferer' should be a FusionInferer"):
             FusionPipeline.from_bundle(copied)
 
     @pytest.mark.parametrize(
@@ -379,7 +482,10 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
     [
         (["--datalist", "broken.json"], "broken.json: expected valid JSON"),
         (["--datalst", "cases.json"], "unknown override: datalst"),
-        (["--network#path", "broken.json"], "broken.json: expected the weights of MultimodalNet"),
+        (
+            ["--checkpointloader#load_path", "broken.json"],
+            "broken.json: expected the weights of MultimodalNet",
+        ),
         (["--refine_steps", "-1"], "expected refine_steps a whole number of 0 or more, got -1"),
         (["--same_person", "no"], "expected same_person true or false, got 'no'"),
         (["--resume", "no"], "expected resume true or false, got 'no'"),

@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from pipeline_cases import ShiftRegister, small_network, write_case
+from pipeline_cases import ShiftRegister, small_evaluator, write_case
 
-import fusion_pipeline.pipeline.pipeline as pipeline_module
+import fusion_pipeline.pipeline as pipeline_package
+import fusion_pipeline.pipeline.inferer as inferer_module
 from fusion_pipeline.cli import main
-from fusion_pipeline.pipeline import FusionPipeline
+from fusion_pipeline.data import Source, read_datalist
+from fusion_pipeline.pipeline import SyntheticCases
+from fusion_pipeline.synthesis import synthetic_patient
 
 
 @pytest.fixture(autouse=True)
@@ -32,40 +35,38 @@ def paths(tmp_path_factory):
 
 @pytest.fixture
 def made(monkeypatch):
-    """A small pipeline in place of the bundle's; what was asked for, and the cases that ran."""
-    seen = {"cases": []}
+    """An evaluator with small networks in place of the bundle's; what was asked for."""
+    seen = {}
 
-    def from_bundle(path=None, *, device=None, refine_steps=None, same_person=None):
-        seen.update(path=path, device=device, refine_steps=refine_steps, same_person=same_person)
-        return FusionPipeline(small_network(), refine_steps=0)
+    def from_config(path, overrides, name):
+        seen.update(overrides, path=path)
+        cases = overrides.get("cases") or SyntheticCases(overrides["output_dir"])
+        resume = overrides.get("resume", False)
+        return {name: small_evaluator(cases, overrides["output_dir"], resume=resume)}
 
-    def run(self, case, output):
-        seen["cases"].append(case)
-        return real_run(self, case, output)
-
-    real_run = FusionPipeline.run
-    monkeypatch.setattr(pipeline_module, "Register", ShiftRegister)
-    monkeypatch.setattr(FusionPipeline, "from_bundle", staticmethod(from_bundle))
-    monkeypatch.setattr(FusionPipeline, "run", run)
+    monkeypatch.setattr(inferer_module, "Register", ShiftRegister)
+    monkeypatch.setattr(pipeline_package, "from_config", from_config)
     return seen
+
+
+class Recorded:
+    """An evaluator that does nothing."""
+
+    exit_code = 0
 
 
 @pytest.fixture
 def no_run(monkeypatch, made):
     """Nothing is computed: the arguments alone are looked at."""
-    folder_of = {}
+    evaluator = Recorded()
+    evaluator.run = lambda: None
 
-    def run(self, case, output):
-        made["cases"].append(case)
-        folder = output / case.id
-        folder.mkdir(parents=True)
-        (folder / "report.json").write_text(
-            '{"modalities": [], "registration": {}, "warnings": [], "timings": {}, '
-            '"peak_memory_mb": 1.0}'
-        )
-        return folder_of.setdefault(case.id, folder)
+    def from_config(path, overrides, name):
+        made.update(overrides, path=path)
+        return {name: evaluator}
 
-    monkeypatch.setattr(FusionPipeline, "run", run)
+    monkeypatch.setattr(pipeline_package, "from_config", from_config)
+    made["evaluator"] = evaluator
     return made
 
 
@@ -88,6 +89,7 @@ def test_the_options_reach_the_bundle(no_run, paths, tmp_path):
     assert (str(no_run["path"]), no_run["device"], no_run["refine_steps"]) == ("mine", "cpu", 3)
     assert no_run["cases"][0].id == "p7"
     assert no_run["same_person"] is None
+    assert no_run["output_dir"] == str(tmp_path)
 
 
 def test_an_atlas_is_of_another_person(no_run, paths, tmp_path):
@@ -110,8 +112,10 @@ def test_transforms_for_all_and_for_one(no_run, paths, tmp_path):
     options = ["--transform", "rigid", "--transform-pet", "none", f"--mask-mr-t1={paths['mr']}"]
     assert run(*images, *options, output=tmp_path) == 0
     case = no_run["cases"][0]
-    assert case.transforms == {"mr_t1": "rigid", "pet": "none"}
-    assert case.masks == {"mr_t1": paths["mr"]}
+    wishes = {key: series.transform for key, series in case.series.items() if key != "ct"}
+    assert wishes == {"mr_t1": "rigid", "pet": "none"}
+    masks = {key: series.mask for key, series in case.series.items()}
+    assert masks == {"ct": None, "mr_t1": Source(paths["mr"]), "pet": None}
 
 
 def test_a_datalist_goes_on_past_a_bad_case_and_leaves_with_1(made, paths, tmp_path, capsys):
@@ -138,13 +142,14 @@ def test_one_bad_case_leaves_with_2_and_nothing(made, paths, tmp_path, capsys):
 
 
 def test_an_unexpected_error_leaves_with_1_and_shows_its_traceback_when_asked(
-    no_run, paths, tmp_path, capsys, monkeypatch
+    made, paths, tmp_path, capsys, monkeypatch
 ):
-    def fail(self, case, output):
+    def fail(self, *_):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(FusionPipeline, "run", fail)
+    monkeypatch.setattr(ShiftRegister, "__init__", fail)
     arguments = ["--ct", paths["ct"], "--mr", paths["mr"]]
+    monkeypatch.setattr(inferer_module.FusionInferer, "register", fail)
     assert run(*arguments, output=tmp_path) == 1
     assert capsys.readouterr().err == "case: unexpected ZeroDivisionError: oh\n"
     assert run(*arguments, "--debug", output=tmp_path) == 1
@@ -204,14 +209,16 @@ def test_help_names_both_commands(capsys):
 
 
 def test_demo_says_what_is_gained(monkeypatch, made, tmp_path, capsys):
-    import fusion_pipeline.pipeline as pipeline
-
-    scores = {"mr": {"tre_mm_before": 10.0, "tre_mm_after": 2.0}}
-    monkeypatch.setattr(pipeline, "run_demo", lambda _, output: (scores, output / "demo"))
+    monkeypatch.setattr(
+        SyntheticCases,
+        "_written",
+        lambda self: read_datalist(synthetic_patient(3, size="small").save(self.output / "made")),
+    )
     assert main(["demo", "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "mr: 10.00 mm before, 2.00 mm after, 80 % of the error gone" in out
-    assert str(tmp_path / "demo" / "report.html") in out
+    assert "mm before, " in out
+    assert "% of the error gone" in out
+    assert "report.html" in out
 
 
 def test_demo_refuses_in_one_line(made, tmp_path, capsys):
@@ -220,22 +227,20 @@ def test_demo_refuses_in_one_line(made, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_interruption_leaves_with_130(no_run, paths, tmp_path, capsys, monkeypatch):
-    def stop(self, case, output):
+def test_an_interruption_leaves_with_130(no_run, paths, tmp_path, capsys):
+    def stop():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FusionPipeline, "run", stop)
+    no_run["evaluator"].run = stop
     assert run("--ct", paths["ct"], "--mr", paths["mr"], output=tmp_path) == 130
     assert "--resume goes on" in capsys.readouterr().err
 
 
 def test_demo_names_an_unexpected_error_in_one_line(monkeypatch, made, tmp_path, capsys):
-    import fusion_pipeline.pipeline as pipeline
-
     def fail(*_):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(pipeline, "run_demo", fail)
+    monkeypatch.setattr(pipeline_package, "from_config", fail)
     assert main(["demo", "--output", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "unexpected ZeroDivisionError: oh\n"
 

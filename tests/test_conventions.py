@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from data_phantoms import case_of
 
-from fusion_pipeline.data import Case, Image
+from fusion_pipeline.data import Image
 from fusion_pipeline.data.writing import write_displacement, write_image
 from fusion_pipeline.geometry import (
     apply_affine,
@@ -190,7 +191,7 @@ def test_convention_pictures_lie_in_lps():
 
 def test_convention_the_reference_comes_first(oblique_image):
     images = {"ct": oblique_image, "mr": oblique_image, "pet": oblique_image}
-    case = Case("a", "ct", images, {})
+    case = case_of("a", "ct", images)
     assert list(case.moving) == ["mr", "pet"]
     assert case.fixed is case.images["ct"]
 

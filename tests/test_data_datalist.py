@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from fusion_pipeline.data import InputError, case_from_paths, default_reference, read_datalist
+from fusion_pipeline.data import (
+    InputError,
+    SeriesFiles,
+    Source,
+    case_from_paths,
+    default_reference,
+    read_datalist,
+)
 
 GOOD = {"id": "case01", "ct": "a/ct.nii.gz", "mr": "a/mr_dicom/"}
 
@@ -35,18 +42,29 @@ def test_a_case_is_resolved_against_the_datalists_folder(tmp_path):
             "target": "benign",
         },
     )
-    assert list(case.images) == ["mr_t1", "ct", "pet"]
-    assert case.images == {
-        "mr_t1": "/abs/mr.nrrd",
-        "ct": str(tmp_path / "a/ct.nii.gz"),
-        "pet": f"{tmp_path / 'pet_dir'}::1.2.3",
-    }
     assert case.reference == "mr_t1"
-    assert case.transforms == {"ct": "deformable", "pet": "none"}
-    assert case.masks == {"pet": str(tmp_path / "a/mask.nii.gz")}
-    assert case.labels == {"mr_t1": str(tmp_path / "labels.nii.gz")}
-    assert case.landmarks == {"ct": str(tmp_path / "ct.csv")}
-    assert case.displacements == {"ct": str(tmp_path / "field.nii.gz")}
+    assert list(case.series.items()) == [
+        (
+            "mr_t1",
+            SeriesFiles(Source("/abs/mr.nrrd"), label=Source(str(tmp_path / "labels.nii.gz"))),
+        ),
+        (
+            "ct",
+            SeriesFiles(
+                Source(str(tmp_path / "a/ct.nii.gz")),
+                landmarks=Source(str(tmp_path / "ct.csv")),
+                displacement=Source(str(tmp_path / "field.nii.gz")),
+            ),
+        ),
+        (
+            "pet",
+            SeriesFiles(
+                Source(str(tmp_path / "pet_dir"), "1.2.3"),
+                transform="none",
+                mask=Source(str(tmp_path / "a/mask.nii.gz")),
+            ),
+        ),
+    ]
     assert case.target == "benign"
 
 
@@ -89,8 +107,11 @@ def test_case_from_paths_keeps_paths_and_options():
         transforms={"ct": "rigid"},
         masks={"pet": "m.nii.gz"},
     )
-    assert (case.id, case.images) == ("p7", {"pet": "pet", "ct": "ct.nii.gz"})
-    assert (case.transforms, case.masks) == ({"ct": "rigid"}, {"pet": "m.nii.gz"})
+    assert case.id == "p7"
+    assert list(case.series.items()) == [
+        ("pet", SeriesFiles(Source("pet"), mask=Source("m.nii.gz"))),
+        ("ct", SeriesFiles(Source("ct.nii.gz"), transform="rigid")),
+    ]
 
 
 ENTRY = "datalist .*cases.json, case 'case01': expected "

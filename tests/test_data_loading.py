@@ -7,6 +7,7 @@ from PIL import Image as PillowImage
 from fusion_pipeline.data import (
     InputError,
     NoOverlapError,
+    case_from_entry,
     case_from_paths,
     load_case,
     read_datalist,
@@ -43,11 +44,11 @@ def test_a_case_with_everything(tmp_path, paths):
     case = load_case(read_datalist(tmp_path / "cases.json")[0])
     assert list(case.images) == ["ct", "mr"]
     assert case.fixed.key == case.reference == "ct"
-    assert case.transforms == {"mr": "rigid"}
-    torch.testing.assert_close(case.displacements["mr"], field)
-    assert case.masks["mr"].array.unique().tolist() == [0.0, 1.0]
-    assert case.labels["mr"].key == "mr_label"
-    np.testing.assert_array_equal(case.landmarks["mr"], [[1, 2, 3]])
+    assert case.series["mr"].transform == "rigid"
+    torch.testing.assert_close(case.series["mr"].displacement, field)
+    assert case.series["mr"].mask.array.unique().tolist() == [0.0, 1.0]
+    assert case.series["mr"].labels.key == "mr_label"
+    np.testing.assert_array_equal(case.series["mr"].landmarks, [[1, 2, 3]])
     assert (case.target, case.warnings) == (1, ())
 
 
@@ -99,28 +100,27 @@ def test_pictures_of_different_size(tmp_path):
 
 def test_extras_must_fit_their_images(tmp_path, paths):
     def load(**extra):
-        files = case_from_paths("p", paths)
-        return load_case(type(files)(**{**vars(files), **extra}))
+        return load_case(case_from_entry({"id": "p", **paths, **extra}))
 
     far = save_nifti(tmp_path / "far.nii.gz", affine=oblique(origin=(0, 0, 900)))
     with pytest.raises(NoOverlapError, match=r"mr_label \(.*expected an image that overlaps mr"):
-        load(labels={"mr": str(far)})
+        load(mr_label=str(far))
     with pytest.raises(InputError, match=r"ct_mask \(.*expected 3D, as the reference ct, got 2D"):
-        load(masks={"ct": str(png(tmp_path / "m.png"))})
+        load(ct_mask=str(png(tmp_path / "m.png")))
     (tmp_path / "p.csv").write_text("1,2\n")
     (tmp_path / "q.csv").write_text("1,2,3\n4,5,6\n")
     (tmp_path / "r.csv").write_text("1,2,3\n")
-    both = {"ct": str(tmp_path / "q.csv"), "mr": str(tmp_path / "r.csv")}
+    both = {"ct_landmarks": str(tmp_path / "q.csv"), "mr_landmarks": str(tmp_path / "r.csv")}
     with pytest.raises(InputError, match=r"mr_landmarks \(.*expected 2 points, .*, got 1;"):
-        load(landmarks=both)
+        load(**both)
     with pytest.raises(InputError, match=r"mr_landmarks \(.*expected 3D.* got 2D"):
-        load(landmarks={"mr": str(tmp_path / "p.csv")})
+        load(mr_landmarks=str(tmp_path / "p.csv"))
     write_displacement(torch.zeros(3, 4, 5, 6), oblique(), tmp_path / "f.nii.gz")
     with pytest.raises(InputError, match=r"mr_displacement \(.*a field on the grid of ct"):
-        load(displacements={"mr": str(tmp_path / "f.nii.gz")})
+        load(mr_displacement=str(tmp_path / "f.nii.gz"))
     write_displacement(torch.zeros(3, *SHAPE), oblique((1, 1.5, 3.1)), tmp_path / "f.nii.gz")
     with pytest.raises(InputError, match=r"a field on the grid of ct"):
-        load(displacements={"mr": str(tmp_path / "f.nii.gz")})
+        load(mr_displacement=str(tmp_path / "f.nii.gz"))
 
 
 def test_a_missing_file_names_case_key_and_file(tmp_path, paths):

@@ -182,7 +182,7 @@ def test_missing_pet_units_are_told_and_our_own_note_is_read(tmp_path):
 
 def test_a_ct_without_air_is_told(tmp_path):
     image, warnings = read_image(save_nifti(tmp_path / "a.nii"), "ct")
-    assert image.outside == 0  # its air, as far as one can tell
+    assert image.fill_value == 0  # its air, as far as one can tell
     assert "values from 0 to 3470 do not look like HU (air is -1000)." in warnings[0]
 
 
@@ -376,7 +376,7 @@ def test_voxels_of_no_clinical_size_are_refused(tmp_path, size):
 def test_a_ct_without_a_negative_value_is_told_and_padded_with_zero(tmp_path, low, high, air):
     values = (low + (high - low) * ramp() / ramp().max()).astype(np.float32)
     image, warnings = read_image(save_nifti(tmp_path / "a.nii.gz", values), "ct")
-    assert image.outside == air
+    assert image.fill_value == air
     assert [("look like HU" in w) for w in warnings] == ([True] if air == 0 else [])
 
 
@@ -384,7 +384,7 @@ def test_padding_without_a_number_does_not_make_hu_of_a_window(tmp_path):
     values = (ramp() / ramp().max()).astype(np.float32)
     values[0] = np.nan
     image, warnings = read_image(save_nifti(tmp_path / "a.nii.gz", values), "ct")
-    assert image.array.min() == image.outside == 0
+    assert image.array.min() == image.fill_value == 0
     assert any("look like HU" in w for w in warnings)
 
 
@@ -464,7 +464,7 @@ def test_grey_picture_axis_0_is_the_column(tmp_path):
     image, warnings = read_image(tmp_path / "a.png", "ct")
     np.testing.assert_array_equal(image.array[0].numpy(), values[..., 0].T)
     np.testing.assert_array_equal(image.affine, np.diag([-1, -1, 1]))
-    assert (image.colour, image.units, warnings, image.outside) == (None, "a.u.", [], 0.0)
+    assert (image.colour, image.units, warnings, image.fill_value) == (None, "a.u.", [], 0.0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

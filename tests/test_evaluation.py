@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from data_phantoms import case_of
 
-from fusion_pipeline.data import Case, Image
+from fusion_pipeline.data import Image
 from fusion_pipeline.evaluation import evaluate, mean_scores, recovery_table
 from fusion_pipeline.register import Registration
 
@@ -36,7 +37,7 @@ def result(found, **truth):
     moved[:3, 3] += SHIFT
     ct = image(ball() * 1000.0 - 1000)
     mr = image(ball() * 300.0, "mr", moved)
-    case = Case("p", "ct", {"ct": ct, "mr": mr}, {"mr": "rigid"}, **truth)
+    case = case_of("p", "ct", {"ct": ct, "mr": mr}, {"mr": "rigid"}, **truth)
     return SimpleNamespace(case=case, registrations={"mr": registration(found)})
 
 
@@ -112,7 +113,7 @@ def test_two_dimensions():
     field = torch.zeros(2, 24, 28)
     field[0] = 3.0
     images = {key: image(disc + np.arange(28), key, affine) for key in ("ct", "mr")}
-    case = Case("p", "ct", images, {"mr": "rigid"}, displacements={"mr": field})
+    case = case_of("p", "ct", images, {"mr": "rigid"}, displacements={"mr": field})
     still = Registration(np.eye(3), torch.zeros(2, 2, 2), affine, "none")
     found = SimpleNamespace(case=case, registrations={"mr": still})
     assert evaluate(found)["mr"]["tre_mm_after"] == pytest.approx(3)

@@ -146,10 +146,10 @@ def test_a_2d_ct_in_hu_ends_in_air(tmp_path):
     array[8:22, 6:18] = np.linspace(-90.0, 60.0, 12)
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "ct.nii")
     image, notes = read_image(tmp_path / "ct.nii", "ct")
-    assert (image.spatial_dims, image.units, image.outside, notes) == (2, "HU", -1000.0, [])
+    assert (image.spatial_dims, image.units, image.fill_value, notes) == (2, "HU", -1000.0, [])
     Picture.fromarray((array + 1000).astype(np.uint8)).save(tmp_path / "ct.png")
     picture, notes = read_image(tmp_path / "ct.png", "ct")
-    assert (picture.units, picture.outside, notes) == ("a.u.", 0.0, [])
+    assert (picture.units, picture.fill_value, notes) == ("a.u.", 0.0, [])
 
 
 def test_a_demo_of_other_dimensions_than_its_bundle_is_refused(tmp_path, capsys):

@@ -1,9 +1,7 @@
 """One object from files to a folder; many cases in a row."""
 
-import csv
 import dataclasses
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -13,15 +11,25 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+import SimpleITK as sitk
 import torch
-from pipeline_cases import ShiftRegister, small_network, write_case
+from monai.data import MetaTensor
+from pipeline_cases import (
+    ShiftRegister,
+    body,
+    brief_report,  # noqa: F401 - a fixture
+    preprocessing,
+    small_pipeline,
+    write_case,
+)
 
-import fusion_pipeline.pipeline.demo as demo_module
 import fusion_pipeline.pipeline.folder as folder_module
-import fusion_pipeline.pipeline.pipeline as pipeline_module
+import fusion_pipeline.pipeline.inferer as inferer_module
 from fusion_pipeline.data import (
     CaseFiles,
     InputError,
+    SeriesFiles,
+    Source,
     case_from_entry,
     case_from_paths,
     load_case,
@@ -29,16 +37,8 @@ from fusion_pipeline.data import (
     read_displacement,
     write_displacement,
 )
-from fusion_pipeline.pipeline import (
-    Cohort,
-    FusionPipeline,
-    Outcome,
-    SyntheticCases,
-    case_dataset,
-    run_demo,
-    spatial_dims_of_cases,
-)
-from fusion_pipeline.pipeline.cohort import as_table
+from fusion_pipeline.geometry import rigid_matrix
+from fusion_pipeline.pipeline import FusionInferer
 from fusion_pipeline.pipeline.folder import deliver
 from fusion_pipeline.register import Registration
 from fusion_pipeline.synthesis import synthetic_patient
@@ -57,36 +57,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def still_register(monkeypatch):
-    monkeypatch.setattr(pipeline_module, "Register", ShiftRegister)
-
-
-@pytest.fixture
-def brief_report(monkeypatch):
-    """A report without pictures: they take a second."""
-
-    def write(result, folder):
-        report = {
-            "id": result.case.id,
-            "modalities": list(result.modalities),
-            "registration": {
-                key: {
-                    "ok": found.ok,
-                    "transform": found.transform,
-                    "error_mm": None,
-                    "folded_fraction": 0.0,
-                    "similarity_before": dict(found.similarity_before),
-                    "similarity_after": dict(found.similarity_after),
-                }
-                for key, found in result.registrations.items()
-            },
-            "warnings": list(result.warnings),
-            "timings": result.timings,
-            "peak_memory_mb": result.peak_memory_mb,
-        }
-        (folder / "report.json").write_text(json.dumps(report))
-        (folder / "report.html").write_text("<html></html>")
-
-    monkeypatch.setattr(folder_module, "write_report", write)
+    monkeypatch.setattr(inferer_module, "Register", ShiftRegister)
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +72,20 @@ def files(paths):
 
 @pytest.fixture
 def pipeline():
-    return FusionPipeline(small_network(), refine_steps=0)
+    return small_pipeline()
 
 
 class TestCall:
     def test_all_results_lie_on_the_reference_grid(self, pipeline, files):
         result = pipeline(files)
-        fixed = result.case.fixed
-        images = [*result.registered.values(), *result.harmonization.images.values()]
-        for image in (*images, result.fusion.fused):
-            assert image.shape == fixed.shape
+        fixed = nib.load(files.images["ct"].path)
+        images = [*result.registered.values(), *result.harmonized.values()]
+        for image in (*images, result.fused):
+            assert isinstance(image, MetaTensor)
+            assert image.shape == (1, *fixed.shape)
             np.testing.assert_array_equal(image.affine, fixed.affine)
-        assert result.fusion.weights.shape == (2, *fixed.shape)
+        assert result.weights.shape == (2, *fixed.shape)
+        assert result.displacement["mr"].shape == (3, *fixed.shape)
 
     def test_the_reference_comes_first_then_as_listed(self, pipeline, paths):
         named = {"pet": paths["pet"], "mr": paths["mr"], "ct": paths["ct"]}
@@ -121,12 +94,13 @@ class TestCall:
         assert list(result.registrations) == ["pet", "ct"]
 
     def test_the_wish_for_each_image_reaches_the_stage(self, paths, tmp_path):
-        pipeline = FusionPipeline(small_network())
+        pipeline = small_pipeline()
+        ShiftRegister.calls.clear()
         mask = tmp_path / "mask.nii.gz"
         mr = nib.load(paths["mr"])
         nib.save(nib.Nifti1Image(np.ones(mr.shape, np.uint8), mr.affine), mask)
         pipeline(case_from_paths("p", paths, None, {"pet": "none"}, {"mr": mask}))
-        calls = {key: rest for key, *rest in pipeline._register.calls}
+        calls = {key: rest for key, *rest in ShiftRegister.calls}
         assert calls["mr"][0] == "deformable"
         assert calls["pet"][0] == "none"
         assert calls["mr"][2].array.all()
@@ -134,9 +108,9 @@ class TestCall:
 
     def test_what_the_moving_image_has_not_seen_gets_no_weight(self, pipeline, files):
         result = pipeline(files)
-        seen = result.registered["mr"].array[0] != 0
+        seen = result.registered["mr"].as_tensor()[0] != 0
         assert not seen.all()
-        assert not result.fusion.weights[1][~seen].any()
+        assert not result.weights.as_tensor()[1][~seen].any()
 
     def test_a_doubtful_registration_is_a_warning(self, pipeline, paths):
         files = case_from_paths("p", {k: paths[k] for k in ("ct", "mr")}, None, {"mr": "affine"})
@@ -152,7 +126,9 @@ class TestCall:
 
     def test_a_case_its_files_and_its_entry_are_the_same(self, pipeline, files, paths):
         entry = {"id": "p1", "ct": paths["ct"], "mr": paths["mr"], "target": 1}
-        results = [pipeline(case) for case in (files, load_case(files), entry)]
+        results = [
+            pipeline(case) for case in (files, load_case(files), pipeline.load(files), entry)
+        ]
         for other in results[1:]:
             assert torch.equal(results[0].fusion.fused.array, other.fusion.fused.array)
             assert other.modalities == results[0].modalities
@@ -165,12 +141,14 @@ class TestCall:
         assert torch.equal(torch.rand(2), expected)
 
     def test_volumes_are_refused_by_networks_for_pictures(self, files):
-        with pytest.raises(InputError, match="case 'p1': expected 2D images for this bundle"):
-            FusionPipeline(small_network(2))(files)
+        with pytest.raises(
+            InputError, match=r"case 'p1', ct \(.*\): expected 2D images for this bundle"
+        ):
+            small_pipeline(2)(files)
 
     def test_an_impossible_device_is_refused(self):
         with pytest.raises(InputError, match="expected a device that torch can use here"):
-            FusionPipeline(small_network(), device="cuda:77")
+            FusionInferer(device="cuda:77")
 
 
 class TestRun:
@@ -183,7 +161,7 @@ class TestRun:
         assert report["modalities"] == ["ct", "mr"]
         assert "write" in report["timings"]
         assert "evaluation" not in report
-        fixed = nib.load(files.images["ct"])
+        fixed = nib.load(files.images["ct"].path)
         for name in FILES:
             if name.endswith(".nii.gz"):
                 image = nib.load(folder / name)
@@ -195,11 +173,11 @@ class TestRun:
         """A bent field: less than 1/1024 of a voxel off, and smaller than it would be."""
         wave = torch.sin(torch.linspace(0, 5, 1000)).view(1, 10, 10, 10).repeat(3, 1, 1, 1)
         result = pipeline(files)
-        fixed = result.case.fixed
+        fixed = result.fusion.fused
         lattice = fixed.affine @ np.diag([*[n / 9 for n in fixed.shape], 1.0])
         found = Registration(np.eye(4), wave, lattice, "deformable")
         folder_module.write_files(
-            dataclasses.replace(result, registrations={"mr": found}), tmp_path, input_digest=""
+            dataclasses.replace(result, registrations={"mr": found}), tmp_path
         )
         written = read_displacement(tmp_path / "mr_displacement.nii.gz")
         exact = found.displacement_mm(fixed)
@@ -212,10 +190,7 @@ class TestRun:
 
     @pytest.mark.usefixtures("brief_report")
     def test_the_same_input_gives_the_same_bytes(self, files, tmp_path):
-        folders = [
-            FusionPipeline(small_network(), refine_steps=0).run(files, tmp_path / name)
-            for name in ("a", "b")
-        ]
+        folders = [small_pipeline().run(files, tmp_path / name) for name in ("a", "b")]
         for name in FILES - {"report.json", "report.html"}:
             assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
@@ -239,7 +214,7 @@ class TestRun:
     def test_a_file_in_the_place_of_the_output_is_refused_first(self, files, tmp_path):
         (tmp_path / "out").write_text("")
         with pytest.raises(InputError, match="output folder"):
-            FusionPipeline(small_network()).run(files, tmp_path / "out")
+            small_pipeline().run(files, tmp_path / "out")
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
@@ -277,25 +252,30 @@ class TestFingerprint:
         copies = {}
         for key, path in files.images.items():
             copies[key] = tmp_path / f"{key}_copy"
-            copies[key].write_bytes(Path(path).read_bytes())
+            copies[key].write_bytes(Path(path.path).read_bytes())
         moved = case_from_paths("p1", copies)
         assert pipeline.fingerprint(files) == pipeline.fingerprint(moved)
 
     def test_content_wishes_settings_and_weights_count(self, pipeline, files, paths):
+        two = {key: paths[key] for key in ("ct", "mr")}
         others = [
-            pipeline.fingerprint(case_from_paths("p2", files.images)),
+            pipeline.fingerprint(case_from_paths("p2", two)),
             pipeline.fingerprint(case_from_paths("p1", paths)),
-            pipeline.fingerprint(case_from_paths("p1", files.images, None, {"mr": "rigid"})),
-            pipeline.fingerprint(case_from_paths("p1", files.images, masks={"mr": paths["mr"]})),
-            FusionPipeline(small_network(), refine_steps=1).fingerprint(files),
-            FusionPipeline(small_network(seed=1), refine_steps=0).fingerprint(files),
+            pipeline.fingerprint(case_from_paths("p1", two, None, {"mr": "rigid"})),
+            pipeline.fingerprint(case_from_paths("p1", two, masks={"mr": paths["mr"]})),
+            small_pipeline(refine_steps=1).fingerprint(files),
+            small_pipeline(seed=1).fingerprint(files),
+            small_pipeline(window_hu=(-100.0, 300.0)).fingerprint(files),
         ]
         assert len({pipeline.fingerprint(files), *others}) == len(others) + 1
 
     def test_roles_count(self, pipeline, files, paths):
         entries = [
-            CaseFiles("p", "ct", files.images, {}, **{role: {"mr": str(paths["mr"])}})
-            for role in ("masks", "labels")
+            CaseFiles(
+                "p", "ct", {**files.series, "mr": dataclasses.replace(mr, **{role: mr.image})}
+            )
+            for mr in [files.series["mr"]]
+            for role in ("mask", "label")
         ]
         assert len({pipeline.fingerprint(entry) for entry in entries}) == 2
 
@@ -321,7 +301,7 @@ class TestFingerprint:
         name = next((n for n in ("lists-of-one", "Größe 1") if n in text), "voxels-07")
         voxels, other = tmp_path / f"{name}.raw", tmp_path / "else.raw"
         voxels.write_bytes(b"1")
-        case = CaseFiles("p", "ct", {"ct": str(tmp_path / header)}, {})
+        case = CaseFiles("p", "ct", {"ct": SeriesFiles(Source(str(tmp_path / header)))})
         before = pipeline.fingerprint(case)
         other.write_bytes(b"1")
         assert pipeline.fingerprint(case) == before
@@ -337,7 +317,7 @@ class TestFingerprint:
         series = tmp_path / "series"
         series.mkdir()
         (series / "1.dcm").write_text("a")
-        case = CaseFiles("p", "ct", {"ct": f"{series}::1.2.3"}, {})
+        case = CaseFiles("p", "ct", {"ct": SeriesFiles(Source(str(series), "1.2.3"))})
         before = pipeline.fingerprint(case)
         (series / "2.dcm").write_text("b")
         assert pipeline.fingerprint(case) != before
@@ -345,15 +325,16 @@ class TestFingerprint:
     def test_a_case_in_memory_has_one(self, pipeline, files):
         case = load_case(files)
         assert pipeline.fingerprint(case) == pipeline.fingerprint(load_case(files))
-        changed = case.images | {"mr": case.images["mr"].with_array(case.images["mr"].array + 1)}
-        case.__dict__["images"] = changed
-        assert pipeline.fingerprint(case) != pipeline.fingerprint(load_case(files))
+        mr = case.series["mr"]
+        brighter = dataclasses.replace(mr, image=mr.image.with_array(mr.image.array + 1))
+        changed = dataclasses.replace(case, series={**case.series, "mr": brighter})
+        assert pipeline.fingerprint(changed) != pipeline.fingerprint(case)
 
 
 @pytest.mark.usefixtures("brief_report")
 def test_pictures_give_pictures(tmp_path):
     (case,) = read_datalist(synthetic_patient(3, spatial_dims=2).save(tmp_path / "data"))
-    folder = FusionPipeline(small_network(2)).run(case, tmp_path / "out")
+    folder = small_pipeline(2).run(case, tmp_path / "out")
     names = {path.name for path in folder.iterdir()}
     assert names == {
         *("mr_registered.png", "mr_displacement.nii.gz", "mr_harmonized.png"),
@@ -363,148 +344,6 @@ def test_pictures_give_pictures(tmp_path):
     with PIL.Image.open(folder / "fused.png") as fused:
         assert fused.getextrema()[1] > 50  # 0..255
     assert json.loads((folder / "report.json").read_text())["evaluation"].keys() == {"mr", "pet"}
-
-
-@pytest.mark.usefixtures("brief_report")
-class TestCohort:
-    def cohort(self, pipeline, files, output, **options):
-        bad = CaseFiles("bad", "ct", {"ct": "nowhere.nii.gz", "mr": files.images["mr"]}, {})
-        return Cohort(pipeline, [bad, files], output, **options)
-
-    def test_it_goes_on_past_a_bad_case(self, pipeline, files, tmp_path, caplog):
-        with caplog.at_level(logging.INFO, "fusion_pipeline"):
-            outcomes = self.cohort(pipeline, files, tmp_path / "out").run()
-        assert [o.status for o in outcomes] == ["failed", "ok"]
-        assert outcomes[0].bad_input
-        errors = [r for r in caplog.records if r.levelno == logging.ERROR]
-        assert len(errors) == 1
-        assert "nowhere.nii.gz" in errors[0].getMessage()
-        assert {p.name for p in (tmp_path / "out").iterdir()} == {"p1", "summary.csv"}
-
-    def test_the_summary_has_a_row_per_case(self, pipeline, files, tmp_path):
-        self.cohort(pipeline, files, tmp_path).run()
-        with (tmp_path / "summary.csv").open() as stream:
-            bad, good = csv.DictReader(stream)
-        assert (bad["id"], bad["status"]) == ("bad", "failed")
-        assert "nowhere.nii.gz" in bad["message"]
-        assert good["mr_nmi_after"] == "1.2"
-        assert float(good["wall_s"]) > 0
-
-    def test_resume_skips_what_is_done_from_the_same_input(self, pipeline, files, paths, tmp_path):
-        cohort = self.cohort(pipeline, files, tmp_path, resume=True)
-        assert [o.status for o in cohort.run()] == ["failed", "ok"]
-        assert [o.status for o in cohort.run()] == ["failed", "skipped"]
-        other = case_from_paths("p1", {"ct": paths["ct"], "mr": paths["pet"]})
-        assert [o.status for o in Cohort(pipeline, [other], tmp_path, resume=True).run()] == ["ok"]
-        gone = CaseFiles("p1", "ct", {"ct": "gone.nii", "mr": files.images["mr"]}, {})
-        assert [o.bad_input for o in Cohort(pipeline, [gone], tmp_path, resume=True).run()] == [
-            True
-        ]
-        again = Cohort(FusionPipeline(small_network(seed=1)), [files], tmp_path, resume=True)
-        assert [o.status for o in again.run()] == ["ok"]
-
-    def test_what_is_no_refusal_is_called_unexpected(self, pipeline, files, tmp_path, monkeypatch):
-        def fail(case, output):
-            raise KeyError("x")
-
-        monkeypatch.setattr(pipeline, "run", fail)
-        cohort = Cohort(pipeline, [files], tmp_path / "out")
-        (outcome,) = cohort.run()
-        assert outcome.message.startswith("p1: unexpected KeyError")
-        assert not outcome.bad_input
-        assert not (tmp_path / "out").exists()
-        cohort.leave()  # a program that uses the bundle goes on
-        monkeypatch.setattr("fusion_pipeline.pipeline.cohort.monai_is_the_program", lambda: True)
-        with pytest.raises(SystemExit) as left:
-            cohort.leave()
-        assert left.value.code == 1
-
-    def test_success_raises_nothing(self, pipeline, files, tmp_path):
-        cohort = Cohort(pipeline, [files], tmp_path)
-        cohort.run()
-        cohort.leave()
-        assert not (tmp_path / "summary.csv").exists()
-
-    def test_the_means_are_written(self, pipeline, files, tmp_path, monkeypatch):
-        scores = {"mr": {"tre_mm_before": 4.0, "tre_mm_after": 1.0}}
-        monkeypatch.setattr(folder_module, "evaluate", lambda result: scores)
-        assert self.cohort(pipeline, files, tmp_path).evaluate() == scores
-        written = json.loads((tmp_path / "evaluation.json").read_text())
-        counts = {"mr": dict.fromkeys(scores["mr"], 1)}
-        assert written == {"cases": 1, "mean": scores, "n": counts}
-        with (tmp_path / "summary.csv").open() as stream:
-            assert list(csv.DictReader(stream))[1]["mr_tre_mm_after"] == "1.0"
-
-    def test_cases_without_a_truth_do_not_count(self, pipeline, files, tmp_path, monkeypatch):
-        scores = {"mr": {"tre_mm_after": 1.0}}
-        monkeypatch.setattr(
-            folder_module, "evaluate", lambda result: scores if result.case.id == files.id else {}
-        )
-        other = dataclasses.replace(files, id="without")
-        assert Cohort(pipeline, [other, files], tmp_path).evaluate() == scores
-        written = json.loads((tmp_path / "evaluation.json").read_text())
-        assert (written["cases"], written["n"]) == (1, {"mr": {"tre_mm_after": 1}})
-
-    def test_an_output_folder_that_cannot_be_is_one_line_under_monai(
-        self, pipeline, files, tmp_path, monkeypatch, capsys
-    ):
-        (tmp_path / "out").touch()
-        monkeypatch.setattr("fusion_pipeline.data.refusals.monai_is_the_program", lambda: True)
-        with pytest.raises(SystemExit) as left:
-            Cohort(pipeline, [files], tmp_path / "out").run()
-        assert left.value.code == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_the_table_shows_every_moving_image():
-    cells = {"mr_ok": False, "mr_transform": "rigid", "mr_error_mm": 1.26, "mr_nmi_after": 1.2}
-    good = Outcome("a", "ok", numbers={**cells, "seconds": 3.0})
-    table = as_table([good, Outcome("b", "failed")])
-    lines = [line.split() for line in table.splitlines()]
-    assert lines[1] == ["a", "ok", "mr", "rigid", "(doubtful)", "1.200", "1.3", "3.0"]
-    assert lines[2] == ["b", "failed"]
-
-
-def test_dimensions_come_from_the_headers(paths, tmp_path):
-    volume = case_from_paths("v", {k: paths[k] for k in ("ct", "mr")})
-    picture = CaseFiles("p", "ct", {"ct": "a.png", "mr": "b.png"}, {})
-    lost = CaseFiles("l", "ct", {"ct": "lost.nii", "mr": "lost.nii"}, {})
-    assert spatial_dims_of_cases([lost, volume]) == 3
-    assert spatial_dims_of_cases([picture]) == 2
-    assert spatial_dims_of_cases([lost]) == 3
-    with pytest.raises(InputError, match="'p' in 2D and 'v' in 3D"):
-        spatial_dims_of_cases([volume, picture])
-
-
-def test_a_datalist_counts_from_its_folder(tmp_path):
-    (tmp_path / "list.json").write_text('{"testing": [{"id": "a", "ct": "c.nii", "mr": "m.nii"}]}')
-    (case,) = case_dataset("list.json", dataset_dir=tmp_path)
-    assert case.images["ct"] == str(tmp_path / "c.nii")
-
-
-def test_without_a_datalist_there_is_one_synthetic_patient_made_when_asked_for(tmp_path):
-    cases = case_dataset(None, output_dir=tmp_path / "out")
-    assert isinstance(cases, SyntheticCases)
-    assert len(cases) == 1
-    assert not (tmp_path / "out").exists()
-    cases.size = "small"
-    assert [case.reference for case in cases] == ["ct"]
-    assert set(cases[0].displacements) == {"mr", "pet"}
-    assert cases[0] is cases[:1][0]
-    assert (tmp_path / "out" / "synthetic_patient" / "cases.json").is_file()
-
-
-@pytest.mark.usefixtures("brief_report")
-def test_the_demo_tells_the_error_before_and_after(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_module.SyntheticCases, "_written", small_patient)
-    scores, folder = run_demo(pipeline, tmp_path)
-    assert set(scores) == {"mr", "pet"}
-    assert scores["mr"]["tre_mm_before"] > 1
-    assert (folder / "report.html").is_file()
-
-
-def small_patient(self):
-    return read_datalist(synthetic_patient(3).save(self.output / "patient"))
 
 
 def test_an_entry_in_python_is_checked_like_one_in_a_file():
@@ -536,18 +375,163 @@ def test_a_file_where_a_cases_folder_should_be(pipeline, files, tmp_path):
 )
 def test_settings_that_are_no_such_number(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
-        FusionPipeline(small_network(), **setting)
+        FusionInferer(**setting)
 
 
 def test_settings_may_be_numbers_of_numpy():
-    made = FusionPipeline(
-        small_network(), refine_steps=np.int64(3), working_spacing=np.float32(2.0)
-    )
+    made = FusionInferer(refine_steps=np.int64(3), working_spacing=np.float32(2.0))
     assert made.settings["refine_steps"] == 3
 
 
 def test_an_entry_without_an_id_is_called_case():
     files = case_from_entry({"ct": "a.nii", "mr_t1": "b.nii", "mr_t1_transform": "rigid"})
-    assert (files.id, files.reference, files.transforms) == ("case", "ct", {"mr_t1": "rigid"})
+    assert (files.id, files.reference) == ("case", "ct")
+    assert files.series["mr_t1"].transform == "rigid"
     with pytest.raises(InputError, match="two or more images"):
         case_from_entry({"ct": "a.nii"})
+
+
+def itk_image(array, affine):
+    """The same image in SimpleITK, LPS."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+class TestSources:
+    """Whatever an image comes as, the same comes out, bit for bit."""
+
+    @pytest.fixture
+    def images(self):
+        """Axes that a NIfTI, ITK and a matrix hold exactly; stored along other axes than RAS."""
+        rng = np.random.default_rng(8)
+        made = {}
+        for key, spacing, order in (
+            ("ct", (1.5, 2.0, 3.0), (1, 0, 2)),
+            ("mr", (2, 2, 2.5), (2, 0, 1)),
+        ):
+            affine = np.zeros((4, 4))
+            for column, row in enumerate(order):
+                affine[row, column] = spacing[column] * (-1 if column == 1 else 1)
+            affine[:, 3] = (0, 0, 0, 1)
+            shape = (26, 28, 18) if key == "ct" else (22, 20, 26)
+            affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+            index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+            world = index @ affine[:3, :3].T + affine[:3, 3]
+            ball = np.linalg.norm(world / [16, 14, 18], axis=-1) < 1
+            noise = 0.03 * rng.standard_normal(shape)
+            array = (ball + noise) * 1000 - (1000 if key == "ct" else 0)
+            made[key] = (array.astype(np.float32), affine)
+        return made
+
+    def sources(self, images, kind, folder):
+        made = {}
+        for key, (array, affine) in images.items():
+            image = nib.Nifti1Image(array, affine)
+            if kind == "path":
+                made[key] = folder / f"{key}.nii.gz"
+                nib.save(image, made[key])
+            elif kind == "nibabel":
+                made[key] = image
+            elif kind == "SimpleITK":
+                made[key] = itk_image(array, affine)
+            elif kind == "MetaTensor":
+                made[key] = MetaTensor(torch.from_numpy(array)[None], affine=affine)
+            else:
+                made[key] = (array, affine)
+        return made
+
+    def test_path_array_nibabel_simpleitk_and_metatensor_agree(self, images, pipeline, tmp_path):
+        kinds = ("path", "array", "nibabel", "SimpleITK", "MetaTensor")
+        first, *others = (pipeline(self.sources(images, kind, tmp_path)) for kind in kinds)
+        for name, other in zip(kinds[1:], others, strict=True):
+            assert torch.equal(first.fused.as_tensor(), other.fused.as_tensor()), name
+            assert torch.equal(first.weights.as_tensor(), other.weights.as_tensor()), name
+            np.testing.assert_array_equal(first.fused.affine, other.fused.affine)
+            registered = (one.registered["mr"].as_tensor() for one in (first, other))
+            assert torch.equal(*registered), name
+
+    def test_an_oblique_image_comes_out_where_simpleitk_puts_it(self, pipeline):
+        """The stand-in moves by 2 mm along x; SimpleITK resamples by the same translation."""
+        turn = rigid_matrix((20.0, -12.0, 33.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+        grids = {
+            "ct": ((26, 30, 18), turn @ np.diag([-1.5, 1.4, 2.5, 1.0])),
+            "mr": ((24, 20, 26), np.diag([2.0, -2.0, 2.5, 1.0])),
+        }
+        given, itk = {}, {}
+        for key, (shape, affine) in grids.items():
+            affine[:3, 3] = [0, 2, -2] - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+            array = body(shape, affine, np.random.default_rng(2)) * 1000 - 1000 * (key == "ct")
+            array = array.astype(np.float32)
+            given[key] = MetaTensor(torch.from_numpy(array)[None], affine=affine)
+            itk[key] = itk_image(array, affine)
+        found = pipeline(given).registered["mr"]
+        shift = sitk.TranslationTransform(3, [-2.0, 0.0, 0.0])  # LPS
+        expected = sitk.Resample(itk["mr"], itk["ct"], shift, sitk.sitkLinear, 0.0)
+        inside = sitk.Resample(itk["mr"] * 0 + 1, itk["ct"], shift, sitk.sitkLinear, 0.0)
+        inside, expected = (sitk.GetArrayFromImage(image).T for image in (inside, expected))
+        difference = np.abs(found[0].numpy() - expected)[inside > 0.999]
+        assert difference.size > 5000
+        assert difference.max() < 1e-3 * np.abs(expected).max()
+        np.testing.assert_array_equal(found.affine, grids["ct"][1])
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (np.zeros((3, 4, 5)), r"ndarray without an affine; give \(array, affine\)"),
+            ((np.zeros((3, 4, 5)), np.eye(3)), r"got shapes \(3, 4, 5\) and \(3, 3\)"),
+            (5, "a path for mr, got 5"),
+        ],
+    )
+    def test_what_is_no_image_is_refused(self, pipeline, images, wrong, message):
+        with pytest.raises(InputError, match=message):
+            pipeline({"ct": images["ct"], "mr": wrong})
+
+
+class TestStages:
+    """The stages alone give what the whole gives."""
+
+    def test_register(self, pipeline, files):
+        found = pipeline.register(files)
+        assert list(found) == ["mr"]
+        np.testing.assert_array_equal(
+            found["mr"].moving_points(np.zeros((1, 3))), [[2.0, 0.0, 0.0]]
+        )
+
+    def test_harmonize_and_fuse(self, pipeline, files):
+        whole = pipeline(files)
+        ct = files.images["ct"].path
+        harmonized = pipeline.harmonize({"ct": ct, "mr": whole.registered["mr"]})
+        expected = whole.harmonized["ct"].as_tensor()
+        assert torch.equal(harmonized.images["ct"].array, expected)
+        fused = pipeline.fuse({k: whole.harmonized[k] for k in ("ct", "mr")})
+        assert fused.fused.shape == whole.fusion.fused.shape
+        np.testing.assert_array_equal(fused.fused.affine, whole.fused.affine)
+
+    def test_another_grid_is_refused(self, pipeline, files):
+        with pytest.raises(InputError, match=r"expected an image on the grid of ct .*register it"):
+            pipeline.harmonize(files)
+
+
+def test_a_result_is_saved_by_itself(pipeline, files, tmp_path):
+    folder = pipeline(files).save(tmp_path / "mine")
+    assert {file.name for file in folder.iterdir()} == FILES
+
+
+def test_the_last_step_of_preprocessing_is_the_z_score():
+    from monai.transforms import Compose
+
+    from fusion_pipeline.pipeline.pipeline import split
+
+    steps = preprocessing().transforms
+    prepare, normalize = split(Compose(steps))
+    assert len(prepare.transforms) == len(steps) - 1
+    assert normalize.window_hu == (-300.0, 700.0)
+    with pytest.raises(
+        InputError, match=r"NormalizeModalityd .* as the last transform, got BodyMaskd"
+    ):
+        split(Compose(steps[:-1]))

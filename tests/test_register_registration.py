@@ -74,7 +74,7 @@ class TestAgainstItk:
             itk_image(fixed.array[0].double().numpy(), fixed.affine),
             itk_field(found.displacement_mm(fixed), fixed.affine),
             sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear,
-            moving.outside,
+            moving.fill_value,
         )
         warped = found.warp(moving, fixed, nearest=nearest)
         assert warped.shape == fixed.shape
@@ -153,8 +153,8 @@ class TestLaws:
         away = np.eye(d + 1)
         away[0, d] = 500.0
         found = Registration(away, torch.zeros(d, *[2] * d), fixed.affine, "rigid")
-        assert float(moving.outside) == -1000.0
-        assert bool((found.warp(moving, fixed).array == moving.outside).all())
+        assert float(moving.fill_value) == -1000.0
+        assert bool((found.warp(moving, fixed).array == moving.fill_value).all())
 
 
 def test_colours_move_with_their_picture():

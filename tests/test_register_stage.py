@@ -126,7 +126,7 @@ class TestVolumes:
     def test_patients_come_closer_or_stay(self, body, key):
         case = synthetic_patient(5, body=body, size="small").case
         found = stage(3)(case.fixed, case.images[key], transform="affine")
-        true, points = case.landmarks[key], case.landmarks["ct"]
+        true, points = case.series[key].landmarks, case.series["ct"].landmarks
         before = np.linalg.norm(true - points, axis=1).mean()
         after = np.linalg.norm(true - found.moving_points(points), axis=1).mean()
         # where no pose was clearly better the headers stay: no gain, and no loss

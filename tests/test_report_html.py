@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from data_phantoms import case_of
 from report_cases import HOT_MM, finished, lattice, paint, result_2d, result_3d
 
-from fusion_pipeline.data import Case
 from fusion_pipeline.register import Registration
 from fusion_pipeline.report import write_report
 from fusion_pipeline.report.field import field_on
@@ -209,7 +209,7 @@ def test_two_emission_images_or_an_emission_reference_are_drawn_too():
         "ct": paint("ct", affine, shape, "HU", eye),
     }
     still = Registration(eye, torch.zeros(3, 5, 5, 5), np.diag([20.0, 20, 20, 1]), "none")
-    case = Case("emission", "pet", images, {"spect": "none", "ct": "none"})
+    case = case_of("emission", "pet", images, {"spect": "none", "ct": "none"})
     result = finished(case, {"spect": still, "ct": still}, ())
     assert "Overlay, before" in alignment_section(result, "ct", pixels=60)
     html = alignment_section(result, "spect", pixels=60)
@@ -232,7 +232,7 @@ def test_a_real_patient_is_quick_and_small(shared_data, tmp_path):
     pet = nib.load(patient / "sts015_pet-suv_space-ct.nii.gz")
     values = torch.from_numpy(pet.get_fdata(dtype=np.float32).copy())[None]
     pet = replace(result.case.images["pet"], array=values, affine=np.asarray(pet.affine, float))
-    case = Case("sts015", "ct", {"ct": ct, "pet": pet}, {"pet": "none"})
+    case = case_of("sts015", "ct", {"ct": ct, "pet": pet}, {"pet": "none"})
     still = Registration(np.eye(4), torch.zeros(3, 2, 2, 2), ct.affine, "none")
     result = finished(case, {"pet": still}, ())
     start = time.process_time()

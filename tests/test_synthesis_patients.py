@@ -28,7 +28,7 @@ def patient(d=3, body="head", seed=5, mr_t2=False):
 def moving_voxels(case, key):
     """Where each voxel of the reference lies in a moving image, by the true displacement."""
     world = apply_affine(case.fixed.affine, identity_points(case.fixed.shape).double().numpy())
-    shift = case.displacements[key].movedim(0, -1).double().numpy()
+    shift = case.series[key].displacement.movedim(0, -1).double().numpy()
     moving = case.images[key]
     return torch.from_numpy(apply_affine(np.linalg.inv(moving.affine), world + shift))[None]
 
@@ -59,28 +59,28 @@ def test_warping_by_the_truth_gives_the_modality_on_the_reference_grid(d, body, 
 @pytest.mark.parametrize(("d", "body"), CASES)
 def test_labels_and_landmarks_follow_the_truth(d, body):
     case = patient(d, body).case
-    fixed = case.labels["ct"].array[0]
+    fixed = case.series["ct"].labels.array[0]
     for key in case.moving:
         points = moving_voxels(case, key)
-        warped = sample(case.labels[key].array[None], points, mode="nearest", fill=-1)[0, 0]
+        warped = sample(case.series[key].labels.array[None], points, mode="nearest", fill=-1)[0, 0]
         known = (warped >= 0) & ((warped > 0) | (fixed > 0))
         assert (warped[known] == fixed[known]).float().mean() > 0.6
         body_only = warped >= 0
         both = ((warped > 0) & (fixed > 0))[body_only].sum() * 2.0
         assert both / ((warped > 0)[body_only].sum() + (fixed > 0)[body_only].sum()) > 0.96
-        voxels = apply_affine(np.linalg.inv(case.fixed.affine), case.landmarks["ct"])
+        voxels = apply_affine(np.linalg.inv(case.fixed.affine), case.series["ct"].landmarks)
         shift = sample(
-            case.displacements[key][None],
+            case.series[key].displacement[None],
             torch.from_numpy(voxels).reshape(1, -1, *[1] * (d - 1), d),
         )
-        found = case.landmarks["ct"] + shift.reshape(d, -1).T.double().numpy()
-        np.testing.assert_allclose(found, case.landmarks[key], atol=1e-3)
+        found = case.series["ct"].landmarks + shift.reshape(d, -1).T.double().numpy()
+        np.testing.assert_allclose(found, case.series[key].landmarks, atol=1e-3)
 
 
 def test_the_truth_means_the_same_to_a_registration():
     """A rigid registration made of the truth's rigid part errs by the elastic part, and no more."""
     case = patient().case
-    u = case.displacements["mr"].double()
+    u = case.series["mr"].displacement.double()
     world = apply_affine(case.fixed.affine, identity_points(case.fixed.shape).double().numpy())
     registration = Registration(
         moving_from_fixed=np.eye(4),
@@ -102,7 +102,7 @@ def test_motions_are_within_limits_and_do_not_fold(d, body):
     for key, (degrees, elastic) in {"mr": (12.0, 6.0), "pet": (5.0, 3.0)}.items():
         world = apply_affine(case.fixed.affine, identity_points(case.fixed.shape).double().numpy())
         x = world.reshape(-1, d)
-        y = x + case.displacements[key].movedim(0, -1).double().numpy().reshape(-1, d)
+        y = x + case.series[key].displacement.movedim(0, -1).double().numpy().reshape(-1, d)
         turn = procrustes(x, y)
         cosine = (np.trace(turn) - 1) / 2 if d == 3 else turn[0, 0]
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
@@ -110,7 +110,7 @@ def test_motions_are_within_limits_and_do_not_fold(d, body):
         rest = (y - y.mean(0)) - (x - x.mean(0)) @ turn.T
         assert 0.1 * elastic < np.linalg.norm(rest, axis=1).max() < 2.2 * elastic
         voxels = np.linalg.inv(case.fixed.affine[:d, :d])
-        ddf = np.einsum("ab,b...->a...", voxels, case.displacements[key].numpy())
+        ddf = np.einsum("ab,b...->a...", voxels, case.series[key].displacement.numpy())
         assert jacobian_determinant(torch.from_numpy(ddf)[None]).min() > 0.2
 
 
@@ -134,7 +134,7 @@ def test_geometry_differs_between_the_images():
 
 def test_values_are_those_of_the_modality():
     made = patient()
-    ct, labels = made.case.fixed.array, made.case.labels["ct"].array
+    ct, labels = made.case.fixed.array, made.case.series["ct"].labels.array
     assert ct.min() >= -1024
     assert -30 < float(ct[labels == Tissue.WHITE].mean()) < 90
     assert ct[labels == Tissue.COMPACT_BONE].mean() > 400
@@ -178,10 +178,14 @@ def test_a_saved_patient_loads_as_the_same_case(tmp_path, d, body):
         torch.testing.assert_close(case.images[key].array, image.array)
         np.testing.assert_allclose(case.images[key].affine, image.affine, atol=1e-4)
         assert case.images[key].units == image.units
-        torch.testing.assert_close(case.labels[key].array.float(), made.case.labels[key].array)
-        np.testing.assert_allclose(case.landmarks[key], made.case.landmarks[key], atol=1e-3)
+        torch.testing.assert_close(
+            case.series[key].labels.array.float(), made.case.series[key].labels.array
+        )
+        np.testing.assert_allclose(
+            case.series[key].landmarks, made.case.series[key].landmarks, atol=1e-3
+        )
     for key, displacement in made.displacements.items():
-        torch.testing.assert_close(case.displacements[key], displacement, atol=1e-4, rtol=0)
+        torch.testing.assert_close(case.series[key].displacement, displacement, atol=1e-4, rtol=0)
         written = read_displacement(tmp_path / "out" / case.id / f"{key}_displacement.nii.gz")
         torch.testing.assert_close(written, displacement, atol=1e-4, rtol=0)
 

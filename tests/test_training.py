@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from pipeline_cases import preprocessing
 
 from fusion_pipeline.data import InputError, read_datalist
 from fusion_pipeline.geometry import warp
@@ -359,9 +360,16 @@ def datalist(tmp_path_factory):
     return path
 
 
+def samples(datalist, shape, seed=0):
+    cases = read_datalist(datalist, "training")
+    return CaseSamples(cases, shape, preprocessing(), spacing=4.0, seed=seed)
+
+
 class TestCaseSamples:
     def test_a_patch_brings_what_the_case_knows(self, datalist):
-        sample = CaseSamples(read_datalist(datalist, "training"), (33, 24, 28), spacing=4.0)[0]
+        sample = CaseSamples(
+            read_datalist(datalist, "training"), (33, 24, 28), preprocessing(), spacing=4.0
+        )[0]
         assert sample.kinds == ("ct", "mr", "nuclear")
         assert sample.image.shape == sample.valid.shape == sample.labels.shape == (3, 33, 24, 28)
         assert sample.ddf.shape == (2, 3, 33, 24, 28)
@@ -369,7 +377,9 @@ class TestCaseSamples:
         assert sample.image.abs().max() <= 4
 
     def test_the_true_field_of_a_patch_carries_the_labels(self, datalist):
-        sample = CaseSamples(read_datalist(datalist, "training"), (49, 49, 49), spacing=4.0)[0]
+        sample = CaseSamples(
+            read_datalist(datalist, "training"), (49, 49, 49), preprocessing(), spacing=4.0
+        )[0]
         for m in range(2):
             moving = sample.labels[None, m + 1 : m + 2]
             truth = sample.ddf[None, m]
@@ -378,25 +388,25 @@ class TestCaseSamples:
             assert after > before + 0.05
 
     def test_a_case_without_truth_is_a_sample_as_well(self, datalist):
-        cases = read_datalist(datalist, "training")
-        sample = CaseSamples(cases, (33, 24, 28), spacing=4.0)[1]
+        sample = samples(datalist, (33, 24, 28))[1]
         assert sample.labels is None
         assert sample.ddf is None
-        assert len(CaseSamples(cases, (33, 24, 28))) == 2
+        assert len(samples(datalist, (33, 24, 28))) == 2
 
     def test_the_place_of_the_patch_depends_on_the_seed(self, datalist):
-        cases = read_datalist(datalist, "training")
         first, again, other = (
-            CaseSamples(cases, (17, 17, 17), spacing=4.0, seed=seed)[0] for seed in (0, 0, 1)
+            CaseSamples(cases, (17, 17, 17), preprocessing(), spacing=4.0, seed=seed)[0]
+            for seed in (0, 0, 1)
         )
         assert torch.equal(first.image, again.image)
         assert not torch.equal(first.image, other.image)
 
     def test_the_datalist_joins_the_painted_samples(self, datalist):
-        feed = MultimodalData((17, 17, 17), samples_per_epoch=3, datalist=datalist, spacing=4.0)
+        real = {"datalist": datalist, "preprocessing": preprocessing()}
+        feed = MultimodalData((17, 17, 17), samples_per_epoch=3, spacing=4.0, **real)
         assert len(feed.train_dataset()) == 5
         assert len(feed.val_dataset()) == 8 + 1
-        painted_only = MultimodalData((17, 17, 17), samples_per_epoch=0, datalist=datalist)
+        painted_only = MultimodalData((17, 17, 17), samples_per_epoch=0, **real)
         assert len(painted_only.train_dataset()) == 2
 
 

@@ -201,6 +201,9 @@ class NormalizeModalityd(_InMask):
         modality: one for all keys, or one for each; the image's ``meta["modality"]`` if None.
         mask_postfix: the body of ``ct`` is ``ct_<mask_postfix>``, where present.
         field_of_view_postfix: its field of view is ``ct_<field_of_view_postfix>``, where present.
+        window_hu: see `NormalizeModality`.
+        percentiles: see `NormalizeModality`.
+        emission_percentile: see `NormalizeModality`.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
@@ -210,9 +213,13 @@ class NormalizeModalityd(_InMask):
         modality: Modalities = None,
         mask_postfix: str = "body",
         field_of_view_postfix: str = "field_of_view",
+        window_hu: Sequence[float] = (-300.0, 700.0),
+        percentiles: Sequence[float] = (1.0, 99.0),
+        emission_percentile: float = 99.9,
         allow_missing_keys: bool = False,
     ) -> None:
-        transforms = [NormalizeModality(m) for m in _per_key(modality, keys)]
+        scale = (window_hu, percentiles, emission_percentile)
+        transforms = [NormalizeModality(m, *scale) for m in _per_key(modality, keys)]
         super().__init__(keys, allow_missing_keys, transforms)
         self.mask_postfix = mask_postfix
         self.field_of_view_postfix = field_of_view_postfix
@@ -268,6 +275,8 @@ class Denoised(_WithSpacing):
         modality: one for all keys, or one for each; the image's ``meta["modality"]`` if None.
         iterations: see `Denoise`.
         spacing: mm; the images' own where None, if they are MetaTensors.
+        original_postfix: the image as it was is kept at ``<key>_<original_postfix>``; None: it is
+            not kept.
         allow_missing_keys: skip keys that a dictionary does not have.
     """
 
@@ -277,11 +286,21 @@ class Denoised(_WithSpacing):
         modality: Modalities = None,
         iterations: int = 3,
         spacing: Sequence[float] | None = None,
+        original_postfix: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         transforms = [Denoise(m, iterations) for m in _per_key(modality, keys)]
         super().__init__(keys, allow_missing_keys, transforms)
         self.spacing = spacing
+        self.original_postfix = original_postfix
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Denoise the image of each key."""
+        out = super().__call__(data)
+        if self.original_postfix is not None:
+            kept = {f"{key}_{self.original_postfix}": data[key] for key in self.key_iterator(out)}
+            out.update(kept)
+        return out
 
 
 def _per_key(modality: Modalities, keys: KeysCollection) -> tuple[str | None, ...]:

@@ -168,10 +168,44 @@ class NormalizeModality(_InvertibleScaling):
 
     Args:
         modality: ``ct``, ``mr``, ``pet`` or ``spect``; the image's ``meta["modality"]`` if None.
+        window_hu: lowest and highest HU of a CT.
+        percentiles: where an MR (and a CT that is not in HU) is clipped.
+        emission_percentile: where uptake is capped.
     """
 
-    def __init__(self, modality: str | None = None) -> None:
+    def __init__(
+        self,
+        modality: str | None = None,
+        window_hu: Sequence[float] = (-300.0, 700.0),
+        percentiles: Sequence[float] = (1.0, 99.0),
+        emission_percentile: float = 99.9,
+    ) -> None:
         self.modality = None if modality is None else checked_modality(modality)
+        ClipHU(*window_hu), RobustZScore(*percentiles), ScaleEmission(emission_percentile)  # check
+        self.window_hu = (float(window_hu[0]), float(window_hu[1]))
+        self.percentiles = (float(percentiles[0]), float(percentiles[1]))
+        self.emission_percentile = float(emission_percentile)
+
+    def scaled(
+        self, image: Tensor, mask: Tensor | None = None, *, modality: str, units: str | None = None
+    ) -> tuple[Tensor, list[Scaling]]:
+        """The same for plain tensors, and how each channel was scaled.
+
+        Args:
+            image: ``(1, *S)`` float32.
+            mask: ``(1, *S)``; everything without it.
+            modality: of the image.
+            units: of the image; without them a CT with negative values is in HU.
+        """
+        return normalized(
+            image,
+            modality,
+            mask,
+            units=units,
+            window_hu=self.window_hu,
+            percentiles=self.percentiles,
+            emission_percentile=self.emission_percentile,
+        )
 
     def __call__(self, img: ImageLike, mask: ImageLike | None = None) -> Tensor:
         """Normalize.
@@ -187,5 +221,6 @@ class NormalizeModality(_InvertibleScaling):
         """
         check_same_lattice(img, mask)
         modality = modality_of(img, self.modality)
-        out, scalings = normalized(plain(img), modality, mask, units=units_of(img))
+        inside = None if mask is None else plain(mask)
+        out, scalings = self.scaled(plain(img), inside, modality=modality, units=units_of(img))
         return self._traced(out, img, scalings)

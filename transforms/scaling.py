@@ -132,7 +132,14 @@ def normalize_modality(
 
 
 def normalized(
-    image: Tensor, modality: str, mask: ImageLike | None = None, *, units: str | None = None
+    image: Tensor,
+    modality: str,
+    mask: ImageLike | None = None,
+    *,
+    units: str | None = None,
+    window_hu: tuple[float, float] = _WINDOW_HU,
+    percentiles: tuple[float, float] = _ROBUST_PERCENTS,
+    emission_percentile: float = _EMISSION_CAP,
 ) -> tuple[Tensor, list[Scaling]]:
     """What `normalize_modality` returns, and how each channel was scaled."""
     checked = checked_modality(modality)
@@ -140,12 +147,12 @@ def normalized(
     # the window has cut a CT's tails already, the compression an emission image's
     percents: Sequence[float] = (0.0, 100.0)
     if checked in EMISSION:
-        image, emission = compressed(image, mask, _EMISSION_CAP)
+        image, emission = compressed(image, mask, emission_percentile)
         emission_scale = emission.emission_scale
     elif is_in_hu(image, checked, units):
-        image = clip_hu(image)
+        image = clip_hu(image, *window_hu)
     else:
-        percents = _ROBUST_PERCENTS
+        percents = percentiles
     out, scalings = z_scored(image, mask, *percents)
     scalings = [scaling.clipped(_LIMIT) for scaling in scalings]
     if emission_scale is not None:

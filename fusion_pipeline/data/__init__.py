@@ -1,7 +1,9 @@
 """Load a case once, checked, into world coordinates; write what a run leaves."""
 
+from fusion_pipeline.data.checked_image import CheckImage, CheckImaged
 from fusion_pipeline.data.datalist import (
     CaseFiles,
+    SeriesFiles,
     case_from_entry,
     case_from_paths,
     default_reference,
@@ -15,19 +17,31 @@ from fusion_pipeline.data.image import (
     InputError,
     Modality,
     NoOverlapError,
+    Prepared,
+    Series,
     TransformKind,
     modality_of,
 )
-from fusion_pipeline.data.loading import load_case
+from fusion_pipeline.data.loading import (
+    Preprocessing,
+    cause_of,
+    load_case,
+    prepare_case,
+    prepare_image,
+    read_image,
+    reading,
+    refusal_within,
+)
 from fusion_pipeline.data.pictures import recolour
+from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import (
     read_displacement,
-    read_image,
     read_labels,
     read_landmarks,
     spatial_dims_of,
 )
 from fusion_pipeline.data.refusals import monai_is_the_program, one_line_refusals
+from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor
 from fusion_pipeline.data.writing import (
     check_output_folder,
     write_displacement,
@@ -42,25 +56,40 @@ __all__ = [
     "TRANSFORMS",
     "Case",
     "CaseFiles",
+    "CheckImage",
+    "CheckImaged",
     "Image",
+    "InMemory",
     "InputError",
+    "LoadImaged",
     "Modality",
     "NoOverlapError",
+    "Prepared",
+    "Preprocessing",
+    "Series",
+    "SeriesFiles",
+    "Source",
     "TransformKind",
+    "as_meta_tensor",
     "case_from_entry",
     "case_from_paths",
+    "cause_of",
     "check_output_folder",
     "default_reference",
     "load_case",
     "modality_of",
     "monai_is_the_program",
     "one_line_refusals",
+    "prepare_case",
+    "prepare_image",
     "read_datalist",
     "read_displacement",
     "read_image",
     "read_labels",
     "read_landmarks",
+    "reading",
     "recolour",
+    "refusal_within",
     "spatial_dims_of",
     "write_displacement",
     "write_image",

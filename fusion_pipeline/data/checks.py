@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from fusion_pipeline.data.image import NoOverlapError
 from fusion_pipeline.data.refusals import refusal
+from fusion_pipeline.data.suv import EmissionScale
 from fusion_pipeline.geometry import apply_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 
@@ -28,6 +29,9 @@ class RawImage:
         units: of the values, where the file tells; else empty.
         colour: ``(3, *S)`` 0..255, of a colour picture.
         warnings: what the reader repaired or guessed.
+        frame_of_reference: DICOM's FrameOfReferenceUID, else empty.
+        dicom_modality: DICOM's Modality, else empty.
+        suv: how a PET series becomes SUV; it counts where the case calls the image a PET.
     """
 
     array: Array
@@ -35,6 +39,9 @@ class RawImage:
     units: str = ""
     colour: Array | None = None
     warnings: list[str] = field(default_factory=list)
+    frame_of_reference: str = ""
+    dicom_modality: str = ""
+    suv: EmissionScale | None = None
 
 
 def check_affine(affine: Matrix, place: str) -> list[str]:

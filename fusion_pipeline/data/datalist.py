@@ -3,12 +3,11 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fusion_pipeline.data.dicom import SERIES_SEPARATOR
 from fusion_pipeline.data.image import (
     MODALITIES,
     TRANSFORMS,
@@ -18,6 +17,7 @@ from fusion_pipeline.data.image import (
 )
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES
 from fusion_pipeline.data.refusals import one_line, refusal
+from fusion_pipeline.data.sources import InMemory, Source, is_in_memory
 
 _IMAGE_KEY = re.compile(rf"({'|'.join(MODALITIES)})(_[A-Za-z0-9-]+)*")
 _EXTRAS = ("label", "landmarks", "displacement", "transform", "mask")
@@ -28,30 +28,46 @@ _DEFAULT_TRANSFORM: TransformKind = "deformable"
 
 
 @dataclass(frozen=True)
+class SeriesFiles:
+    """The files of one image of a case; nothing read.
+
+    Attributes:
+        image: where the image is.
+        transform: how far the registration of a moving image may go.
+        mask: where to look.
+        label: an integer map.
+        landmarks: CSV in RAS mm.
+        displacement: a true field on the reference's grid.
+    """
+
+    image: Source | InMemory
+    transform: TransformKind = _DEFAULT_TRANSFORM
+    mask: Source | InMemory | None = None
+    label: Source | InMemory | None = None
+    landmarks: Source | None = None
+    displacement: Source | None = None
+
+
+@dataclass(frozen=True)
 class CaseFiles:
     """The files of one case, paths absolute or relative to the working directory; nothing read.
 
     Attributes:
         id: name of the case, and of its output folder.
         reference: key of the fixed image.
-        images: path per key, the reference first, then as the user listed them.
-        transforms: per moving key, how far the registration may go.
-        masks: path per key, where to look.
-        labels: path per key, integer maps.
-        landmarks: path per key, CSV in RAS mm.
-        displacements: path per moving key, true fields.
+        series: per image key its files, the reference first, then as the user listed them.
         target: class of the case, for the diagnostic study.
     """
 
     id: str
     reference: str
-    images: Mapping[str, str]
-    transforms: Mapping[str, TransformKind]
-    masks: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    landmarks: Mapping[str, str] = field(default_factory=dict)
-    displacements: Mapping[str, str] = field(default_factory=dict)
+    series: Mapping[str, SeriesFiles]
     target: str | int | None = None
+
+    @property
+    def images(self) -> Mapping[str, Source | InMemory]:
+        """Where each image is."""
+        return {key: files.image for key, files in self.series.items()}
 
 
 def read_datalist(
@@ -82,13 +98,13 @@ def read_datalist(
         for n, entry in enumerate(entries)
     ]
     _check_ids(cases, place)
-    _check_same_kind([p for case in cases for p in case.images.values()], place)
+    _check_same_kind([image for case in cases for image in case.images.values()], place)
     return cases
 
 
 def case_from_paths(
     id: str,  # noqa: A002 - the datalist's own word
-    paths: Mapping[str, str | Path],
+    paths: Mapping[str, Any],
     reference: str | None = None,
     transforms: Mapping[str, str] | None = None,
     masks: Mapping[str, str | Path] | None = None,
@@ -105,20 +121,21 @@ def case_from_paths(
     Raises:
         InputError: a key, the id or an option is not acceptable.
     """
-    entry: dict[str, Any] = {"id": id, **{key: str(path) for key, path in paths.items()}}
+    entry: dict[str, Any] = {"id": id, **paths}
     if reference is not None:
         entry["reference"] = reference
     entry.update({f"{key}_transform": kind for key, kind in (transforms or {}).items()})
-    entry.update({f"{key}_mask": str(path) for key, path in (masks or {}).items()})
-    return _case(entry, Path(), f"case {id!r}")
+    entry.update({f"{key}_mask": path for key, path in (masks or {}).items()})
+    return case_from_entry(entry)
 
 
 def case_from_entry(entry: Mapping[str, object]) -> CaseFiles:
     """A case from a datalist's entry in Python; checked like one in a file.
 
     Args:
-        entry: as in a datalist; paths may be `Path`, and count from the working directory. Without
-            an id it is called ``case``.
+        entry: as in a datalist; paths may be `Path`, and count from the working directory. In place
+            of a path an image, mask or label map may be in memory (see `sources.as_meta_tensor`).
+            Without an id the case is called ``case``.
 
     Raises:
         InputError: a key, the id or an option is not acceptable.
@@ -196,24 +213,12 @@ def _case(entry: object, folder: Path, place: str) -> CaseFiles:
             came = f"{reference}_{name}, but {reference} is the reference"
             raise refusal(place, f"a {name} of a moving image", came, "remove it")
     order = [reference, *[key for key in images if key != reference]]
-    paths = {
-        name: _resolved(extras[name], folder, place, f"_{name}")
-        for name in _EXTRAS
-        if name != "transform"
-    }
-    resolved = _resolved({key: images[key] for key in order}, folder, place)
-    _check_same_kind(list(resolved.values()), place)
-    return CaseFiles(
-        id=case_id,
-        reference=reference,
-        images=resolved,
-        transforms={key: _transform(extras["transform"].get(key), key, place) for key in order[1:]},
-        masks=paths["mask"],
-        labels=paths["label"],
-        landmarks=paths["landmarks"],
-        displacements=paths["displacement"],
-        target=_checked_target(entry.get("target"), place),
-    )
+    series = {}
+    for key in order:
+        own = {name: given[key] for name, given in extras.items() if key in given}
+        series[key] = _series(key, images[key], own, folder, place)
+    _check_same_kind([files.image for files in series.values()], place)
+    return CaseFiles(case_id, reference, series, _checked_target(entry.get("target"), place))
 
 
 def _split_keys(
@@ -296,21 +301,42 @@ def _checked_target(target: object, place: str) -> str | int | None:
     raise refusal(place, "a target that is a word or a whole number", repr(target), "correct it")
 
 
-def _resolved(
-    paths: Mapping[str, Any], folder: Path, place: str, extra: str = ""
-) -> dict[str, str]:
-    """Paths against the datalist's folder; a DICOM series' UID stays behind its folder."""
-    resolved = {}
-    for key, value in paths.items():
-        if not isinstance(value, str) or not value.strip():
-            raise refusal(place, f"a path for {key}{extra}", repr(value), "write it as text")
-        location, separator, uid = value.partition(SERIES_SEPARATOR)
-        try:
-            full = folder / Path(location).expanduser()
-        except RuntimeError as error:  # "~name" of nobody
-            raise refusal(place, f"a path for {key}{extra}", repr(value), "write it out") from error
-        resolved[key] = f"{full}{separator}{uid}"
-    return resolved
+def _series(
+    key: str, image: object, extras: Mapping[str, object], folder: Path, place: str
+) -> SeriesFiles:
+    """The files of one image, resolved."""
+
+    def source(name: str) -> Source | InMemory | None:
+        return _resolved(extras[name], f"{key}_{name}", folder, place) if name in extras else None
+
+    def file(name: str) -> Source | None:
+        given = source(name)
+        if isinstance(given, InMemory):
+            raise refusal(place, f"a path for {key}_{name}", str(given), "give the file")
+        return given
+
+    return SeriesFiles(
+        image=_resolved(image, key, folder, place),
+        transform=_transform(extras.get("transform"), key, place),
+        mask=source("mask"),
+        label=source("label"),
+        landmarks=file("landmarks"),
+        displacement=file("displacement"),
+    )
+
+
+def _resolved(value: object, name: str, folder: Path, place: str) -> Source | InMemory:
+    """A path against the datalist's folder, or an image in memory as it is."""
+    if is_in_memory(value):
+        return InMemory(value)
+    if not isinstance(value, str) or not value.strip():
+        raise refusal(place, f"a path for {name}", repr(value), "write it as text")
+    source = Source.parse(value)
+    try:
+        full = folder / Path(source.path).expanduser()
+    except RuntimeError as error:  # "~name" of nobody
+        raise refusal(place, f"a path for {name}", repr(value), "write it out") from error
+    return Source(str(full), source.series)
 
 
 def _check_ids(cases: Sequence[CaseFiles], place: str) -> None:
@@ -323,8 +349,9 @@ def _check_ids(cases: Sequence[CaseFiles], place: str) -> None:
         seen[case.id.casefold()] = case.id
 
 
-def _check_same_kind(paths: Sequence[str], place: str) -> None:
+def _check_same_kind(images: Sequence[Source | InMemory], place: str) -> None:
     """Refuse pictures beside volumes."""
+    paths = [image.path for image in images if isinstance(image, Source)]
     pictures = [path for path in paths if path.lower().endswith(PICTURE_SUFFIXES)]
     others = [path for path in paths if path not in pictures]
     if pictures and others:
@@ -339,6 +366,7 @@ def _check_same_kind(paths: Sequence[str], place: str) -> None:
 __all__ = [
     "CaseFiles",
     "InputError",
+    "SeriesFiles",
     "case_from_entry",
     "case_from_paths",
     "default_reference",

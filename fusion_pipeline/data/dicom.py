@@ -16,19 +16,12 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
 from fusion_pipeline.data.checks import RawImage
-from fusion_pipeline.data.image import InputError, Modality, modality_of
+from fusion_pipeline.data.image import InputError
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
 from fusion_pipeline.data.slices import Frame, frames_of, stack_affine
+from fusion_pipeline.data.sources import Source
 from fusion_pipeline.data.suv import emission_scale
 
-SERIES_SEPARATOR = "::"
-
-_DICOM_NAMES: dict[Modality, tuple[str, ...]] = {
-    "ct": ("CT",),
-    "mr": ("MR",),
-    "pet": ("PT", "NM"),
-    "spect": ("NM", "PT"),
-}
 _DIGITS = re.compile(r"\d+")
 _NOT_IMAGES = ("SEG", "RTDOSE", "RTIMAGE", "REG", "PR", "KO", "SR", "RTSTRUCT", "RTPLAN")
 
@@ -48,13 +41,11 @@ def has_dicom_mark(path: Path) -> bool:
     return False  # unreadable: its format's reader says why
 
 
-def read_series(path: str, key: str, place: str) -> RawImage:
-    """Read one DICOM series as a volume on its native grid.
+def read_series(source: Source, place: str) -> RawImage:
+    """Read one DICOM series as a volume on its native grid, in the units that its rescale gives.
 
     Args:
-        path: a folder (searched with its subfolders) or one file; ``::SeriesInstanceUID`` behind
-            it picks one series of several.
-        key: image key; a PET series is scaled to SUV where the header allows it.
+        source: a folder (searched with its subfolders) or one file, and which series of several.
         place: name of the image in messages.
 
     Raises:
@@ -62,7 +53,7 @@ def read_series(path: str, key: str, place: str) -> RawImage:
     """
     with quiet():
         try:
-            return _read_series(path, key, place)
+            return _read_series(source, place)
         except InputError:
             raise
         except READ_ERRORS as error:  # pydicom parses each element only when asked for it
@@ -70,25 +61,28 @@ def read_series(path: str, key: str, place: str) -> RawImage:
             raise refusal(place, "whole DICOM slices", came, "copy the series again") from error
 
 
-def _read_series(path: str, key: str, place: str) -> RawImage:
+def _read_series(source: Source, place: str) -> RawImage:
     """The same, where a damaged header may raise anything."""
-    location, _, uid = path.partition(SERIES_SEPARATOR)
-    files = _choose(_image_files(Path(location), place), uid, place)
-    _check_whole(Path(location), files, place)
+    location = Path(source.path)
+    files = _choose(_image_files(location, place), source.series, place)
+    _check_whole(location, files, place)
     files, messages = _without_copies(files, place)
     headers = [file.header for file in files]
     _check_grey(headers, place)
-    messages += _check_modality(headers[0], key, place)
     frames = [frame for n, header in enumerate(headers) for frame in frames_of(header, n, place)]
     ordered, lps_affine = stack_affine(frames, place)
-    array = _pixels(files, ordered, place)
-    units = ""
-    if modality_of(key) == "pet" and headers[0].get("Modality") == "PT":
-        factor, units, notes = emission_scale(headers, place)
-        messages += notes + _count_note(headers[0], len(frames), place)
-        array *= np.float32(factor)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps_affine
-    return RawImage(array, affine, units, warnings=messages)
+    modality = str(headers[0].get("Modality", ""))
+    suv = emission_scale(headers, place) if modality == "PT" else None
+    if suv is not None:
+        suv = suv._replace(warnings=[*suv.warnings, *_count_note(headers[0], len(frames), place)])
+    return RawImage(
+        _pixels(files, ordered, place),
+        np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps_affine,
+        warnings=messages,
+        frame_of_reference=str(headers[0].get("FrameOfReferenceUID", "")),
+        dicom_modality=modality,
+        suv=suv,
+    )
 
 
 def _image_files(location: Path, place: str) -> list[_File]:
@@ -172,7 +166,7 @@ def _choose(files: Sequence[_File], uid: str, place: str) -> list[_File]:
         place,
         expected,
         f"{len(series)} series: {listed}",
-        f"pick one with folder{SERIES_SEPARATOR}SeriesInstanceUID",
+        "pick one with folder::SeriesInstanceUID",
     )
 
 
@@ -205,15 +199,6 @@ def _check_grey(headers: Sequence[Dataset], place: str) -> None:
                 f"{photometric} in {Path(str(header.filename)).name}",
                 "give the original series, no screenshots",
             )
-
-
-def _check_modality(header: Dataset, key: str, place: str) -> list[str]:
-    """Warn when the header names another modality than the key."""
-    expected = _DICOM_NAMES[modality_of(key)]
-    came = str(header.get("Modality", ""))
-    if came in expected:
-        return []
-    return [f"{place}: the DICOM header says modality {came or 'nothing'}, the key says {key}."]
 
 
 def _count_note(header: Dataset, found: int, place: str) -> list[str]:
@@ -283,4 +268,4 @@ def _damaged(path: Path, place: str, error: Exception) -> InputError:
     return refusal(place, "whole DICOM slices", came, "copy the series again")
 
 
-__all__ = ["SERIES_SEPARATOR", "has_dicom_mark", "read_series"]
+__all__ = ["has_dicom_mark", "read_series"]

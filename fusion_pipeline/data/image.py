@@ -1,11 +1,13 @@
 """What the stages hand to each other: images with affines, and the case that holds them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from fusion_pipeline.geometry import spacing_of
@@ -13,6 +15,7 @@ from fusion_pipeline.geometry.affines import Matrix
 
 Modality = Literal["ct", "mr", "pet", "spect"]
 MODALITIES: tuple[Modality, ...] = ("ct", "mr", "pet", "spect")
+_SAME_GRID_MM = 1e-9
 TransformKind = Literal["none", "rigid", "affine", "deformable"]
 TRANSFORMS: tuple[TransformKind, ...] = ("none", "rigid", "affine", "deformable")
 
@@ -38,9 +41,11 @@ class Image:
         affine: ``(d + 1, d + 1)`` float64, world_from_voxel, RAS+ mm. A 2D picture has
             ``diag(-1, -1, 1)``: its column and row are ITK's x and y.
         key: image key of the case, such as ``ct`` or ``mr_t1``.
-        units: ``HU``, ``SUV``, ``Bq/ml``, ``counts`` or ``a.u.``.
+        units: ``HU``, ``SUV``, ``Bq/ml``, ``counts`` or ``a.u.``; decided when a file is read. Only
+            a CT whose air is near -1000 has ``HU``.
         path: the file or folder it came from, for messages; empty when generated.
         colour: ``(3, *S)`` 0..255, only of a colour picture (``array`` is then its luma, Rec. 601).
+        frame_of_reference: DICOM's FrameOfReferenceUID; empty where none is known.
     """
 
     array: Tensor
@@ -49,6 +54,7 @@ class Image:
     units: str = "a.u."
     path: str = ""
     colour: Tensor | None = None
+    frame_of_reference: str = ""
 
     @property
     def modality(self) -> Modality:
@@ -71,12 +77,14 @@ class Image:
         return spacing_of(self.affine)
 
     @property
-    def outside(self) -> float:
-        """The value outside the field of view: −1000 HU for CT, else 0.
+    def is_picture(self) -> bool:
+        """It came from a PNG, and what is made of it is written as one."""
+        return self.path.lower().endswith(".png")
 
-        0 as well for a CT that is not in HU, whose air is about 0, such as a picture.
-        """
-        return -1000.0 if self.modality == "ct" and not is_not_in_hu(self.array) else 0.0
+    @property
+    def fill_value(self) -> float:
+        """The value outside the field of view: -1000 for an image in HU, else 0."""
+        return fill_value_of(self.units)
 
     def with_array(self, array: Tensor, **changes: object) -> "Image":
         """The same image with other values (and other attributes where named)."""
@@ -88,15 +96,135 @@ class Image:
         No value is interpolated: each voxel keeps its place in the world.
         """
         turn = nib.orientations.io_orientation(self.affine)
-        order = [int(axis) for axis in np.argsort(turn[:, 0])]
-        flips = [1 + k for k, axis in enumerate(order) if turn[axis, 1] < 0]
+        return self._turned(turn)
 
-        def turned(array: Tensor) -> Tensor:
-            return array.permute(0, *[1 + axis for axis in order]).flip(flips).contiguous()
+    def in_axes_of(self, affine: Matrix) -> "Image":
+        """The same image with its axes flipped and swapped to run along those of another affine.
 
+        The way back from `in_canonical_axes`, exact as well.
+
+        Args:
+            affine: ``(d + 1, d + 1)`` world_from_voxel; its axes lie nearest to other world axes
+                each, as those of any image do.
+        """
+        here, there = (nib.orientations.io_orientation(a) for a in (self.affine, affine))
+        turned = self._turned(nib.orientations.ornt_transform(here, there))
+        # the same grid, but for the rounding of the way forth and back
+        same = np.allclose(turned.affine, affine, rtol=0, atol=_SAME_GRID_MM)
+        return replace(turned, affine=affine) if same else turned
+
+    def _turned(self, turn: Matrix) -> "Image":
+        """The same image after a signed permutation of its axes, as nibabel writes it."""
+        if np.array_equal(turn[:, 0], np.arange(len(turn))) and bool((turn[:, 1] > 0).all()):
+            return self
         affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.shape)
-        colour = None if self.colour is None else turned(self.colour)
-        return replace(self, array=turned(self.array), affine=affine, colour=colour)
+        colour = None if self.colour is None else reoriented(self.colour, turn)
+        return replace(self, array=reoriented(self.array, turn), affine=affine, colour=colour)
+
+    def as_meta_tensor(self) -> MetaTensor:
+        """The image as MONAI has it; the values are shared, not copied.
+
+        Returns:
+            ``(1, *S)``, or ``(3, *S)`` for a colour picture, with ``affine`` and in ``meta``:
+            ``modality``, ``units``, ``fill_value``, ``frame_of_reference``, ``space``.
+        """
+        values = self.array if self.colour is None else self.colour
+        return meta_tensor(
+            values,
+            self.affine,
+            modality=_modality_or_key(self.key),
+            units=self.units,
+            fill_value=self.fill_value,
+            frame_of_reference=self.frame_of_reference,
+            filename_or_obj=self.path,
+        )
+
+
+def meta_tensor(values: Tensor, affine: Matrix, **meta: Any) -> MetaTensor:  # noqa: ANN401 - meta
+    """Values on a grid as MONAI has them, RAS+ mm.
+
+    Args:
+        values: ``(C, *S)``; shared, not copied.
+        affine: ``(d + 1, d + 1)`` world_from_voxel.
+        meta: plain values.
+    """
+    shape = np.asarray(values.shape[1:])
+    known = {"space": "RAS", "original_channel_dim": 0, "spatial_shape": shape}
+    world = torch.from_numpy(np.asarray(affine, dtype=np.float64))
+    return MetaTensor(values, affine=world, meta={**known, "original_affine": affine, **meta})
+
+
+def reoriented(array: Tensor, turn: Matrix) -> Tensor:
+    """An array ``(C, *S)`` after a signed permutation of its spatial axes.
+
+    Args:
+        array: one or several channels.
+        turn: ``(d, 2)`` as nibabel writes orientations: axis k of the array becomes axis
+            ``turn[k, 0]``, flipped where ``turn[k, 1]`` is -1.
+    """
+    order = [int(axis) for axis in np.argsort(turn[:, 0])]
+    flips = [1 + k for k, axis in enumerate(order) if turn[axis, 1] < 0]
+    return array.permute(0, *[1 + axis for axis in order]).flip(flips).contiguous()
+
+
+def along_axes_of(target: Matrix, array: Tensor, affine: Matrix) -> Tensor:
+    """Channels on a grid, its axes flipped and swapped to run along those of another grid.
+
+    Args:
+        target: ``(d + 1, d + 1)`` whose axes are wanted.
+        array: ``(C, *S)``.
+        affine: ``(d + 1, d + 1)`` of the array.
+    """
+    here, there = (nib.orientations.io_orientation(a) for a in (affine, target))
+    return reoriented(array, nib.orientations.ornt_transform(here, there))
+
+
+def _modality_or_key(key: str) -> str:
+    """The modality of an image key; other keys (``fused``) stand for themselves."""
+    try:
+        return modality_of(key)
+    except ValueError:
+        return key
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image and what `preprocessing` found in it, once; all in canonical axes.
+
+    Attributes:
+        image: the values as given; results are made from them.
+        working: what the networks look at: the image itself, or after denoising.
+        field_of_view: ``(1, *S)`` bool, False in padding.
+        body: ``(1, *S)`` bool, see `transforms.BodyMask`.
+    """
+
+    image: Image
+    working: Image
+    field_of_view: Tensor
+    body: Tensor
+
+
+@dataclass(frozen=True)
+class Series:
+    """One image of a case and everything that is known about it.
+
+    Attributes:
+        image: the image as given.
+        prepared: what `preprocessing` made of it; None before that.
+        transform: how far the registration of a moving image may go.
+        mask: where to look (an integer image on a grid of its own).
+        labels: integer label map, on a grid of its own.
+        landmarks: ``(n, d)`` points in RAS mm.
+        displacement: a true field ``(d, *S)`` in RAS mm on the reference's grid.
+    """
+
+    image: Image
+    prepared: Prepared | None = None
+    transform: TransformKind = "deformable"
+    mask: Image | None = None
+    labels: Image | None = None
+    landmarks: Matrix | None = None
+    displacement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,31 +234,30 @@ class Case:
     Attributes:
         id: name of the case, and of its output folder.
         reference: key of the fixed image.
-        images: two or more, the reference first, then as the user listed them.
-        transforms: per moving key, how far the registration may go.
-        masks: per key, where to look (integer images on the grid of their file).
-        labels: per key, integer label maps.
-        landmarks: per key, ``(n, d)`` points in RAS mm.
-        displacements: per moving key, a true field ``(d, *S)`` in RAS mm on the reference grid.
+        series: two or more, the reference first, then as the user listed them; once prepared, in
+            canonical axes.
+        native_affine: the affine of the reference as its file has it; results go back to its axes.
+            None: that of the reference.
         target: class of the case, for the diagnostic study.
         warnings: sentences about what was repaired or guessed.
     """
 
     id: str
     reference: str
-    images: Mapping[str, Image]
-    transforms: Mapping[str, TransformKind]
-    masks: Mapping[str, Image] = field(default_factory=dict)
-    labels: Mapping[str, Image] = field(default_factory=dict)
-    landmarks: Mapping[str, Matrix] = field(default_factory=dict)
-    displacements: Mapping[str, Tensor] = field(default_factory=dict)
+    series: Mapping[str, Series]
+    native_affine: Matrix | None = None
     target: str | int | None = None
     warnings: tuple[str, ...] = ()
 
     @property
+    def images(self) -> Mapping[str, Image]:
+        """The images as given, the reference first."""
+        return {key: series.image for key, series in self.series.items()}
+
+    @property
     def fixed(self) -> Image:
         """The reference image."""
-        return self.images[self.reference]
+        return self.series[self.reference].image
 
     @property
     def moving(self) -> Mapping[str, Image]:
@@ -138,10 +265,22 @@ class Case:
         return {key: image for key, image in self.images.items() if key != self.reference}
 
 
-def is_not_in_hu(ct: Tensor) -> bool:
-    """Whether a CT's air seems to be 0: stored values, a window scaled to 0..1, or air masked."""
+def fill_value_of(units: str) -> float:
+    """What lies outside an image in these units: air in HU, nothing in all others.
+
+    >>> fill_value_of("HU"), fill_value_of("SUV")
+    (-1000.0, 0.0)
+    """
+    return -1000.0 if units == "HU" else 0.0
+
+
+def is_in_hu(ct: Tensor) -> bool:
+    """Whether a CT's values seem to be HU: its air lies below 0.
+
+    Stored values, a window scaled to 0..1 and a CT whose air was masked to 0 are not in HU.
+    """
     values = ct.detach().cpu().numpy()  # a whole-body CT is not copied for this
-    return bool(np.min(values, initial=np.inf, where=np.isfinite(values)) >= 0)
+    return bool(np.min(values, initial=np.inf, where=np.isfinite(values)) < 0)
 
 
 class InputError(ValueError):
@@ -160,7 +299,13 @@ __all__ = [
     "InputError",
     "Modality",
     "NoOverlapError",
+    "Prepared",
+    "Series",
     "TransformKind",
-    "is_not_in_hu",
+    "along_axes_of",
+    "fill_value_of",
+    "is_in_hu",
+    "meta_tensor",
     "modality_of",
+    "reoriented",
 ]

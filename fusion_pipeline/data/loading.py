@@ -1,30 +1,37 @@
-"""Load a case: every file read and checked, and the images against each other."""
+"""Load a case: every file read, checked and prepared, and the images against each other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
 from torch import Tensor
 
+from fusion_pipeline.data.checked_image import CheckImaged
 from fusion_pipeline.data.checks import check_overlap
-from fusion_pipeline.data.datalist import CaseFiles
-from fusion_pipeline.data.image import Case, Image
-from fusion_pipeline.data.pictures import PICTURE_SUFFIXES
-from fusion_pipeline.data.reading import (
-    read_displacement_grid,
-    read_image,
-    read_labels,
-    read_landmarks,
-)
+from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
+from fusion_pipeline.data.image import Case, Image, InputError, Prepared, Series, along_axes_of
+from fusion_pipeline.data.readers import LoadImaged
+from fusion_pipeline.data.reading import read_displacement_grid, read_labels, read_landmarks
 from fusion_pipeline.data.refusals import refusal, where
+from fusion_pipeline.data.sources import InMemory, Source
 from fusion_pipeline.geometry import spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 
 _UNEVEN = 1.2  # times another picture's longest side
+Preprocessing = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def load_case(files: CaseFiles) -> Case:
-    """Read a case's files into world coordinates, checked once.
+def load_case(files: CaseFiles, preprocessing: Preprocessing | None = None) -> Case:
+    """Read a case's files into world coordinates, checked and prepared once.
 
     Args:
         files: from `read_datalist` or `case_from_paths`.
+        preprocessing: what each image goes through, see `prepare_image`; None: it is only read, and
+            stays in its file's axes.
 
     Returns:
         The case; ``warnings`` tells what was repaired or guessed.
@@ -33,33 +40,209 @@ def load_case(files: CaseFiles) -> Case:
         NoOverlapError: a moving image shares no space with the reference.
         InputError: a file cannot be used, or 2D and 3D images are mixed.
     """
-    images: dict[str, Image] = {}
-    messages: list[str] = []
-    for key, path in files.images.items():
-        images[key], notes = read_image(path, key, case_id=files.id)
-        messages += notes
-    fixed = images[files.reference]
-    points = {key: _landmarks(files, key, path, fixed) for key, path in files.landmarks.items()}
+    steps = reading() if preprocessing is None else preprocessing
+    loaded = {
+        key: prepare_image(source, key, steps, case_id=files.id)
+        for key, source in files.images.items()
+    }
+    messages = [text for one in loaded.values() for text in one.warnings]
+    native_affine = loaded[files.reference].native_affine
+    fixed = loaded[files.reference].image
+    points = {
+        key: _landmarks(files.id, key, one.landmarks, fixed)
+        for key, one in files.series.items()
+        if one.landmarks is not None
+    }
     _check_counts(files, points)
-    for key, image in images.items():
-        place = where(files.id, key, image.path)
-        _check_dims(image.spatial_dims, fixed, place)
+    for key, image in loaded.items():
+        place = where(files.id, key, image.image.path)
+        _check_dims(image.image.spatial_dims, fixed, place)
         if key != files.reference:
-            check_overlap(_grid(fixed), _grid(image), place, files.reference)
-            messages += _uneven_pictures(fixed, image, place)
+            check_overlap(_grid(fixed), _grid(image.image), place, files.reference)
+            messages += _uneven_pictures(fixed, image.image, place)
+    series = {key: _series(files, key, loaded, points.get(key)) for key in files.series}
     return Case(
         id=files.id,
         reference=files.reference,
-        images=images,
-        transforms=dict(files.transforms),
-        masks={key: _map(files, key, path, images, "mask") for key, path in files.masks.items()},
-        labels={key: _map(files, key, path, images, "label") for key, path in files.labels.items()},
-        landmarks=points,
-        displacements={
-            key: _displacement(files, key, path, fixed) for key, path in files.displacements.items()
-        },
+        series=series,
+        native_affine=native_affine,
         target=files.target,
         warnings=tuple(messages),
+    )
+
+
+def prepare_case(case: Case, preprocessing: Preprocessing) -> Case:
+    """A case that was made in memory, after `preprocessing`; a prepared one stays.
+
+    Args:
+        case: its images on any axes.
+        preprocessing: what each image goes through, see `prepare_image`.
+
+    Raises:
+        InputError: an image cannot be used.
+    """
+    if all(series.prepared is not None for series in case.series.values()):
+        return case
+    native, messages = case.fixed.affine, list(case.warnings)
+    made: dict[str, LoadedImage] = {}
+    series: dict[str, Series] = {}
+    for key, one in case.series.items():
+        made[key] = prepare_image(one.image, key, preprocessing, case_id=case.id)
+        messages += made[key].warnings
+    fixed = made[case.reference].image
+    for key, one in case.series.items():
+        truth = one.displacement
+        turned = None if truth is None else along_axes_of(fixed.affine, truth, native)
+        new = made[key]
+        series[key] = replace(one, image=new.image, prepared=new.prepared, displacement=turned)
+    return replace(case, series=series, native_affine=native, warnings=tuple(messages))
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """One image after `preprocessing`.
+
+    Attributes:
+        image: the values as given; in canonical axes if `preprocessing` turned them.
+        prepared: the image and its masks; None if `preprocessing` made none.
+        native_affine: the affine that its file has.
+        warnings: what was repaired or guessed.
+        data: the whole dictionary that `preprocessing` gave.
+    """
+
+    image: Image
+    prepared: Prepared | None
+    native_affine: Matrix
+    warnings: list[str]
+    data: Mapping[str, Any]
+
+
+def prepare_image(
+    source: Source | InMemory | Image, key: str, preprocessing: Preprocessing, *, case_id: str = ""
+) -> LoadedImage:
+    """Read one image and bring it through `preprocessing`.
+
+    Args:
+        source: where the image is, or the image.
+        key: image key of the case, such as ``mr_t1``.
+        preprocessing: takes ``{"image": source, "key": key}`` and gives ``image`` ``(1, *S)`` in
+            canonical axes and, where it finds them, ``image_field_of_view`` and ``image_body``.
+        case_id: for messages.
+
+    Raises:
+        InputError: the image cannot be used; the message names case, key and file.
+    """
+    given = source.as_meta_tensor() if isinstance(source, Image) else source
+    path = source.path if isinstance(source, Image) else str(source)
+    prefix = where(case_id, key, "").removesuffix("()")
+    try:
+        data = preprocessing({"image": given, "key": key})
+    except Exception as error:
+        found = refusal_within(error)
+        if found is None:
+            raise cause_of(error) from error
+        raise type(found)(f"{prefix}{found}") from error
+    return _loaded(data, key, path, prefix)
+
+
+def _loaded(data: Mapping[str, Any], key: str, path: str, prefix: str) -> LoadedImage:
+    """What `preprocessing` gave, as the stages take it."""
+    image: MetaTensor = data["image"]
+    native_affine = np.asarray(image.meta["original_affine"], dtype=np.float64)
+    # a transform that changes the values (`Denoised`) keeps those that were given
+    given = replace(_image(data.get("image_original", image), key), path=path)
+    if "image_colour" in data:
+        colour = data["image_colour"].as_tensor().float()
+        given = replace(given, colour=along_axes_of(given.affine, colour, native_affine))
+    masks = [data[name] for name in ("image_field_of_view", "image_body") if name in data]
+    prepared = None
+    if len(masks) == 2:
+        working = given.with_array(image.as_tensor()) if "image_original" in data else given
+        prepared = Prepared(given, working, *[torch.as_tensor(m)[:1] > 0 for m in masks])
+    warnings = [f"{prefix}{text}" for text in image.meta.get("warnings", ())]
+    return LoadedImage(given, prepared, native_affine, warnings, data)
+
+
+def reading() -> Compose:
+    """Only read and check, in the file's own axes: the first part of every `preprocessing`."""
+    return Compose([LoadImaged("image"), CheckImaged("image")])
+
+
+def read_image(
+    source: str | Source | InMemory, key: str, *, case_id: str = ""
+) -> tuple[Image, list[str]]:
+    """Read an image on its native grid, with its exact affine.
+
+    Convention:
+        - ``array`` axes are the file's own (no reorientation), in the order of the affine's columns
+        - the world is RAS+ mm; a picture's column and row are ITK's x and y, 1 mm each
+        - CT in HU, PET in SUV where a DICOM header allows it
+
+    Args:
+        source: NIfTI, NRRD, MetaImage, PNG, a DICOM folder or file (``…::SeriesInstanceUID``).
+        key: image key, such as ``ct`` or ``mr_t1``.
+        case_id: for messages.
+
+    Returns:
+        The image, and a sentence about everything that was repaired or guessed.
+
+    Raises:
+        InputError: the file is missing, damaged, or not such an image.
+    """
+    given = source if isinstance(source, Source | InMemory) else Source.parse(source)
+    one = prepare_image(given, key, reading(), case_id=case_id)
+    return one.image, one.warnings
+
+
+def refusal_within(error: BaseException | None) -> InputError | None:
+    """The refusal that caused an error: MONAI wraps whatever a transform or component raises."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
+def cause_of(error: Exception) -> Exception:
+    """What a transform raised, without what MONAI's Compose wraps around it."""
+    while str(error).startswith("applying transform") and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _image(values: MetaTensor, key: str) -> Image:
+    """An image of one channel from MONAI's."""
+    return Image(
+        array=values.as_tensor(),
+        affine=values.affine.numpy(),
+        key=key,
+        units=str(values.meta["units"]),
+        frame_of_reference=str(values.meta.get("frame_of_reference", "")),
+    )
+
+
+def _series(
+    files: CaseFiles, key: str, loaded: Mapping[str, LoadedImage], landmarks: Matrix | None
+) -> Series:
+    """One image with its mask, labels, landmarks and true field."""
+    one: SeriesFiles = files.series[key]
+    own, reference = loaded[key].image, loaded[files.reference]
+    fixed = reference.image
+    truth = None
+    if one.displacement is not None:
+        place = where(files.id, f"{key}_displacement", str(one.displacement))
+        truth = _displacement(one.displacement, fixed.in_axes_of(reference.native_affine), place)
+        truth = along_axes_of(fixed.affine, truth, reference.native_affine)
+    maps = {
+        name: None if given is None else _map(files.id, f"{key}_{name}", given, own, fixed)
+        for name, given in (("mask", one.mask), ("label", one.label))
+    }
+    return Series(
+        image=own,
+        prepared=loaded[key].prepared,
+        transform=one.transform,
+        mask=maps["mask"],
+        labels=maps["label"],
+        landmarks=landmarks,
+        displacement=truth,
     )
 
 
@@ -71,8 +254,7 @@ def _grid(image: Image) -> tuple[Matrix, tuple[int, ...]]:
 def _uneven_pictures(fixed: Image, image: Image, place: str) -> list[str]:
     """A word on pictures whose sizes differ: they hardly have pixels of one size, as is assumed."""
     sides = [max(one.shape) for one in (fixed, image)]
-    pictures = all(str(one.path).lower().endswith(PICTURE_SUFFIXES) for one in (fixed, image))
-    if not pictures or max(sides) < _UNEVEN * min(sides):
+    if not (fixed.is_picture and image.is_picture) or max(sides) < _UNEVEN * min(sides):
         return []
     (a, b), (c, d) = fixed.shape, image.shape
     return [
@@ -92,19 +274,19 @@ def _check_dims(dims: int, fixed: Image, place: str) -> None:
         )
 
 
-def _map(files: CaseFiles, key: str, path: str, images: dict[str, Image], name: str) -> Image:
+def _map(case_id: str, name: str, source: Source | InMemory, image: Image, fixed: Image) -> Image:
     """A mask or label map, which must lie on its image."""
-    labels = read_labels(path, f"{key}_{name}", case_id=files.id)
-    place = where(files.id, f"{key}_{name}", path)
-    _check_dims(labels.spatial_dims, images[files.reference], place)
-    check_overlap(_grid(images[key]), _grid(labels), place, key)
+    labels = read_labels(source, name, case_id=case_id)
+    place = where(case_id, name, str(source))
+    _check_dims(labels.spatial_dims, fixed, place)
+    check_overlap(_grid(image), _grid(labels), place, image.key)
     return labels
 
 
-def _landmarks(files: CaseFiles, key: str, path: str, fixed: Image) -> Matrix:
+def _landmarks(case_id: str, key: str, source: Source | None, fixed: Image) -> Matrix:
     """Points with as many coordinates as the image has axes."""
-    place = where(files.id, f"{key}_landmarks", path)
-    points = read_landmarks(path, place=place)
+    place = where(case_id, f"{key}_landmarks", str(source))
+    points = read_landmarks(str(source), place=place)
     _check_dims(points.shape[1], fixed, place)
     return points
 
@@ -114,20 +296,19 @@ def _check_counts(files: CaseFiles, points: dict[str, Matrix]) -> None:
     if files.reference not in points:
         return
     count = len(points[files.reference])
-    for key, path in files.landmarks.items():
-        if len(points[key]) != count:
+    for key, marks in points.items():
+        if len(marks) != count:
             raise refusal(
-                where(files.id, f"{key}_landmarks", path),
+                where(files.id, f"{key}_landmarks", str(files.series[key].landmarks)),
                 f"{count} points, as {files.reference}_landmarks",
-                f"{len(points[key])}",
+                f"{len(marks)}",
                 "give the same places in the same order",
             )
 
 
-def _displacement(files: CaseFiles, key: str, path: str, fixed: Image) -> Tensor:
-    """A true field on the reference's grid."""
-    place = where(files.id, f"{key}_displacement", path)
-    field, affine = read_displacement_grid(path, place=place)
+def _displacement(source: Source, fixed: Image, place: str) -> Tensor:
+    """A true field on the reference's grid as its file has it."""
+    field, affine = read_displacement_grid(source, place=place)
     same_shape = tuple(field.shape[1:]) == fixed.shape
     tolerance = 1e-3 * float(spacing_of(fixed.affine).min())
     if not same_shape or np.abs(affine - fixed.affine).max() > tolerance:
@@ -140,4 +321,14 @@ def _displacement(files: CaseFiles, key: str, path: str, fixed: Image) -> Tensor
     return field
 
 
-__all__ = ["load_case"]
+__all__ = [
+    "LoadedImage",
+    "Preprocessing",
+    "cause_of",
+    "load_case",
+    "prepare_case",
+    "prepare_image",
+    "read_image",
+    "reading",
+    "refusal_within",
+]

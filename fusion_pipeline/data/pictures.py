@@ -83,6 +83,11 @@ def recolour(luma: Tensor, colour: Tensor) -> Tensor:
     return (luma.to(colour) + chroma).clamp(0, 255)
 
 
+def luma(colour: Tensor) -> Tensor:
+    """Rec. 601 luma of ``(3, x, y)``: ``(1, x, y)`` on the same scale."""
+    return torch.from_numpy(_luma(colour.numpy()))[None]
+
+
 def _luma(channels: Array) -> Array:
     """Rec. 601 luma of ``(3, x, y)``."""
     return np.ascontiguousarray(np.tensordot(_LUMA, channels, axes=1), dtype=np.float32)
@@ -109,6 +114,7 @@ def _read_pixels(path: Path) -> npt.NDArray[np.unsignedinteger]:
 __all__ = [
     "PICTURE_AFFINE",
     "PICTURE_SUFFIXES",
+    "luma",
     "read_picture",
     "recolour",
     "write_picture",

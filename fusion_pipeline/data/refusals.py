@@ -90,7 +90,8 @@ def monai_is_the_program() -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the warnings of nibabel, pydicom, Pillow and ITK from the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom", "PIL")]
+    names = ("nibabel.global", "pydicom", "PIL", "monai")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     try:

@@ -1,4 +1,4 @@
-"""NIfTI by nibabel; NRRD and MetaImage by SimpleITK: native grid, exact affine, RAS+ mm."""
+"""NIfTI by nibabel; NRRD and MetaImage by ITK: native grid, exact affine, RAS+ mm."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from fusion_pipeline.data.checks import CLINICAL_MM, Array, RawImage
 from fusion_pipeline.data.image import InputError
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
+from fusion_pipeline.data.sources import itk_affine
 from fusion_pipeline.geometry import apply_affine, lps_from_ras, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 
@@ -51,25 +52,43 @@ def read_nifti(path: Path, place: str) -> RawImage:
 
 
 def read_itk(path: Path, place: str) -> RawImage:
-    """Read an NRRD or MetaImage scalar image of 2 or 3 axes.
+    """Read an NRRD or MetaImage scalar image of 2 or 3 axes, by MONAI's ``ITKReader``.
+
+    ``itk`` is imported here, on the first such file: that costs more than all other imports.
 
     Raises:
         InputError: not such a file, or not such an image.
     """
     with quiet():
-        image = _read_sitk(path, place)
-    components = image.GetNumberOfComponentsPerPixel()
-    if components > 1 or "complex" in image.GetPixelIDTypeAsString():
-        came = f"{components} components of {image.GetPixelIDTypeAsString()}"
+        header = _read_by_monai(path, place)
+    array = header["array"]
+    shape = _spatial_shape(array.shape, place)
+    kept = [*range(len(shape)), -1]
+    affine = np.asarray(header["affine"], dtype=np.float64)[np.ix_(kept, kept)]
+    return RawImage(_native(array.reshape(shape)), affine)
+
+
+def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
+    """MONAI's header of the file, and the values under ``array``."""
+    try:
+        with muted():
+            import itk
+            from monai.data import ITKReader
+
+            # ITK itself knows names in lower case only
+            imageio = getattr(itk, _ITK_IO[path.suffix.lower()]).New(FileName=str(path))
+            imageio.ReadImageInformation()
+            components = imageio.GetNumberOfComponents()
+            if components == 1:
+                reader = ITKReader()
+                array, header = reader.get_data(reader.read(str(path), imageio=imageio))
+    except READ_ERRORS as error:
+        raise _unreadable(place, "an NRRD or MetaImage file", error) from error
+    if components > 1:
+        kind = imageio.GetComponentTypeAsString(imageio.GetComponentType())
+        came = f"{components} components of {kind}"
         raise refusal(place, "one real value per voxel", came, "convert it to a scalar image")
-    shape = _spatial_shape(image.GetSize(), place)
-    affine = itk_affine(image)[: len(shape) + 1, : len(shape) + 1]
-    if image.GetDimension() > len(shape):
-        affine = np.eye(len(shape) + 1)
-        d, full = len(shape), itk_affine(image)
-        affine[:d, :d], affine[:d, d] = full[:d, :d], full[:d, -1]
-    array = sitk.GetArrayViewFromImage(image).T.reshape(shape)
-    return RawImage(_native(array), affine)
+    return {**header, "array": array}
 
 
 def read_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
@@ -104,15 +123,6 @@ def header_dims(path: Path, place: str) -> int:
         except READ_ERRORS as error:
             raise _unreadable(place, "an NRRD or MetaImage file", error) from error
         return len(_spatial_shape(reader.GetSize(), place))
-
-
-def itk_affine(image: sitk.Image) -> Matrix:
-    """world_from_voxel of an ITK image in RAS+ mm."""
-    d = image.GetDimension()
-    lps = np.eye(d + 1)
-    lps[:d, :d] = np.reshape(image.GetDirection(), (d, d)) * np.asarray(image.GetSpacing())
-    lps[:d, d] = image.GetOrigin()
-    return np.asarray(lps_from_ras(d) @ lps)
 
 
 def _open_nifti(path: Path, place: str) -> nib.Nifti1Pair:
@@ -309,7 +319,6 @@ __all__ = [
     "NIFTI_SUFFIXES",
     "UNITS_PREFIX",
     "header_dims",
-    "itk_affine",
     "read_itk",
     "read_nifti",
     "read_vectors",

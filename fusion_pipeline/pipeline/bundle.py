@@ -4,16 +4,25 @@ import inspect
 import json
 import logging
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ignite.engine import Engine
+from monai import handlers
 from torch import nn
 
-from fusion_pipeline.data import InputError, monai_is_the_program, one_line_refusals
+from fusion_pipeline.data import (
+    InputError,
+    monai_is_the_program,
+    one_line_refusals,
+    refusal_within,
+)
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
@@ -56,15 +65,18 @@ def bundle_for(spatial_dims: int) -> Path:
     )
 
 
-def from_config(path: Path | str | None, overrides: Mapping[str, object]) -> object:
-    """What ``inferer`` in a bundle's ``configs/inference.json`` builds.
+def from_config(
+    path: Path | str | None, overrides: Mapping[str, object], *names: str
+) -> dict[str, Any]:
+    """Components that a bundle's ``configs/inference.json`` describes.
 
     Args:
         path: folder of the bundle; None: the packaged 3D one.
-        overrides: values for ids of the config.
+        overrides: values for ids of the config; None leaves the bundle's.
+        names: ids of the components.
 
     Raises:
-        InputError: the folder is no bundle.
+        InputError: the folder is no bundle, an id is unknown, or a component refuses its values.
     """
     from monai.bundle import ConfigParser  # late: two seconds, and needless to print the help
 
@@ -75,20 +87,37 @@ def from_config(path: Path | str | None, overrides: Mapping[str, object]) -> obj
             f"{root}: expected a bundle with configs/inference.json, got a folder without it; "
             "name the bundle's folder"
         )
+    given = {key: value for key, value in overrides.items() if value is not None}
+    _refuse(sorted(_unknown_ids(given, json.loads(config.read_text(encoding="utf-8")))))
     parser = ConfigParser()
     parser.read_config(str(config))
-    parser.update({"bundle_root": str(root), **overrides})
+    parser.update({"bundle_root": str(root), **given})
     try:
-        return parser.get_parsed_content("inferer")
+        return {name: parser.get_parsed_content(name) for name in names}
     except RuntimeError as error:  # MONAI wraps what a component raises
-        raise _refusal_within(error) or error from error
+        raise refusal_within(error) or error from error
 
 
-def _refusal_within(error: BaseException | None) -> InputError | None:
-    """The refusal that caused an error."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
+class CheckpointLoader(handlers.CheckpointLoader):
+    """MONAI's ``CheckpointLoader``, which refuses weights that do not fit.
+
+    Args:
+        load_path: a state dict, as ``torch.save(network.state_dict(), path)`` makes it.
+        load_dict: ``{"model": network}``.
+    """
+
+    def __init__(self, load_path: str, load_dict: Mapping[str, nn.Module]) -> None:
+        super().__init__(load_path, dict(load_dict), map_location="cpu", strict=True)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights; MONAI calls it when the evaluator starts."""
+        for network in self.load_dict.values():
+            load_weights(network, self.load_path)
+
+
+def load_checkpoint(loader: handlers.CheckpointLoader) -> None:
+    """Let a config's ``checkpointloader``, ours or MONAI's, load without an evaluator."""
+    loader(Engine(lambda *_: None))
 
 
 @one_line_refusals()
@@ -143,13 +172,39 @@ def refuse_unknown_overrides(config: str) -> None:
     known: dict[str, Any] = {"_meta_": None}
     for file in given or [workflow.config_root_path / config]:
         known |= json.loads(Path(file).read_text(encoding="utf-8"))
-    unknown = sorted(_unknown(workflow.parser.get(), known))
-    if unknown:
-        names = ", ".join(sorted(key for key in known if not key.startswith("_")))
-        message = f"unknown override: {', '.join(unknown)}; {config} has {names}"
-        if not monai_is_the_program():
-            logger.error(message)  # MONAI hides what a component raises behind a message of its own
-        raise InputError(message)
+    _refuse(sorted(_unknown(workflow.parser.get(), known)))
+
+
+def _refuse(unknown: Sequence["UnknownId"]) -> None:
+    """Refuse ids that a config does not have, with the names that stand at their level."""
+    if not unknown:
+        return
+    message = "; ".join(str(one) for one in unknown)
+    if not monai_is_the_program():
+        logger.error(message)  # MONAI hides what a component raises behind a message of its own
+    raise InputError(message)
+
+
+@dataclass(frozen=True, order=True)
+class UnknownId:
+    """An override that names nothing.
+
+    Attributes:
+        path: ids above it, joined by ``#``; empty at the top.
+        name: what came.
+        siblings: what there is at its level.
+    """
+
+    path: str
+    name: str
+    siblings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One sentence with the nearest match."""
+        near = get_close_matches(self.name, self.siblings, n=1, cutoff=0.5)
+        hint = f"; did you mean {self.path}{near[0]}?" if near else ""
+        level = f"{self.path.rstrip('#')} has" if self.path else "the config has"
+        return f"unknown override: {self.path}{self.name}; {level} {', '.join(self.siblings)}{hint}"
 
 
 def _running_workflow() -> "tuple[ConfigWorkflow | None, list[str]]":
@@ -168,19 +223,58 @@ def _running_workflow() -> "tuple[ConfigWorkflow | None, list[str]]":
     return workflow, []
 
 
-def _unknown(config: object, known: object, path: str = "") -> Iterator[str]:
+def _unknown_ids(given: Mapping[str, object], known: Mapping[str, Any]) -> Iterator[UnknownId]:
+    """Overrides, such as ``preprocessing#transforms#2#axcodes``, that the config does not have."""
+    for path in given:
+        level: object = known
+        above = ""
+        for name in path.split("#"):
+            if isinstance(level, list) and name.isdecimal() and int(name) < len(level):
+                level = level[int(name)]
+            elif isinstance(level, dict) and (name in level or name in _accepted(level)):
+                level = level.get(name)
+            else:
+                yield UnknownId(above, name, _names(level))
+                break
+            above += f"{name}#"
+
+
+def _unknown(config: object, known: object, path: str = "") -> Iterator[UnknownId]:
     """Ids in ``config`` that ``known`` lacks; arguments of a ``_target_`` go by its signature."""
+    if isinstance(config, list) and isinstance(known, list):
+        for number, (one, other) in enumerate(zip(config, known, strict=False)):
+            yield from _unknown(one, other, f"{path}{number}#")
     if not isinstance(config, dict) or not isinstance(known, dict):
         return
-    accepted = _arguments(known[_TARGET]) if _TARGET in known else set()
     for key, value in config.items():
         if key in known:
             yield from _unknown(value, known[key], f"{path}{key}#")
-        elif key not in accepted and not str(key).startswith("_"):
-            yield f"{path}{key}"
+        elif key not in _accepted(known) and not str(key).startswith("_"):
+            yield UnknownId(path, str(key), _names(known))
+
+
+def _names(level: object) -> tuple[str, ...]:
+    """What can be overridden at a level of the config."""
+    if isinstance(level, list):
+        return tuple(str(n) for n in range(len(level)))
+    if not isinstance(level, dict):
+        return ()
+    return tuple(sorted({k for k in level if not k.startswith("_")} | _accepted(level)))
+
+
+def _accepted(level: Mapping[str, Any]) -> set[str]:
+    """Arguments of the class that a level describes."""
+    target = level.get(_TARGET)
+    return _arguments(target) if isinstance(target, str) else set()
 
 
 def _arguments(target: str) -> set[str]:
     """Names that a class or function takes."""
+    from monai.bundle.config_item import ComponentLocator
+
     found = locate(target)
+    if found is None:  # a bare name is MONAI's
+        modules = ComponentLocator(excludes=[]).get_component_module_name(target)
+        module = modules[0] if isinstance(modules, list) else modules
+        found = locate(f"{module}.{target}") if module else None
     return set(inspect.signature(found).parameters) if callable(found) else set()

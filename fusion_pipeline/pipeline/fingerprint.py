@@ -11,16 +11,23 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from monai.transforms import Compose
 from torch import Tensor, nn
 
-from fusion_pipeline.data import Case, CaseFiles
+from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor
+from fusion_pipeline.geometry.affines import Matrix
 
 _CHUNK = 1 << 20
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
-def fingerprint(case: Case | CaseFiles, settings: Mapping[str, object], network: nn.Module) -> str:
-    """Digest of a case's content, the settings, the weights and the package's code.
+def fingerprint(
+    case: Case | CaseFiles,
+    settings: Mapping[str, object],
+    network: nn.Module,
+    preprocessing: Compose,
+) -> str:
+    """Digest of a case's content, the settings, preprocessing, weights and the package's code.
 
     Files count by their content and not by their path, so that a moved patient stays the same.
 
@@ -29,7 +36,8 @@ def fingerprint(case: Case | CaseFiles, settings: Mapping[str, object], network:
     """
     digest = hashlib.blake2b(digest_size=16)
     parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
-    for part in (f"{_of_code()} {sorted(settings.items())}".encode(), *parts):
+    steps = [_of_transform(step) for step in preprocessing.transforms]
+    for part in (f"{_of_code()} {sorted(settings.items())} {steps}".encode(), *parts):
         digest.update(part)
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
@@ -58,33 +66,50 @@ def _bytes(tensor: Tensor) -> bytes:
     return np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes()
 
 
+def _of_transform(step: object) -> str:
+    """A transform's class and settings, those of transforms inside it as well."""
+    if isinstance(step, str | int | float | None | type):
+        return repr(step)
+    if isinstance(step, list | tuple):
+        return f"[{', '.join(_of_transform(x) for x in step)}]"
+    settings = getattr(step, "__dict__", {})
+    kept = {k: _of_transform(v) for k, v in settings.items() if not k.startswith("_") and k != "R"}
+    return f"{type(step).__qualname__}({sorted(kept.items())})"
+
+
 def _of_case(case: Case) -> Iterable[bytes]:
     """Images, masks and wishes of a case in memory."""
-    yield f"{case.id} {case.reference} {sorted(case.transforms.items())}".encode()
-    for role, images in (("images", case.images), ("masks", case.masks)):
-        yield role.encode()
-        for key, image in images.items():
-            yield f"{key} {image.units} {image.shape}".encode()
-            yield image.affine.tobytes()
-            yield _bytes(image.array)
+    yield f"{case.id} {case.reference}".encode()
+    for key, series in case.series.items():
+        yield f"{key} {series.transform} {series.image.units}".encode()
+        for image in (series.image, series.mask):
+            yield b"-" if image is None else _of_image(image.array, image.affine)
+
+
+def _of_image(array: Tensor, affine: Matrix) -> bytes:
+    """Shape, affine and values."""
+    return f"{tuple(array.shape)}".encode() + np.asarray(affine).tobytes() + _bytes(array)
 
 
 def _of_files(case: CaseFiles) -> Iterable[bytes]:
     """Content of the files, truths included, and wishes of a case on disk."""
-    yield f"{case.id} {case.reference} {sorted(case.transforms.items())}".encode()
-    for role in ("images", "masks", "labels", "landmarks", "displacements"):
-        yield role.encode()
-        paths: Mapping[str, Path | str] = getattr(case, role)
-        for key, path in paths.items():
-            yield key.encode()
-            yield from _content(str(path))
+    yield f"{case.id} {case.reference}".encode()
+    for key, series in case.series.items():
+        yield f"{key} {series.transform}".encode()
+        for role in ("image", "mask", "label", "landmarks", "displacement"):
+            source: Source | InMemory | None = getattr(series, role)
+            yield role.encode()
+            if isinstance(source, InMemory):
+                image = as_meta_tensor(source.content)
+                yield _of_image(image.as_tensor(), image.affine.numpy())
+            elif source is not None:
+                yield from _content(source)
 
 
-def _content(path: str) -> Iterable[bytes]:
-    """The bytes of a file, or of all files of a folder (``folder::SeriesInstanceUID`` as well)."""
-    folder, _, series = path.partition("::")
-    yield series.encode()
-    root = Path(folder)
+def _content(source: Source) -> Iterable[bytes]:
+    """The bytes of a file, or of all files of a folder, and which series of it."""
+    yield source.series.encode()
+    root = Path(source.path)
     parts = sorted(root.rglob("*")) if root.is_dir() else _with_data(root)
     root = root if root.is_dir() else root.parent
     for file in parts:

@@ -1,6 +1,5 @@
 """The folder that a run leaves: written aside, and moved to its place when it is whole."""
 
-import json
 import math
 import os
 import re
@@ -13,7 +12,6 @@ from pathlib import Path
 from torch import Tensor
 
 from fusion_pipeline.data import Image, write_displacement, write_image, write_weights
-from fusion_pipeline.evaluation import evaluate
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
 from fusion_pipeline.report import write_report
 from fusion_pipeline.result import CaseResult
@@ -83,26 +81,18 @@ def _replace(aside: Path, target: Path) -> None:
         (aside / REPORT).replace(target / REPORT)
 
 
-def write_files(result: CaseResult, folder: Path, *, input_digest: str) -> None:
+def write_files(result: CaseResult, folder: Path) -> None:
     """All files of a case: images, fields, weights and the report.
 
     Args:
-        result: what the pipeline found.
+        result: what the pipeline found, its evaluation included.
         folder: an existing folder.
-        input_digest: kept in ``report.json`` under ``input``, for `--resume`. What the truth says,
-            where the case brings one, is kept there under ``evaluation``.
     """
     clock = Clock(result.timings)
     with clock.stage("write"):
         _write_images(result, folder)
     result = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
     write_report(result, folder)
-    path = folder / REPORT
-    report = json.loads(path.read_text(encoding="utf-8")) | {"input": input_digest}
-    scores = {key: found for key, found in evaluate(result).items() if found}
-    if scores:
-        report["evaluation"] = scores
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
@@ -116,15 +106,15 @@ def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
 
 def _write_images(result: CaseResult, folder: Path) -> None:
     """Everything but the report."""
-    fixed = result.case.fixed
-    suffix = ".png" if fixed.path.lower().endswith(".png") else ".nii.gz"
-    for key, image in result.registered.items():
+    grid = result.fusion.fused
+    suffix = ".png" if result.case.fixed.is_picture else ".nii.gz"
+    for key, image in result.registered_images.items():
         write_image(image, folder / f"{key}_registered{suffix}")
-        field = result.registrations[key].displacement_mm(fixed)
+        field = result.registrations[key].displacement_mm(grid)
         write_displacement(
-            _rounded(field, fixed), fixed.affine, folder / f"{key}_displacement.nii.gz"
+            _rounded(field, grid), grid.affine, folder / f"{key}_displacement.nii.gz"
         )
     for key, image in result.harmonization.images.items():
         write_image(image, folder / f"{key}_harmonized{suffix}", unit_range=True)
     write_image(result.fusion.fused, folder / f"fused{suffix}", unit_range=True)
-    write_weights(result.fusion.weights, fixed.affine, folder / "weights.nii.gz")
+    write_weights(result.fusion.weights, grid.affine, folder / "weights.nii.gz")

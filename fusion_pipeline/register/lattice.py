@@ -11,7 +11,7 @@ from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import inverse_affine, resample, rescaled_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register.views import grown, smoothed
-from fusion_pipeline.transforms import BodyMask, NormalizeModality
+from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 _FINEST_MM = 2.0
 _COARSEST_MM = 4.0
@@ -108,6 +108,7 @@ def on_lattice(
     image_from_fixed: Matrix | None = None,
     *,
     blurred: Tensor | None = None,
+    normalize: NormalizeModality | None = None,
 ) -> OnLattice:
     """Read an image on the lattice, blurred to the lattice's resolution first.
 
@@ -117,15 +118,18 @@ def on_lattice(
         lattice: where it is wanted.
         image_from_fixed: pose, world to world; None: the headers.
         blurred: `blurred_for` of these, where several poses are read; None: it is made.
+        normalize: brings the values to the scale that the network reads.
     """
     if blurred is None:
         blurred = blurred_for(image, known, lattice)
     pose = np.eye(len(lattice.affine)) if image_from_fixed is None else image_from_fixed
     voxels = torch.from_numpy(inverse_affine(image.affine) @ pose @ lattice.affine)
-    small = resample(blurred[None, None], voxels, lattice.shape, fill=image.outside)[0]
+    small = resample(blurred[None, None], voxels, lattice.shape, fill=image.fill_value)[0]
     seen = resample(known[None], voxels, lattice.shape, fill=0.0)
-    body = BodyMask(image.modality)(small, spacing_of(lattice.affine).tolist()) & (seen[0] > 0.5)
-    scaled = NormalizeModality(image.modality)(small, body)[None]
+    sizes, kind = spacing_of(lattice.affine).tolist(), image.modality
+    body = body_mask(small, sizes, kind, units=image.units) & (seen[0] > 0.5)
+    scale = normalize or NormalizeModality()
+    scaled = scale.scaled(small, body, modality=kind, units=image.units)[0][None]
     solid = body[None].float()
     near = seen * grown(solid, _RIM_MM / lattice.spacing)
     return OnLattice(scaled, near, solid, _around_bone(image, small[0], lattice) * near)
@@ -133,7 +137,7 @@ def on_lattice(
 
 def _around_bone(image: Image, small: Tensor, lattice: Lattice) -> Tensor:
     """``(1, 1, *S)`` 0/1: where a CT on the lattice shows bone, and some 6 mm around it."""
-    if image.outside == 0:  # no HU
+    if image.units != "HU":
         return torch.zeros_like(small)[None, None]
     bone = (small > _BONE_HU).float().numpy()
     near = ndimage.gaussian_filter(bone, _BONE_BLUR_MM / lattice.spacing, truncate=2.5) > 0.1

@@ -126,7 +126,7 @@ class Registration:
             nearest: for labels and masks.
 
         Returns:
-            The moving image with the fixed image's shape and affine; ``moving.outside`` outside.
+            The moving image with the fixed image's shape and affine; ``moving.fill_value`` outside.
         """
         array = torch.empty((1, *fixed.shape))
         colour = None if moving.colour is None else torch.empty((3, *fixed.shape))
@@ -138,7 +138,7 @@ class Registration:
                         source[None].float(),
                         points,
                         mode="nearest" if nearest else "bilinear",
-                        fill=moving.outside,
+                        fill=moving.fill_value,
                     )[0]
         return moving.with_array(array, affine=fixed.affine, colour=colour)
 

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_pipeline.data import Image, TransformKind
+from fusion_pipeline.data import Prepared, TransformKind
 from fusion_pipeline.geometry import ddf_mm_from_ddf, jacobian_determinant
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register.registration import Registration
 from fusion_pipeline.register.trial import Pair, Trial
-from fusion_pipeline.transforms import BodyMask
 
 _LEAST_OVERLAP = 0.1
 _DOUBTFUL_MM = 4.0  # of 55 training results 17 are beyond, 14 of them more than 5 mm off
@@ -62,10 +61,10 @@ def result(
     )
 
 
-def body_mm3(image: Image, known: Tensor) -> float:
+def body_mm3(given: Prepared, known: Tensor) -> float:
     """How much body an image shows, in mm³ (mm² in 2D), at least one voxel."""
-    body = BodyMask(image.modality)(image.array, image.spacing.tolist()) & (known > 0.5)
-    return max(1.0, float(body.sum())) * float(np.prod(image.spacing))
+    body = given.body & (known > 0.5)
+    return max(1.0, float(body.sum())) * float(np.prod(given.image.spacing))
 
 
 def _doubt(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_pipeline.data import Image, InputError, TransformKind
+from fusion_pipeline.data import Image, InputError, Prepared, TransformKind
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.box import averaged
@@ -27,7 +27,8 @@ from fusion_pipeline.register.refinement import Smoothness, halved, refine
 from fusion_pipeline.register.registration import Registration
 from fusion_pipeline.register.result import body_mm3, result
 from fusion_pipeline.register.trial import Pair, Side, Trial
-from fusion_pipeline.register.views import emission, known_region
+from fusion_pipeline.register.views import emission, known_region, prepared
+from fusion_pipeline.transforms import NormalizeModality
 
 # The pose must raise its score by so many nats and by what its distance from the headers costs, or
 # the headers are kept. A small move only has to gain a share of the score.
@@ -72,6 +73,7 @@ class Register:
             than a rigid one, the result from the headers is no rival to it, and the deformation
             is as soft as anatomies differ.
         device: where the network computes.
+        normalize: brings images on the lattice to the scale that the network reads.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Register:
         working_spacing: float | None = None,
         same_person: bool = True,
         device: torch.device | str = "cpu",
+        normalize: NormalizeModality | None = None,
     ) -> None:
         if refine_steps < 0:
             raise InputError(f"expected refine_steps >= 0, got {refine_steps}")
@@ -92,11 +95,12 @@ class Register:
         self.working_spacing = working_spacing
         self.same_person = same_person
         self.device = device
+        self.normalize = normalize or NormalizeModality()
 
     def __call__(
         self,
-        fixed: Image,
-        moving: Image,
+        fixed: Image | Prepared,
+        moving: Image | Prepared,
         *,
         transform: TransformKind = "deformable",
         fixed_mask: Image | None = None,
@@ -117,18 +121,17 @@ class Register:
         Raises:
             ValueError: the images differ in the number of dimensions.
         """
+        both = prepared(fixed), prepared(moving)
+        images = fixed, moving = both[0].working, both[1].working
         if fixed.spatial_dims != moving.spatial_dims:
             raise ValueError(
                 f"expected two images of {fixed.spatial_dims} dimensions, got {moving.spatial_dims}"
             )
-        # the search must not depend on the axes in which a file happens to be stored
-        fixed, moving = fixed.in_canonical_axes(), moving.in_canonical_axes()
-        images = fixed, moving
-        known = known_region(fixed, fixed_mask), known_region(moving, moving_mask)
+        known = known_region(both[0], fixed_mask), known_region(both[1], moving_mask)
         lattice = working_lattice(fixed, moving, self.working_spacing)
         place = self._placing(images, known, lattice)
         start = place(None)
-        body_mm = body_mm3(moving, known[1])
+        body_mm = body_mm3(both[1], known[1])
         if transform == "none":
             unmoved = np.eye(fixed.spatial_dims + 1)
             still = start.undeformed
@@ -166,7 +169,7 @@ class Register:
 
         def side(number: int, pose: Matrix | None) -> Side:
             read = images[number], known[number], lattice, pose
-            shown = on_lattice(*read, blurred=blurred[number])
+            shown = on_lattice(*read, blurred=blurred[number], normalize=self.normalize)
             return Side(shown, self.network, self.device)
 
         reference = side(0, None)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from fusion_pipeline.data import Image
+from fusion_pipeline.data import Image, Prepared
 from fusion_pipeline.geometry import (
     apply_affine,
     inverse_affine,
@@ -18,7 +18,7 @@ from fusion_pipeline.geometry import (
     spacing_of,
 )
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.transforms import BodyMask, FieldOfView
+from fusion_pipeline.transforms import body_mask, field_of_view
 
 # An emission image's voxels are noisier than its resolution: blur at least this many mm.
 _EMISSION_BLUR_MM = 2.5
@@ -117,17 +117,29 @@ def emission(*images: Image) -> bool:
     return any(image.modality in ("pet", "spect") for image in images)
 
 
-def known_region(image: Image, mask: Image | None = None) -> Tensor:
+def prepared(given: Image | Prepared) -> Prepared:
+    """An image with its masks in canonical axes: the search must not depend on a file's axes."""
+    if isinstance(given, Prepared):
+        return given
+    image = given.in_canonical_axes()
+    body = body_mask(image.array, image.spacing.tolist(), image.modality, units=image.units)
+    return Prepared(image, image, field_of_view(image.array), body)
+
+
+def known_region(given: Image | Prepared, mask: Image | None = None) -> Tensor:
     """Where an image can be believed: its field of view, inside its mask where there is one.
 
     Args:
-        image: the image.
+        given: the image.
         mask: where to look, on any lattice.
 
     Returns:
         ``(1, *S)`` float 0/1 on the image's lattice.
     """
-    known = FieldOfView()(image.array).float()
+    if isinstance(given, Prepared):
+        image, known = given.image, given.field_of_view.float()
+    else:
+        image, known = given, field_of_view(given.array).float()
     if mask is None:
         return known
     voxels = torch.from_numpy(inverse_affine(mask.affine) @ image.affine)
@@ -155,7 +167,7 @@ def make_view(image: Image, known: Tensor, *, spacing: float, blur_mm: float) ->
     voxels = torch.from_numpy(inverse_affine(image.affine) @ affine)
     small = resample(blurred[None, None], voxels, shape, fill=None)[0]
     inside = resample(known[None], voxels, shape, fill=0.0)
-    body = BodyMask(image.modality)(small, spacing_of(affine).tolist())
+    body = body_mask(small, spacing_of(affine).tolist(), image.modality, units=image.units)
     tissue = body.float() * (inside[0] > 0.5)
     return View(_ranked(small, tissue)[None], inside, tissue[None], affine, image.modality != "ct")
 

@@ -95,7 +95,7 @@ def glance_section(result: CaseResult, *, pixels: int) -> str:
     titles = [f"{label(fixed.key)} (reference)"]
     for k in result.registrations:
         picture = look_after(result, k, plane).picture
-        cells.append(Cell(_or_colour(picture, result.registered[k], plane)))
+        cells.append(Cell(_or_colour(picture, result.registered_images[k], plane)))
         titles.append(f"{label(k)}, registered")
     cells.append(_fused_row(result, plane)[0])
     return planes_table([*titles, "Fused"], [(plane, cells)], "")

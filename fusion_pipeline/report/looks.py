@@ -42,7 +42,7 @@ class Look:
 
 def planes_for(result: CaseResult, key: str, pixels: int) -> tuple[Plane, ...]:
     """Planes through the hottest spot of a PET or SPECT, or through the most overlap."""
-    fixed, registered = result.case.fixed, result.registered[key]
+    fixed, registered = result.case.fixed, result.registered_images[key]
     body = coarse_content(fixed).points
     # a spot that every image sees says more than the hottest bladder at the edge of one
     covered = {k: covered_by(result, k, body) for k in result.registrations}
@@ -74,7 +74,7 @@ def look_at(image: Image, shown_as: Image, plane: Plane, present: Mask | None = 
 def look_after(result: CaseResult, key: str, plane: Plane) -> Look:
     """A registered image on a plane, only where the moving image has something to say."""
     present = covered_by(result, key, plane.points)
-    return look_at(result.registered[key], result.case.images[key], plane, present)
+    return look_at(result.registered_images[key], result.case.images[key], plane, present)
 
 
 def _within(image: Image, points: Matrix) -> Mask:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fusion_pipeline.data import (
     Case,
     Image,
+    Series,
     write_displacement,
     write_image,
     write_labels,
@@ -104,7 +105,8 @@ class SyntheticPatient:
     @property
     def displacements(self) -> Mapping[str, Tensor]:
         """The true displacements, per moving key."""
-        return self.case.displacements
+        series = self.case.series
+        return {k: one.displacement for k, one in series.items() if one.displacement is not None}
 
     def save(self, folder: str | Path) -> Path:
         """Write the images (NIfTI, or PNG in 2D), the truth, and a datalist.
@@ -119,14 +121,16 @@ class SyntheticPatient:
         suffix = ".nii.gz" if case.fixed.spatial_dims == 3 else ".png"
         entry: dict[str, str] = {"id": case.id, "reference": case.reference}
         (root / case.id).mkdir(parents=True, exist_ok=True)
-        for key, image in case.images.items():
+        for key, series in case.series.items():
             entry[key] = f"{case.id}/{key}{suffix}"
-            write_image(image, root / entry[key])
+            write_image(series.image, root / entry[key])
+            if series.labels is None or series.landmarks is None:
+                raise ValueError(f"expected a patient with its truth, got {key} without")
             entry[f"{key}_label"] = f"{case.id}/{key}_label{suffix}"
-            write_labels(case.labels[key], root / entry[f"{key}_label"])
+            write_labels(series.labels, root / entry[f"{key}_label"])
             entry[f"{key}_landmarks"] = f"{case.id}/{key}_landmarks.csv"
-            _write_landmarks(case.landmarks[key], root / entry[f"{key}_landmarks"])
-        for key, displacement in case.displacements.items():
+            _write_landmarks(series.landmarks, root / entry[f"{key}_landmarks"])
+        for key, displacement in self.displacements.items():
             entry[f"{key}_displacement"] = f"{case.id}/{key}_displacement.nii.gz"
             write_displacement(displacement, case.fixed.affine, root / entry[f"{key}_displacement"])
         datalist = root / "cases.json"
@@ -325,19 +329,25 @@ def _assembled(
     case = Case(
         id=case_id,
         reference="ct",
-        images={key: scan.image for key, scan in scans.items()},
-        transforms=dict.fromkeys(moving, "deformable"),
-        labels={key: scan.labels for key, scan in scans.items()},
-        landmarks={key: points if key == "ct" else motions[key].forward(points) for key in scans},
-        displacements={
-            key: torch.from_numpy(motions[key].forward(world) - world).movedim(-1, 0).float()
-            for key in moving
+        series={
+            key: Series(
+                image=scan.image,
+                labels=scan.labels,
+                landmarks=points if key == "ct" else motions[key].forward(points),
+                displacement=None if key == "ct" else _displacement(motions[key], world),
+            )
+            for key, scan in scans.items()
         },
     )
     aligned: dict[str, Image] = {
         key: fixed.image.with_array(scans[key].aligned, key=key) for key in moving
     }
     return SyntheticPatient(case, aligned)
+
+
+def _displacement(motion: Motion, world: Matrix) -> Tensor:
+    """The true field ``(d, *S)`` in RAS mm at points ``(*S, d)``."""
+    return torch.from_numpy(motion.forward(world) - world).movedim(-1, 0).float()
 
 
 def _write_landmarks(points: Matrix, path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+from monai.transforms import Compose
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -23,6 +24,7 @@ class MultimodalData(pl.LightningDataModule):
         samples_per_epoch: painted samples.
         validation_samples: painted samples, always the same.
         datalist: JSON file whose ``training`` and ``validation`` cases are used as well.
+        preprocessing: what each image of a case goes through; needed with a datalist.
         modalities: images per painted sample.
         max_voxels: longest displacement of a painted sample.
         spacing: mm of the lattice.
@@ -42,6 +44,7 @@ class MultimodalData(pl.LightningDataModule):
         samples_per_epoch: int = 200,
         validation_samples: int = 8,
         datalist: Path | str | None = None,
+        preprocessing: Compose | None = None,
         modalities: int = 2,
         max_voxels: float = 6.0,
         spacing: float = 2.0,
@@ -63,6 +66,7 @@ class MultimodalData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
+        self.preprocessing = preprocessing
         self.training = [] if datalist is None else read_datalist(datalist, "training")
         # painted samples can validate alone
         self.validation = (
@@ -77,6 +81,8 @@ class MultimodalData(pl.LightningDataModule):
                 f"datalist {datalist}: expected {wanted}D cases, as the shape {list(self.shape)} "
                 f"of a sample, got {given}D; use the bundle of their dimension"
             )
+        if datalist is not None and preprocessing is None:
+            raise InputError("training: expected preprocessing for the datalist's cases, got none")
         if not (samples_per_epoch or self.training) or not (validation_samples or self.validation):
             raise InputError(
                 "training: expected samples to train on and to validate with, got none; raise "
@@ -123,8 +129,11 @@ class MultimodalData(pl.LightningDataModule):
                 group=self.batch_size * self._world[0],
             )
             parts.append(painted)
-        if cases:
-            parts.append(CaseSamples(cases, self.shape, spacing=self.spacing, seed=seed))
+        if cases and self.preprocessing is not None:
+            real = CaseSamples(
+                cases, self.shape, self.preprocessing, spacing=self.spacing, seed=seed
+            )
+            parts.append(real)
         return ConcatDataset(parts)
 
     def _loader(

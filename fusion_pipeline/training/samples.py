@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fusion_pipeline.data import Case, CaseFiles, Image, InputError, load_case
+from fusion_pipeline.data import Case, CaseFiles, Image, InputError, Series, load_case
 from fusion_pipeline.geometry import (
     apply_affine,
     ddf_from_ddf_mm,
@@ -29,7 +30,6 @@ from fusion_pipeline.synthesis import (
     random_label_map,
     random_velocity,
 )
-from fusion_pipeline.transforms import BodyMask, FieldOfView, NormalizeModality
 
 _STYLES: dict[str, Style] = {"ct": "ct", "mr": "mr", "nuclear": "pet"}
 _CHOICES = ("ct", "mr", "nuclear", "mr")
@@ -200,6 +200,7 @@ class CaseSamples(Dataset[Sample]):
     Args:
         cases: their files.
         shape: spatial shape of a patch.
+        preprocessing: what each image goes through; the same as in inference.
         spacing: mm.
         seed: start of the randomness that places the patches.
     """
@@ -208,12 +209,14 @@ class CaseSamples(Dataset[Sample]):
         self,
         cases: Sequence[CaseFiles],
         shape: Sequence[int],
+        preprocessing: Compose,
         *,
         spacing: float = 2.0,
         seed: int = 0,
     ) -> None:
         self.cases = list(cases)
         self.shape = tuple(shape)
+        self.preprocessing = preprocessing
         self.spacing = spacing
         self.seed = seed
 
@@ -221,15 +224,15 @@ class CaseSamples(Dataset[Sample]):
         return len(self.cases)
 
     def __getitem__(self, index: int) -> Sample:
-        case = load_case(self.cases[index])
+        case = load_case(self.cases[index], self.preprocessing)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         affine = self._patch(case.fixed, generator)
         images = list(case.images.values())
-        normalized = [_on_lattice(_normalized(i), affine, self.shape) for i in images]
-        valid = [_on_lattice(_seen(i), affine, self.shape) for i in images]
+        normalized = [_on_lattice(image, affine, self.shape) for image in images]
+        fields = [_on_lattice(_field_of_view(s), affine, self.shape) for s in case.series.values()]
         return Sample(
             image=torch.cat(normalized),
-            valid=(torch.cat(valid) > 0.5).float(),
+            valid=(torch.cat(fields) > 0.5).float(),
             kinds=tuple(kind_of(image.modality) for image in images),
             spacing=self.spacing,
             labels=self._labels(case, affine),
@@ -248,32 +251,33 @@ class CaseSamples(Dataset[Sample]):
 
     def _labels(self, case: Case, affine: Matrix) -> Tensor | None:
         """The label maps, where each image has one."""
-        if any(key not in case.labels for key in case.images):
-            return None
-        maps = [case.labels[key] for key in case.images]
-        return torch.cat([_on_lattice(m, affine, self.shape, nearest=True) for m in maps]).long()
+        maps = [
+            _on_lattice(series.labels, affine, self.shape, nearest=True)
+            for series in case.series.values()
+            if series.labels is not None
+        ]
+        return torch.cat(maps).long() if len(maps) == len(case.series) else None
 
     def _truth(self, case: Case, affine: Matrix) -> Tensor | None:
         """The true fields in voxels of the patch, where each moving image has one."""
-        if any(key not in case.displacements for key in case.moving):
-            return None
+        truths = [case.series[key].displacement for key in case.moving]
         to_fixed = torch.from_numpy(np.linalg.inv(case.fixed.affine) @ affine)
         fields = [
-            resample(case.displacements[key][None].float(), to_fixed, self.shape, fill=None)
-            for key in case.moving
+            resample(truth[None].float(), to_fixed, self.shape, fill=None)
+            for truth in truths
+            if truth is not None
         ]
+        if len(fields) < len(truths):
+            return None
         return ddf_from_ddf_mm(torch.cat(fields), torch.from_numpy(affine))
 
 
-def _normalized(image: Image) -> Image:
-    """Z-scored inside the body."""
-    body = BodyMask(image.modality)(image.array, image.spacing.tolist())
-    return image.with_array(NormalizeModality(image.modality)(image.array, body))
-
-
-def _seen(image: Image) -> Image:
+def _field_of_view(series: Series) -> Image:
     """1 inside the field of view, 0 in padding."""
-    return image.with_array(FieldOfView()(image.array).float())
+    if series.prepared is None:
+        raise ValueError("expected preprocessing with FieldOfViewd and BodyMaskd, got one without")
+    field = series.prepared.field_of_view.float()
+    return series.image.with_array(field, units="mask", colour=None)
 
 
 def _on_lattice(

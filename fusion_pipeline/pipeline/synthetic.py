@@ -1,14 +1,10 @@
 """The synthetic patient that runs where there is no data."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
 from fusion_pipeline.data import CaseFiles, check_output_folder, read_datalist
-from fusion_pipeline.evaluation import Scores
-from fusion_pipeline.pipeline.folder import REPORT
-from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.synthesis import synthetic_patient
 
 _FOLDER = "synthetic_patient"
@@ -51,15 +47,3 @@ class SyntheticCases(Sequence[CaseFiles]):
         folder = check_output_folder(self.output) / _FOLDER
         patient = synthetic_patient(_SEED, spatial_dims=self.spatial_dims, size=self.size)
         return read_datalist(patient.save(folder))
-
-
-def run_demo(pipeline: FusionPipeline, output: Path | str) -> tuple[dict[str, Scores], Path]:
-    """Run the synthetic patient, in as many dimensions as the pipeline's networks.
-
-    Returns:
-        What the truth says about each moving image (see `evaluate`), and the case's folder.
-    """
-    dims = pipeline.network.registration.spatial_dims
-    folder = pipeline.run(SyntheticCases(output, spatial_dims=dims)[0], output)
-    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    return report["evaluation"], folder

@@ -1,0 +1,164 @@
+"""`FusionEvaluator`: MONAI's evaluator over many cases, of which a bad one stops nothing."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine
+from monai.engines import Evaluator
+from monai.transforms import Compose
+
+from fusion_pipeline.data import (
+    CaseFiles,
+    InputError,
+    cause_of,
+    check_output_folder,
+    monai_is_the_program,
+    one_line_refusals,
+)
+from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.pipeline import bundle
+from fusion_pipeline.pipeline.dataset import LoadedCase
+from fusion_pipeline.pipeline.inferer import FusionInferer
+from fusion_pipeline.pipeline.pipeline import FusionPipeline
+from fusion_pipeline.pipeline.result import PipelineResult
+from fusion_pipeline.pipeline.summary import Outcome, exit_code, read_report
+
+
+class SaveResult:
+    """Postprocessing: write the folder of a case, ``<output_dir>/<id>/``.
+
+    Args:
+        output_dir: where the cases' folders go.
+    """
+
+    def __init__(self, output_dir: Path | str) -> None:
+        self.output_dir = Path(output_dir)
+
+    def __call__(self, result: PipelineResult) -> PipelineResult:
+        """Write the files, whole or not at all."""
+        result.save(self.output_dir / result.case.id)
+        return result
+
+
+class FusionEvaluator(Evaluator):
+    """Run cases one after the other into one output folder.
+
+    Rules beyond MONAI's: a case that raises is kept as failed and the next one runs; with
+    ``resume`` a case whose report was made from the same input, settings and weights is skipped;
+    `exit_code` tells how it went.
+
+    Args:
+        val_data_loader: gives lists of one `LoadedCase`, from a `CaseDataset`.
+        network: the parts that the stages hold.
+        inferer: runs the stages.
+        preprocessing: what made the cases; it decides the output as well.
+        postprocessing: what each result goes through (`SaveResult`).
+        val_handlers: MONAI's or ours.
+        output_dir: where `SaveResult` puts the cases' folders.
+        resume: skip what is done.
+
+    Attributes:
+        state.outcomes: an `Outcome` for each case so far.
+    """
+
+    @one_line_refusals()
+    def __init__(
+        self,
+        *,
+        val_data_loader: Iterable[Sequence[LoadedCase]],
+        network: MultimodalNet,
+        inferer: FusionInferer,
+        preprocessing: Compose,
+        postprocessing: Compose,
+        output_dir: Path | str,
+        val_handlers: Sequence[Any] = (),
+        resume: bool | str = False,
+    ) -> None:
+        super().__init__(
+            device=inferer.device,
+            val_data_loader=val_data_loader,
+            val_handlers=val_handlers,
+            decollate=False,
+        )
+        self.logger.setLevel(logging.ERROR)  # ignite's own lines on starts and ends
+        self.pipeline = FusionPipeline(network, preprocessing, inferer)
+        self.save = postprocessing
+        self.output_dir = Path(output_dir)
+        self.resume = bundle.switch("resume", resume)
+        self.state.outcomes = []
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Run all cases.
+
+        Raises:
+            InputError: the output folder cannot be written.
+        """
+        with one_line_refusals():
+            check_output_folder(self.output_dir)
+        self.state.outcomes = []
+        self.data_loader.dataset.skip = self._was_run if self.resume else lambda _: False
+        with one_line_refusals():  # the checkpoint loader may refuse the weights
+            super().run(global_epoch)
+
+    @property
+    def exit_code(self) -> int:
+        """Of a process that ran this: 0 all went well, 2 one case with bad input, else 1."""
+        return exit_code(self.state.outcomes)
+
+    def leave(self) -> None:
+        """End ``python -m monai.bundle`` with `exit_code` if a case failed; the log has said why.
+
+        Any other program goes on, and may ask for `exit_code`.
+        """
+        if self.exit_code and monai_is_the_program():
+            raise SystemExit(self.exit_code)
+
+    def _iteration(self, engine: Engine, batchdata: Sequence[LoadedCase]) -> Outcome:
+        """Run or skip one case; whatever it raises is kept."""
+        loaded = batchdata[0]
+        for earlier in self.state.outcomes[-1:]:  # it has been told
+            forget_frames(earlier.error)
+        start = time.perf_counter() - sum(s["wall_s"] for s in loaded.clock.timings.values())
+        try:
+            outcome = self._outcome(loaded, start)
+        except Exception as raised:  # a case must not stop the others
+            error = cause_of(raised)
+            message = " ".join(str(error).split())
+            if not isinstance(error, InputError):
+                message = f"{loaded.files.id}: unexpected {type(error).__name__}: {message}"
+            outcome = Outcome(loaded.files.id, "failed", message=message, error=error)
+        self.state.outcomes.append(outcome)
+        engine.state.batch = None  # the volumes of this case must not outlive it
+        return outcome
+
+    def _outcome(self, loaded: LoadedCase, start: float) -> Outcome:
+        """The outcome of a case that can be used."""
+        if loaded.error is not None:
+            raise loaded.error
+        folder = self.output_dir / loaded.files.id
+        if loaded.case is None:
+            return Outcome.done(loaded.files.id, folder)
+        check_output_folder(folder)
+        result = self.pipeline.infer(loaded.case, loaded.clock)
+        digest = self.pipeline.fingerprint(loaded.files)
+        self.save(replace(result, input_digest=digest))
+        return Outcome.done(loaded.files.id, folder, seconds=time.perf_counter() - start)
+
+    def _was_run(self, files: CaseFiles) -> bool:
+        """An earlier run's report speaks of the same input."""
+        try:
+            report = read_report(self.output_dir / files.id)
+            return bool(report.get("input") == self.pipeline.fingerprint(files))
+        except (OSError, ValueError):  # no report, or a file is gone: the run will tell
+            return False
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks of a chain of errors: their frames hold the case's volumes."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

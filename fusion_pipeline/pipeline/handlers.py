@@ -1,0 +1,87 @@
+"""Handlers of `FusionEvaluator`, attached as MONAI's are: progress, summary, evaluation."""
+
+import json
+import logging
+from pathlib import Path
+
+from ignite.engine import Engine, Events
+
+from fusion_pipeline.data import written_whole
+from fusion_pipeline.evaluation import mean_scores
+from fusion_pipeline.pipeline.summary import Outcome, as_csv, as_table
+
+logger = logging.getLogger("fusion_pipeline.run")
+
+
+class ProgressHandler:
+    """One line in the log for each case: done (``INFO``), or why not (``ERROR``)."""
+
+    def attach(self, engine: Engine) -> None:
+        """Be called after each case."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Log the case that just ended."""
+        outcome: Outcome = engine.state.output
+        if outcome.status == "failed":
+            wanted = logger.isEnabledFor(logging.DEBUG)
+            logger.error("%s", outcome.message, exc_info=outcome.error if wanted else None)
+            return
+        seconds = outcome.numbers.get("seconds")
+        took = f" in {seconds:.1f} s" if isinstance(seconds, float) else ""
+        done = f"[{engine.state.iteration}/{engine.state.epoch_length}]"
+        logger.info("%s %s: %s%s", done, outcome.id, outcome.status, took)
+
+
+class SummaryHandler:
+    """At the end of more than one case ``summary.csv``, and a table in the log.
+
+    Args:
+        output_dir: gets the file.
+    """
+
+    def __init__(self, output_dir: Path | str) -> None:
+        self.path = Path(output_dir) / "summary.csv"
+
+    def attach(self, engine: Engine) -> None:
+        """Be called at the end."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the summary."""
+        outcomes = engine.state.outcomes
+        if len(outcomes) < 2:
+            return
+        with written_whole(self.path) as aside:
+            aside.write_text(as_csv(outcomes), encoding="utf-8")
+        logger.info("\n%s", as_table(outcomes))
+
+
+class EvaluationHandler:
+    """At the end ``evaluation.json``: the means of what the cases' truths say.
+
+    Beside each mean stands how many cases have that number (``n``); ``cases`` counts those that
+    have a truth.
+
+    Args:
+        output_dir: gets the file.
+    """
+
+    def __init__(self, output_dir: Path | str) -> None:
+        self.path = Path(output_dir) / "evaluation.json"
+
+    def attach(self, engine: Engine) -> None:
+        """Be called at the end."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the evaluation."""
+        scores = [one.evaluation for one in engine.state.outcomes if one.evaluation]
+        means = mean_scores(scores)
+        counts = {
+            key: {name: sum(name in one.get(key, {}) for one in scores) for name in values}
+            for key, values in means.items()
+        }
+        with written_whole(self.path) as aside:
+            content = {"cases": len(scores), "mean": means, "n": counts}
+            aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

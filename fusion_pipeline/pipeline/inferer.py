@@ -1,0 +1,258 @@
+"""`FusionInferer`: register, harmonize and fuse one prepared case, as a MONAI inferer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor
+
+from fusion_pipeline.data import Case, Image, InputError, Prepared, one_line_refusals
+from fusion_pipeline.fuse import Fuse, Fusion
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.harmonize import Harmonization, Harmonize
+from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.pipeline import bundle
+from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
+from fusion_pipeline.pipeline.result import PipelineResult
+from fusion_pipeline.register import Register, Registration
+from fusion_pipeline.transforms import NormalizeModality
+
+_WORKING_MM = (0.1, 20.0)  # spacings of the lattice that are believed
+
+
+class FusionInferer(Inferer):
+    """Bring the images of one patient to the reference's grid, harmonize and fuse them.
+
+    Convention:
+        - the stages work in canonical axes; results lie on the reference's native grid, after one
+          interpolation of the original values
+        - the same input gives the same output, bit for bit, on the same machine
+
+    Args:
+        refine_steps: steps of instance optimization after the network; 0 switches it off.
+        working_spacing: mm of the lattice on which the registration works, 0.1 to 20; None: by the
+            images.
+        same_person: False for images of different people, such as an atlas: softer fields.
+        device: where the networks compute.
+    """
+
+    @one_line_refusals()
+    def __init__(
+        self,
+        *,
+        refine_steps: int = 30,
+        working_spacing: float | None = None,
+        same_person: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        _check_device(device)
+        _check_numbers(refine_steps, working_spacing)
+        self.refine_steps = refine_steps
+        self.working_spacing = working_spacing
+        self.same_person = bundle.switch("same_person", same_person)
+        self.device = torch.device(device)
+
+    @property
+    def settings(self) -> Mapping[str, float | str | None]:
+        """What decides the output beside the input and the weights."""
+        return {
+            "refine_steps": self.refine_steps,
+            "working_spacing": self.working_spacing,
+            "same_person": self.same_person,
+            "device": str(self.device),
+        }
+
+    def __call__(
+        self,
+        inputs: Case,
+        network: MultimodalNet,
+        *args: Any,  # noqa: ANN401 - MONAI's signature
+        normalize: NormalizeModality | None = None,
+        clock: Clock | None = None,
+        **kwargs: Any,  # noqa: ANN401 - MONAI's signature
+    ) -> PipelineResult:
+        """Run the three stages on a case.
+
+        Args:
+            inputs: a prepared case (see `data.load_case`).
+            network: the parts that the stages hold.
+            args: not used.
+            normalize: brings what a network reads to its scale; None: `NormalizeModality()`.
+            clock: collects the seconds of the stages.
+            kwargs: not used.
+
+        Raises:
+            InputError: images of another dimension than the network's.
+        """
+        clock = clock or Clock()
+        self._check_dims(inputs, network)
+        with _repeatable(self.device):
+            return self._result(inputs, network, normalize or NormalizeModality(), clock)
+
+    def register(
+        self, case: Case, network: MultimodalNet, normalize: NormalizeModality
+    ) -> dict[str, Registration]:
+        """The register stage, per moving key."""
+        stage = Register(
+            network.registration,
+            refine_steps=self.refine_steps,
+            working_spacing=self.working_spacing,
+            same_person=self.same_person,
+            device=self.device,
+            normalize=normalize,
+        )
+        fixed = case.series[case.reference]
+        return {
+            key: stage(
+                _prepared(case, case.reference),
+                _prepared(case, key),
+                transform=case.series[key].transform,
+                fixed_mask=fixed.mask,
+                moving_mask=case.series[key].mask,
+            )
+            for key in case.moving
+        }
+
+    def harmonize(
+        self,
+        images: Mapping[str, Image],
+        fields_of_view: Mapping[str, Tensor],
+        network: MultimodalNet,
+        normalize: NormalizeModality,
+    ) -> Harmonization:
+        """The harmonize stage on images of one grid, the reference first."""
+        stage = Harmonize(network.harmonization, device=self.device, normalize=normalize)
+        return stage(images, fields_of_view)
+
+    def fuse(
+        self,
+        images: Mapping[str, Image],
+        fields_of_view: Mapping[str, Tensor],
+        network: MultimodalNet,
+    ) -> Fusion:
+        """The fuse stage on harmonized images of one grid, the reference first."""
+        return Fuse(network.fusion, device=self.device)(images, fields_of_view)
+
+    def _check_dims(self, case: Case, network: MultimodalNet) -> None:
+        """Refuse pictures where the networks are made for volumes, and the other way round."""
+        wanted, given = network.registration.spatial_dims, case.fixed.spatial_dims
+        if given != wanted:
+            raise InputError(
+                f"case {case.id!r}: expected {wanted}D images for this bundle, got {given}D; "
+                f"use a bundle for {given}D input"
+            )
+
+    def _result(
+        self, case: Case, network: MultimodalNet, normalize: NormalizeModality, clock: Clock
+    ) -> PipelineResult:
+        """The three stages, and everything back on the reference's own axes."""
+        network = network.to(self.device).eval()
+        with clock.stage("register"):
+            registrations = self.register(case, network, normalize)
+        with clock.stage("resample"):
+            registered = {
+                key: registrations[key].warp(moving, case.fixed)
+                for key, moving in case.moving.items()
+            }
+            fields_of_view = _fields_of_view(case, registrations)
+        with clock.stage("harmonize"):
+            together = {key: registered.get(key, image) for key, image in case.images.items()}
+            harmonization = self.harmonize(together, fields_of_view, network, normalize)
+        with clock.stage("fuse"):
+            fusion = self.fuse(harmonization.images, fields_of_view, network)
+        native = case.fixed.affine if case.native_affine is None else case.native_affine
+        return PipelineResult(
+            case=case,
+            registered_images=_along(native, registered),
+            registrations=registrations,
+            harmonization=harmonization.along_axes_of(native),
+            fusion=fusion.along_axes_of(native),
+            warnings=(*case.warnings, *_doubts(registrations)),
+            timings=clock.timings,
+            peak_memory_mb=peak_memory_mb(),
+        )
+
+
+def _prepared(case: Case, key: str) -> Prepared:
+    """The prepared image of a case."""
+    prepared = case.series[key].prepared
+    if prepared is None:
+        raise InputError(
+            f"case {case.id!r}, {key}: expected a prepared image, got one that was only read; run "
+            "it through preprocessing with FieldOfViewd and BodyMaskd (data.prepare_case)"
+        )
+    return prepared
+
+
+def _along(affine: Matrix, images: Mapping[str, Image]) -> dict[str, Image]:
+    """Images in the axes of a grid."""
+    return {key: image.in_axes_of(affine) for key, image in images.items()}
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Refuse a device that is not there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device {device}: expected a device that torch can use here, got an error ({reason}); "
+            "use cpu"
+        ) from error
+
+
+def _check_numbers(refine_steps: object, working_spacing: object) -> None:
+    """Refuse what is no such number: MONAI's command line hands on whatever was typed."""
+    if (
+        isinstance(refine_steps, bool)
+        or not isinstance(refine_steps, Integral)
+        or int(refine_steps) < 0
+    ):
+        raise InputError(
+            f"expected refine_steps a whole number of 0 or more, got {refine_steps!r}; 0 switches "
+            "the refinement off"
+        )
+    if working_spacing is None:
+        return
+    low, high = _WORKING_MM
+    if (
+        isinstance(working_spacing, bool)
+        or not isinstance(working_spacing, Real)
+        or not low <= float(working_spacing) <= high
+    ):
+        raise InputError(
+            f"expected a working_spacing of {low:g} to {high:g} mm, got {working_spacing!r}; leave "
+            "it out to let the images decide"
+        )
+
+
+def _fields_of_view(case: Case, registrations: Mapping[str, Registration]) -> dict[str, Tensor]:
+    """Per key ``(1, *S)`` bool on the reference's grid: where each image has data."""
+    fields = {case.reference: _prepared(case, case.reference).field_of_view}
+    for key, moving in case.moving.items():
+        own = _prepared(case, key).field_of_view.float()
+        mask = moving.with_array(own, units="mask", colour=None)
+        fields[key] = registrations[key].warp(mask, case.fixed, nearest=True).array > 0.5
+    return fields
+
+
+def _doubts(registrations: Mapping[str, Registration]) -> list[str]:
+    """A sentence for each registration that is probably wrong."""
+    return [
+        f"{key}: the registration is doubtful: {found.reason}"
+        for key, found in registrations.items()
+        if not found.ok
+    ]
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers whatever was drawn before, and leave the caller's untouched."""
+    # by default all GPUs would be forked, and so be woken, even for a run on the CPU
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield

@@ -1,0 +1,76 @@
+"""What a run gives: the stages' results, as MetaTensors, and saved as a folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from monai.data import MetaTensor
+
+from fusion_pipeline.data import check_output_folder
+from fusion_pipeline.data.image import meta_tensor
+from fusion_pipeline.evaluation import evaluate
+from fusion_pipeline.pipeline.folder import deliver, write_files
+from fusion_pipeline.result import CaseResult
+
+
+@dataclass(frozen=True)
+class PipelineResult(CaseResult):
+    """A result that can be looked at as MetaTensors and saved; all on the reference's native grid.
+
+    Convention:
+        - values are shared with the images of the stages, not copied
+        - ``affine`` is world_from_voxel in RAS+ mm, exactly the reference's
+    """
+
+    @property
+    def registered(self) -> Mapping[str, MetaTensor]:
+        """Per moving key ``(1, *S)``: original intensities and units."""
+        return {key: image.as_meta_tensor() for key, image in self.registered_images.items()}
+
+    @property
+    def harmonized(self) -> Mapping[str, MetaTensor]:
+        """Per key ``(1, *S)`` in 0..1."""
+        images = self.harmonization.images
+        return {key: image.as_meta_tensor() for key, image in images.items()}
+
+    @property
+    def fused(self) -> MetaTensor:
+        """``(1, *S)`` in 0..1; ``(3, *S)`` 0..255 where a source was in colour."""
+        return self.fusion.fused.as_meta_tensor()
+
+    @property
+    def weights(self) -> MetaTensor:
+        """``(M, *S)`` in the order of `modalities`; they sum to 1 where an image has data."""
+        return meta_tensor(self.fusion.weights, self.fusion.fused.affine)
+
+    @property
+    def displacement(self) -> Mapping[str, MetaTensor]:
+        """Per moving key ``(d, *S)`` in RAS mm: the whole map, ``φ(x) − x``."""
+        grid = self.fusion.fused
+        return {
+            key: meta_tensor(found.displacement_mm(grid), grid.affine)
+            for key, found in self.registrations.items()
+        }
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the folder of the case, whole or not at all.
+
+        Args:
+            folder: made if needed; files of an earlier run in it are replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        folder = check_output_folder(folder)
+        result = self if self.evaluation else replace(self, evaluation=_scores(self))
+        with deliver(folder) as aside:
+            write_files(result, aside)
+        return folder
+
+
+def _scores(result: CaseResult) -> dict[str, dict[str, float]]:
+    """What the truth says, where the case brings one."""
+    return {key: found for key, found in evaluate(result).items() if found}

@@ -1,0 +1,186 @@
+"""Many cases in a row: what a bad one does, what is skipped, what is told at the end."""
+
+import csv
+import dataclasses
+import json
+import logging
+
+import pytest
+from pipeline_cases import (
+    ShiftRegister,
+    brief_report,  # noqa: F401 - a fixture
+    write_case,
+)
+from pipeline_cases import (
+    small_evaluator as evaluator,
+)
+
+import fusion_pipeline.pipeline.inferer as inferer_module
+import fusion_pipeline.pipeline.result as result_module
+from fusion_pipeline.data import InputError, case_from_paths
+from fusion_pipeline.pipeline import (
+    Outcome,
+    SyntheticCases,
+    case_list,
+    spatial_dims_of_cases,
+)
+from fusion_pipeline.pipeline.summary import as_table
+
+
+@pytest.fixture(autouse=True)
+def still_register(monkeypatch):
+    monkeypatch.setattr(inferer_module, "Register", ShiftRegister)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return write_case(tmp_path_factory.mktemp("patient"), ("ct", "mr", "pet"))
+
+
+@pytest.fixture
+def files(paths):
+    return case_from_paths("p1", {key: paths[key] for key in ("ct", "mr")})
+
+
+@pytest.fixture
+def bad(paths):
+    return case_from_paths("bad", {"ct": "nowhere.nii.gz", "mr": paths["mr"]})
+
+
+def run(*args, **options):
+    """The outcomes."""
+    made = evaluator(*args, **options)
+    made.run()
+    return made.state.outcomes
+
+
+@pytest.mark.usefixtures("brief_report")
+class TestManyCases:
+    def test_it_goes_on_past_a_bad_case(self, bad, files, tmp_path, caplog):
+        with caplog.at_level(logging.INFO, "fusion_pipeline"):
+            outcomes = run([bad, files], tmp_path / "out")
+        assert [o.status for o in outcomes] == ["failed", "ok"]
+        assert outcomes[0].bad_input
+        errors = [r for r in caplog.records if r.levelno == logging.ERROR]
+        assert len(errors) == 1
+        assert "nowhere.nii.gz" in errors[0].getMessage()
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {"p1", "summary.csv"}
+        told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+        assert told[0].startswith("[2/2] p1: ok in ")
+
+    def test_the_summary_has_a_row_per_case(self, bad, files, tmp_path):
+        run([bad, files], tmp_path)
+        with (tmp_path / "summary.csv").open() as stream:
+            first, good = csv.DictReader(stream)
+        assert (first["id"], first["status"]) == ("bad", "failed")
+        assert "nowhere.nii.gz" in first["message"]
+        assert good["mr_nmi_after"] == "1.2"
+        assert float(good["wall_s"]) > 0
+
+    def test_resume_skips_what_is_done_from_the_same_input(self, bad, files, paths, tmp_path):
+        made = evaluator([bad, files], tmp_path, resume=True)
+        for expected in (["failed", "ok"], ["failed", "skipped"]):
+            made.run()
+            assert [o.status for o in made.state.outcomes] == expected
+        other = case_from_paths("p1", {"ct": paths["ct"], "mr": paths["pet"]})
+        assert [o.status for o in run([other], tmp_path, resume=True)] == ["ok"]
+        gone = case_from_paths("p1", {"ct": "gone.nii", "mr": paths["mr"]})
+        assert [o.bad_input for o in run([gone], tmp_path, resume=True)] == [True]
+        assert [o.status for o in run([files], tmp_path, resume="true")] == ["ok"]
+        assert [o.status for o in run([files], tmp_path, resume=True)] == ["skipped"]
+        assert [o.status for o in run([files], tmp_path, resume=True, seed=1)] == ["ok"]
+
+    def test_a_word_that_is_no_switch(self, files, tmp_path):
+        with pytest.raises(InputError, match="expected resume true or false, got 'maybe'"):
+            evaluator([files], tmp_path, resume="maybe")
+
+    def test_what_is_no_refusal_is_called_unexpected(self, files, tmp_path, monkeypatch):
+        def fail(result):
+            raise KeyError("x")
+
+        made = evaluator([files], tmp_path / "out", save=fail)
+        made.run()
+        (outcome,) = made.state.outcomes
+        assert outcome.message.startswith("p1: unexpected KeyError")
+        assert not outcome.bad_input
+        assert not (tmp_path / "out").exists()
+        made.leave()  # a program that uses the bundle goes on
+        monkeypatch.setattr("fusion_pipeline.pipeline.evaluator.monai_is_the_program", lambda: True)
+        with pytest.raises(SystemExit) as left:
+            made.leave()
+        assert left.value.code == 1
+
+    def test_success_raises_nothing(self, files, tmp_path):
+        made = evaluator([files], tmp_path)
+        made.run()
+        made.leave()
+        assert not (tmp_path / "summary.csv").exists()
+
+    def test_a_file_where_a_cases_folder_should_be(self, files, tmp_path):
+        (tmp_path / "p1").touch()
+        (outcome,) = run([files], tmp_path)
+        assert outcome.bad_input
+        assert "got the file" in outcome.message
+
+    def test_an_output_folder_that_cannot_be_is_one_line_under_monai(
+        self, files, tmp_path, monkeypatch, capsys
+    ):
+        (tmp_path / "out").touch()
+        monkeypatch.setattr("fusion_pipeline.data.refusals.monai_is_the_program", lambda: True)
+        with pytest.raises(SystemExit) as left:
+            evaluator([files], tmp_path / "out").run()
+        assert left.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_means_of_what_the_truths_say_are_written(bad, files, tmp_path, monkeypatch):
+    scores = {"mr": {"tre_mm_before": 4.0, "tre_mm_after": 1.0}}
+    monkeypatch.setattr(
+        result_module, "evaluate", lambda result: scores if result.case.id == "p1" else {}
+    )
+    other = dataclasses.replace(files, id="without")
+    run([bad, other, files], tmp_path, evaluate=True)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    counts = {"mr": dict.fromkeys(scores["mr"], 1)}
+    assert written == {"cases": 1, "mean": scores, "n": counts}
+    with (tmp_path / "summary.csv").open() as stream:
+        assert list(csv.DictReader(stream))[2]["mr_tre_mm_after"] == "1.0"
+
+
+def test_the_table_shows_every_moving_image():
+    cells = {"mr_ok": False, "mr_transform": "rigid", "mr_error_mm": 1.26, "mr_nmi_after": 1.2}
+    good = Outcome("a", "ok", numbers={**cells, "seconds": 3.0})
+    table = as_table([good, Outcome("b", "failed")])
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[1] == ["a", "ok", "mr", "rigid", "(doubtful)", "1.200", "1.3", "3.0"]
+    assert lines[2] == ["b", "failed"]
+
+
+def test_dimensions_come_from_the_headers(paths, tmp_path):
+    volume = case_from_paths("v", {k: paths[k] for k in ("ct", "mr")})
+    picture = case_from_paths("p", {"ct": "a.png", "mr": "b.png"})
+    lost = case_from_paths("l", {"ct": "lost.nii", "mr": "lost.nii"})
+    assert spatial_dims_of_cases([lost, volume]) == 3
+    assert spatial_dims_of_cases([picture]) == 2
+    assert spatial_dims_of_cases([lost]) == 3
+    with pytest.raises(InputError, match="'p' in 2D and 'v' in 3D"):
+        spatial_dims_of_cases([volume, picture])
+
+
+def test_a_datalist_counts_from_its_folder(tmp_path):
+    (tmp_path / "list.json").write_text('{"testing": [{"id": "a", "ct": "c.nii", "mr": "m.nii"}]}')
+    (case,) = case_list("list.json", dataset_dir=tmp_path)
+    assert case.images["ct"].path == str(tmp_path / "c.nii")
+
+
+def test_without_a_datalist_there_is_one_synthetic_patient_made_when_asked_for(tmp_path):
+    cases = case_list(None, output_dir=tmp_path / "out")
+    assert isinstance(cases, SyntheticCases)
+    assert len(cases) == 1
+    assert not (tmp_path / "out").exists()
+    cases.size = "small"
+    assert [case.reference for case in cases] == ["ct"]
+    truths = [key for key, one in cases[0].series.items() if one.displacement is not None]
+    assert truths == ["mr", "pet"]
+    assert cases[0] is cases[:1][0]
+    assert (tmp_path / "out" / "synthetic_patient" / "cases.json").is_file()
