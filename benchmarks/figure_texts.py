@@ -42,7 +42,8 @@ def stages(f: Figures) -> str:
     edges = [f.value("harmonization", f"edges/{key}", "network") for key in ("ct", "mr", "pet")]
     kept = ", ".join(
         f"{SOURCES[key]} {rounded(f.value('fusion', f'{key}/network', 'q'), 3)} "
-        f"({rounded(f.value('fusion', f'{key}/average', 'q'), 3)})"
+        f"({rounded(f.value('fusion', f'{key}/average', 'q'), 3)}, "
+        f"{rounded(f.value('fusion', f'{key}/laplacian', 'q'), 3)})"
         for key in pairs
     )
     return table(
@@ -64,7 +65,7 @@ def stages(f: Figures) -> str:
             [
                 "fuse",
                 "attention weights that sum to one, for any number of modalities",
-                f"edges kept of the weaker source (average of the images): {kept}",
+                f"edges kept of the weaker source (average, Laplacian pyramid): {kept}",
             ],
         ],
     )
