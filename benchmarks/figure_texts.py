@@ -109,10 +109,11 @@ def registration_details(f: Figures) -> str:
 
     folded = max(f.value("registration", case, "folded") for case, _ in _cases())
     return table(
-        "Ours: target registration error over the body in mm, mean ± SD over n cases (6 patients "
-        "in three draws, one patient or template in three, or 3 painted heads in one), median, "
-        "mean of the cases' 95th percentiles, and the share of cases that end further off than "
-        f"they began. Largest share of folded voxels in a case: {rounded(folded, 4)} %.",
+        "Ours: target registration error over the body in mm, mean ± SD over n cases. Limb and "
+        "trunk: 6 patients in three draws. Brain and templates: one pair in three draws. Painted "
+        "heads: 3 heads in one draw. Median, mean of the cases' 95th percentiles, and the share of "
+        "cases that end further off than they began. Largest share of folded voxels in a case: "
+        f"{rounded(folded, 4)} %.",
         ["pair, move", "n", "before", "after", "median, p95", "worse"],
         [row(*case) for case in _cases()],
     )
@@ -194,9 +195,9 @@ def registration_far(f: Figures) -> str:
         ]
 
     return table(
-        "Rigid moves of 15–30° and 20–40 mm, one draw: target registration error in mm, the "
-        "furthest case, and the share of cases under 3 mm or under a voxel of the coarser image "
-        "(the cube root of its volume).",
+        "Rigid moves of 15–30° and 20–40 mm, one draw, n cases: target registration error in mm, "
+        "mean ± SD and the furthest case. Success: the share of cases under 3 mm or under a voxel "
+        "of the coarser image (the cube root of its volume).",
         ["pair", "n", "before", "after", "furthest", "success"],
         [row(key, name) for key, name in PAIRS.items()],
     )
@@ -285,9 +286,9 @@ def harmonization_kept(f: Figures) -> str:
         return [key.upper(), edges, kept, *apart]
 
     return table(
-        "Edges and information that the harmonized image keeps of its input, and the difference "
-        "between two protocols of one anatomy (lower is better), mean over "
-        f"{f.n('harmonization', 'edges/ct')} held-out sarcoma patients.",
+        "Edges and information that a harmonized image keeps of its input, mean over "
+        f"{f.n('harmonization', 'edges/ct')} held-out sarcoma patients. Protocol: difference "
+        "between two protocols of one anatomy (lower is better).",
         ["image", "edges", "information", "protocol: z-score", "ours", "Nyúl"],
         [row(key) for key in ("ct", "mr", "pet")],
     )
@@ -385,8 +386,9 @@ def pictures_registration(f: Figures) -> str:
         ]
 
     return table(
-        "Mean end-point error over the tissue in pixels, mean ± SD over n slices moved by up to "
-        "5°, 10 pixels and 8 pixels elastic, and how many end further off than they began.",
+        "Mean end-point error over the tissue in pixels, mean ± SD over n slices. Each slice was "
+        "moved by up to 5°, 10 pixels and 8 pixels elastic. Worse: slices that end further off "
+        "than they began.",
         ["pair", "n", "before", "after", "median", "worse"],
         [row(*one) for one in names.items()],
     )
@@ -442,8 +444,8 @@ def full_size(f: Figures) -> str:
     )
     return (
         "One patient at a scanner's full size (CT 512 × 512 × 250, MR 384 × 384 × 60, PET 200 × "
-        f"200 × 60, one thread, one run) takes {total} CPU s and {memory} GB from files to report. "
-        f"Registering both takes {registering} of them, fusing {fusing}, writing {writing}."
+        f"200 × 60) takes {total} CPU s and {memory} GB from files to report. Registering both "
+        f"takes {registering} of them, fusing {fusing}, writing {writing} (one run, one thread)."
     )
 
 
@@ -452,10 +454,10 @@ def cohort(f: Figures) -> str:
     good, patients = f.numbers("cohort", "not_worse")
     seconds, registering, memory = f.numbers("cohort", "cost")
     return (
-        f"As scanned, in {good} of {patients} sarcoma patients (20 of them training patients) "
-        "neither MR nor PET is less similar in NMI or MIND than by its headers, and no voxel "
-        f"folds. This is necessary, not sufficient. A patient takes {seconds} CPU s, {registering} "
-        f"of them for registration, and at most {rounded(memory / 1024, 1)} GiB."
+        f"Of {patients} sarcoma patients as scanned 20 are training patients. In {good} of "
+        f"{patients} neither MR nor PET is less similar in NMI or MIND than by its headers, and no "
+        f"voxel folds. This is necessary, not sufficient. A patient takes {seconds} CPU s, "
+        f"{registering} of them for registration, and at most {rounded(memory / 1024, 1)} GiB."
     )
 
 
