@@ -38,11 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, name what differs")
     check = parser.parse_args(arguments).check
-    differ = [path for path, new in fresh(ROOT).items() if (ROOT / path).read_text("utf-8") != new]
-    for path in differ:
+    differ = {p: new for p, new in fresh(ROOT).items() if (ROOT / p).read_text("utf-8") != new}
+    for path, new in differ.items():
         print(f"{path} {'differs from docs/figures' if check else 'written'}")
         if not check:
-            (ROOT / path).write_text(fresh(ROOT)[path], "utf-8")
+            (ROOT / path).write_text(new, "utf-8")
     return int(check and bool(differ))
 
 
