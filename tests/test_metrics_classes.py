@@ -277,6 +277,22 @@ class TestAsTorchmetrics:
         found = both.compute()
         assert set(found) == {"ct", "pet", "FusionArtefacts"}
 
+    def test_measures_that_agree_at_first_stay_apart_in_a_collection(self):
+        still, other = torch.zeros(1, 2, *SHAPES[2]), fields(6, SHAPES[2])
+        both = MetricCollection([metrics.FoldedFraction(), metrics.LogJacobianStd()])
+        for ddf in (still, other):
+            both.update(ddf)
+        alone = updated(metrics.LogJacobianStd, (still,), (other,)).compute()
+        assert float(both.compute()["LogJacobianStd"]) == pytest.approx(float(alone))
+        label = torch.ones(1, 1, 6, 8, dtype=torch.int64)
+        overlaps = MetricCollection(
+            {"one": metrics.DiceScore([1]), "all": metrics.DiceScore([1, 2])}
+        )
+        overlaps.update(label, label)
+        overlaps.update(label + (torch.arange(8) > 3), label)
+        found = {name: float(value) for name, value in overlaps.compute().items()}
+        assert found == pytest.approx({"one": (1 + 2 / 3) / 2, "all": (1 + 1 / 3) / 2})
+
     def test_pickled_and_forward(self, images):
         fused, _, mask = images
         metric = pickle.loads(pickle.dumps(metrics.Entropy()))

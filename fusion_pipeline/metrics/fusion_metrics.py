@@ -75,8 +75,8 @@ class Entropy(MeanOverCases):
 
     higher_is_better = True
 
-    def __init__(self, data_range: float = 1.0, **kwargs: object) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, data_range: float = 1.0) -> None:
+        super().__init__((data_range,))
         self.data_range = data_range
 
     def update(self, images: Tensor, mask: Tensor | None = None) -> None:

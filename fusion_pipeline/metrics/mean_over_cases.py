@@ -16,6 +16,7 @@ class CaseSums(Metric):
     A score of NaN says that a case has no answer (an empty region); it does not count.
 
     Args:
+        settings: what the scores depend on beside the images.
         shape: of the sums.
     """
 
@@ -24,8 +25,13 @@ class CaseSums(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, shape: tuple[int, ...] = (), **kwargs: object) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, settings: tuple[object, ...] = (), shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        # MetricCollection updates only one of the metrics whose states have one name and, after the
+        # first update, one value; two measures may well agree there (no fold, no spread)
+        self.add_state(
+            f"{type(self).__name__}{settings}", default=torch.zeros(()), dist_reduce_fx="sum"
+        )
         # float32, since not every accelerator has float64
         self.add_state("total", default=torch.zeros(shape), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros(shape), dist_reduce_fx="sum")
@@ -56,8 +62,8 @@ class MeanPerSource(CaseSums):
 
     measure: ClassVar[Callable[..., float]]
 
-    def __init__(self, sources: Sequence[str], data_range: float = 1.0, **kwargs: object) -> None:
-        super().__init__((len(sources),), **kwargs)
+    def __init__(self, sources: Sequence[str], data_range: float = 1.0) -> None:
+        super().__init__((tuple(sources), data_range), (len(sources),))
         self.sources = tuple(sources)
         self.data_range = data_range
 
@@ -99,8 +105,8 @@ class MeanOverFusedCases(MeanOverCases):
 
     measure: ClassVar[Callable[..., float]]
 
-    def __init__(self, data_range: float = 1.0, **kwargs: object) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, data_range: float = 1.0) -> None:
+        super().__init__((data_range,))
         self.data_range = data_range
 
     def update(

@@ -4,7 +4,6 @@ Each class averages the function of `fusion_pipeline.metrics` that it names.
 """
 
 from collections.abc import Iterable, Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,8 +50,8 @@ class DiceScore(MeanOverCases):
 
     higher_is_better = True
 
-    def __init__(self, labels: Sequence[int] | None = None, **kwargs: object) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, labels: Sequence[int] | None = None) -> None:
+        super().__init__((labels,))
         self.labels = labels
 
     def update(self, fixed: Tensor, warped: Tensor) -> None:
@@ -77,10 +76,8 @@ class HausdorffDistance95(MeanOverCases):
 
     higher_is_better = False
 
-    def __init__(
-        self, spacing: Sequence[float], labels: Sequence[int] | None = None, **kwargs: object
-    ) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, spacing: Sequence[float], labels: Sequence[int] | None = None) -> None:
+        super().__init__((tuple(spacing), labels))
         self.spacing = tuple(spacing)
         self.labels = labels
 
@@ -125,8 +122,8 @@ class InverseConsistency(MeanOverCases):
 
     higher_is_better = False
 
-    def __init__(self, spacing: Sequence[float], **kwargs: object) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, spacing: Sequence[float]) -> None:
+        super().__init__((tuple(spacing),))
         self.spacing = tuple(spacing)
 
     def update(self, forward_ddf: Tensor, backward_ddf: Tensor) -> None:
@@ -143,8 +140,8 @@ class NormalizedMutualInformation(MeanOverCases):
 
     higher_is_better = True
 
-    def __init__(self, bins: int = 64, **kwargs: object) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, bins: int = 64) -> None:
+        super().__init__((bins,))
         self.bins = bins
 
     def update(self, fixed: Tensor, warped: Tensor, mask: Tensor | None = None) -> None:

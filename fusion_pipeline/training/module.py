@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from fusion_pipeline.data import InputError, one_line_refusals
 from fusion_pipeline.geometry import warp
@@ -85,13 +86,14 @@ class MultimodalTraining(pl.LightningModule):
         self.learning_rate = learning_rate
         for name in frozen:
             network.get_submodule(name).requires_grad_(False)
-        self.scores = torch.nn.ModuleDict(
+        self.scores = MetricCollection(
             {
                 "error_mm_before": TargetRegistrationError(),
                 "error_mm_after": TargetRegistrationError(),
                 "dice_before": DiceScore(),
                 "dice_after": DiceScore(),
-            }
+            },
+            compute_groups=False,  # before and after are the same measure of other fields
         )
 
     def losses(self, batch: Batch) -> tuple[Losses, MultimodalOutput]:
@@ -130,16 +132,14 @@ class MultimodalTraining(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the epoch before."""
-        for score in self.scores.values():
-            score.reset()
+        self.scores.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Mean scores over the image pairs that have a truth, of all processes.
 
         Each process computes each score, even one of which it saw no truth: the others wait for it.
         """
-        for name, score in self.scores.items():
-            mean = score.compute()
+        for name, mean in self.scores.compute().items():
             if not torch.isnan(mean):
                 self.log(f"val/{name}", mean, rank_zero_only=True)
 
