@@ -25,6 +25,7 @@ from registration_cases import TRAINING_HEADS
 
 from fusion_pipeline.data import Image, written_whole
 from fusion_pipeline.geometry import apply_affine
+from fusion_pipeline.metrics import dice_per_label
 from fusion_pipeline.synthesis.tissues import Contrast
 
 HEADS = ("15", "16", "17", "19", "20")
@@ -52,11 +53,8 @@ def centred(affine: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def dice(fixed: np.ndarray, moved: np.ndarray) -> float:
     """Mean over the labels of the fixed map that are large enough; both at the same points."""
     numbers, counts = np.unique(fixed[fixed > 0], return_counts=True)
-    scores = []
-    for number in numbers[counts >= _LEAST_VOXELS]:
-        a, b = fixed == number, moved == number
-        scores.append(2 * float((a & b).sum()) / max(1, int(a.sum() + b.sum())))
-    return float(np.mean(scores))
+    large = numbers[counts >= _LEAST_VOXELS].tolist()
+    return float(np.mean(list(dice_per_label(fixed, moved, large).values())))
 
 
 def run_pair(

@@ -33,12 +33,12 @@ from fusion_pipeline.geometry import (
     ddf_from_ddf_mm,
     ddf_mm_from_ddf,
     inverse_affine,
-    jacobian_determinant,
     lps_from_ras,
     resample,
     rescaled_affine,
 )
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.metrics import folded_fraction
 from fusion_pipeline.register import Registration
 
 _SPACING_MM = 2.0
@@ -248,7 +248,7 @@ def _registration(ddf_mm: Tensor, fixed: Image) -> Registration:
     if not bool(ddf_mm.isfinite().all()):
         raise ValueError("the engine gave a field that is not finite")
     ddf = ddf_from_ddf_mm(ddf_mm[None], torch.from_numpy(fixed.affine))
-    folded = float((jacobian_determinant(ddf) <= 0).float().mean())
+    folded = float(folded_fraction(ddf).mean())
     return Registration(np.eye(4), ddf_mm, fixed.affine, "deformable", folded_fraction=folded)
 
 

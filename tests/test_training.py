@@ -231,25 +231,65 @@ def test_single_samples_are_shuffled_anew_in_each_epoch():
     assert orders[0] != orders[1]
 
 
-def test_scores_are_the_mean_over_the_samples_that_have_a_truth(monkeypatch):
-    module = MultimodalTraining(network())
-    logged, asked = {}, []
-    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+class TestValidationScores:
+    """Two samples of two moving images each; every found field is off by a known vector."""
 
-    def other_process_has_one_more(sums):
-        asked.append(sums)
-        return torch.stack([sums, torch.tensor([[4.0, 1.0], [0, 0], [0, 0], [0, 0]])])
+    SPACING = 1.5
 
-    monkeypatch.setattr(module, "all_gather", other_process_has_one_more)
-    module._scored = {"error_mm_before": [1.0, 1.0]}
-    module.on_validation_epoch_end()
-    assert logged == {"val/error_mm_before": 2.0}
-    module.on_validation_epoch_start()
-    module.on_validation_epoch_end()
-    # what is exchanged is alike whatever a process has seen
-    assert asked[0].shape == asked[1].shape
-    assert asked[0].dtype == asked[1].dtype
-    assert logged == {"val/error_mm_before": 4.0}
+    @pytest.fixture
+    def known(self):
+        labels = torch.zeros(2, 3, 12, 14, dtype=torch.int64)
+        labels[:, 0, 3:7, 4:9] = 1
+        labels[:, 1:, 5:9, 4:9] = 1  # two rows further down
+        truth = torch.zeros(2, 2, 2, 12, 14)
+        truth[:, :, 0] = 2.0
+        image = torch.zeros(2, 3, 12, 14)
+        batch = Batch(image, image + 1, ("ct", "mr", "mr"), self.SPACING, labels, truth)
+        found = truth.clone()
+        found[1, 1, 1] = 4.0  # one pair of four is four columns off
+        found[..., 0, 0] = 100.0  # outside the body, where no error counts
+        return batch, found
+
+    def logged(self, monkeypatch, *batches):
+        module = MultimodalTraining(network())
+        logged = {}
+        monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+        for epoch in range(2):  # the second epoch knows nothing of the first
+            module.on_validation_epoch_start()
+            for batch, found in batches[epoch:]:
+                module._update_scores(batch, SimpleNamespace(ddf=found))
+            module.on_validation_epoch_end()
+        return {name: float(value) for name, value in logged.items()}
+
+    def test_error_in_mm_and_dice_are_means_over_pairs(self, monkeypatch, known):
+        other = (known[0], torch.zeros_like(known[1]))
+        scores = self.logged(monkeypatch, other, known)
+        assert scores == pytest.approx(
+            {
+                "val/error_mm_before": 2 * self.SPACING,
+                "val/error_mm_after": 4 * self.SPACING / 4,
+                "val/dice_before": 0.5,
+                "val/dice_after": (3 * 1 + 0.2) / 4,
+            }
+        )
+
+    def test_a_batch_without_truth_changes_nothing(self, monkeypatch, known):
+        batch, found = known
+        bare = Batch(batch.image, batch.valid, batch.kinds, batch.spacing)
+        with_bare = self.logged(monkeypatch, (bare, found), (batch, found), (bare, found))
+        assert with_bare == self.logged(monkeypatch, (bare, found), (batch, found))
+        assert self.logged(monkeypatch, (bare, found), (bare, found)) == {}
+
+    def test_without_labels_the_error_counts_everywhere(self, monkeypatch, known):
+        batch, found = known
+        unlabelled = Batch(batch.image, batch.valid, batch.kinds, batch.spacing, None, batch.ddf)
+        scores = self.logged(monkeypatch, *[(unlabelled, found)] * 2)
+        assert scores["val/error_mm_after"] > 1.2 * self.SPACING
+        assert set(scores) == {"val/error_mm_before", "val/error_mm_after"}
+
+    def test_scores_are_no_part_of_a_checkpoint(self):
+        module = MultimodalTraining(network())
+        assert all(name.startswith("network.") for name in module.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Judge a fused image against its sources (METHOD 5.3), so that no source is dropped."""
+"""Judge a fused image against its sources (METHOD 5.3), so that no source is dropped.
+
+SSIM, visual information and edge transfer are differentiable here, and end at each field of view;
+those of `fusion_pipeline.metrics` are the literature's exact ones, which scores are compared by.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Mutual information from a smooth joint histogram."""
+"""Mutual information from a smooth joint histogram, for optimization; exact counts: `metrics`."""
 
 import torch
 from torch import Tensor

@@ -5,6 +5,10 @@ Convention of every function here:
     - only what lies in ``mask`` counts; filters look beyond it
     - sources stand one by one, so that copying one of them cannot win
     - volumes: SSIM and edges with 3D filters, VIF slice by slice along the last axis
+
+SSIM, VIF and PSNR are our own: torchmetrics' and MONAI's take no mask and other borders, and
+inference would have to import torchmetrics. At 128³ torchmetrics' SSIM runs out of memory, and its
+VIF takes 27 times as long and is NaN for an even slice (docs/decisions/0024-metrics.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +18,7 @@ import numpy.typing as npt
 
 from fusion_pipeline.metrics.edges import added_edges, transferred_edges
 from fusion_pipeline.metrics.fidelity import fidelity_sums, similarity_map
+from fusion_pipeline.metrics.information import entropy, mutual_information
 from fusion_pipeline.metrics.slabs import Array, Mask, cropped, pooled, slabs
 
 _WINDOW = 7
@@ -57,23 +62,6 @@ def psnr(
     """Peak signal to noise, ``10 log₁₀(data_range² / MSE)`` in dB, at most 120."""
     (f, s), inside = cropped([fused, source], mask, data_range)
     return _decibels(_squared_error(f, s, inside))
-
-
-def mutual_information(
-    fused: npt.ArrayLike,
-    source: npt.ArrayLike,
-    mask: npt.ArrayLike | None = None,
-    data_range: float = 1.0,
-) -> float:
-    """Information shared by the fused image and a source, 256 grey levels, in nats.
-
-    References:
-        Qu et al., "Information measure for performance of image fusion", Electronics Letters 2002.
-    """
-    (f, s), inside = cropped([fused, source], mask, data_range)
-    f_levels, s_levels = _levels(f, inside), _levels(s, inside)
-    joint = np.bincount(f_levels * 256 + s_levels, minlength=65536).reshape(256, 256)
-    return _nats(joint.sum(0)) + _nats(joint.sum(1)) - _nats(joint.ravel())
 
 
 def vif(
@@ -140,14 +128,6 @@ def artefacts(
     images, inside = cropped([fused, *sources], mask, data_range)
     added, weights = pooled(added_edges, images, inside, halo=1)
     return float(added / weights) if weights > 0 else 0.0
-
-
-def entropy(
-    image: npt.ArrayLike, mask: npt.ArrayLike | None = None, data_range: float = 1.0
-) -> float:
-    """Shannon entropy of 256 grey levels, in bits."""
-    (array,), inside = cropped([image], mask, data_range)
-    return _nats(np.bincount(_levels(array, inside), minlength=256)) / float(np.log(2))
 
 
 def scd(
@@ -231,17 +211,6 @@ def _squared_error(a: Array, b: Array, inside: Mask) -> float:
 def _decibels(error: float) -> float:
     """A squared error as a share of full scale, in dB."""
     return float(-10 * np.log10(max(error, _LEAST_ERROR)))
-
-
-def _levels(image: Array, inside: Mask) -> npt.NDArray[np.int64]:
-    """Grey levels 0 … 255 of the voxels inside."""
-    return np.clip(np.round(image[inside]), 0, 255).astype(np.int64)
-
-
-def _nats(counts: npt.NDArray[np.integer]) -> float:
-    """Entropy of a histogram."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
 
 
 def _correlation(a: Array, b: Array) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
+from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
 from fusion_pipeline.geometry import compose, identity_points, inside, jacobian_determinant
@@ -35,7 +35,7 @@ def target_registration_error(
 
 
 def dice(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Overlap of two regions, ``2 |A ∩ B| / (|A| + |B|)``.
+    """Overlap of two regions, ``2 |A ∩ B| / (|A| + |B|)``, by MONAI.
 
     Args:
         a: ``(*S)`` region, nonzero inside.
@@ -44,13 +44,15 @@ def dice(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     Returns:
         Overlap in [0, 1]; NaN if both regions are empty.
 
-    >>> dice([0, 1, 1, 0], [0, 1, 0, 0])
-    0.6666666666666666
+    >>> round(dice([0, 1, 1, 0], [0, 1, 0, 0]), 6)
+    0.666667
     """
     first, second = _same_grid(a, b)
-    inside_a, inside_b = first != 0, second != 0
-    size = int(inside_a.sum()) + int(inside_b.sum())
-    return 2.0 * int((inside_a & inside_b).sum()) / size if size else float("nan")
+    regions = _as_channels(first != 0, second != 0)
+    if not any(bool(region.any()) for region in regions):
+        return float("nan")
+    # MONAI calls an overlap undefined where the second region alone is empty; it is none
+    return float(compute_dice(*regions, ignore_empty=False))
 
 
 def dice_per_label(
@@ -66,23 +68,22 @@ def dice_per_label(
     Returns:
         Label → overlap; NaN where neither image has the label.
 
-    >>> dice_per_label([0, 1, 1, 2], [0, 1, 2, 2])
-    {1: 0.6666666666666666, 2: 0.6666666666666666}
+    >>> dice_per_label([0, 1, 1, 2], [0, 1, 1, 2])
+    {1: 1.0, 2: 1.0}
     """
     first, second = _same_grid(a, b)
-    if labels is None:
-        labels = [int(label) for label in np.union1d(first, second) if label != 0]
-    return {int(label): dice(first == label, second == label) for label in labels}
+    chosen = _labels(first, second) if labels is None else labels
+    return {int(n): dice(first == n, second == n) for n in chosen}
 
 
 def hd95(a: npt.ArrayLike, b: npt.ArrayLike, spacing: Sequence[float]) -> float:
-    """95 % of either surface lies closer to the other than this.
+    """95 % of either surface lies closer to the other than this, by MONAI.
 
     Convention:
         - unit: mm, with another voxel size along each axis
         - surface: voxels of the region with a neighbour (across a face) outside of it; the region
           ends at the lattice
-        - symmetric: the larger of the two directed 95th percentiles, as in MONAI
+        - symmetric: the larger of the two directed 95th percentiles
 
     Args:
         a: ``(*S)`` region, nonzero inside.
@@ -98,13 +99,35 @@ def hd95(a: npt.ArrayLike, b: npt.ArrayLike, spacing: Sequence[float]) -> float:
         raise ValueError(f"expected {first.ndim} spacings for {first.shape}, got {list(spacing)}")
     if not (first.any() and second.any()):
         return float("nan")
-    box = ndimage.find_objects((first | second).astype(np.uint8))[0]
-    surfaces = [_surface(region[box]) for region in (first, second)]
-    directed = []
-    for here, other in (surfaces, surfaces[::-1]):
-        distance = ndimage.distance_transform_edt(~other, sampling=tuple(spacing))
-        directed.append(float(np.percentile(distance[here], 95)))
-    return max(directed)
+    distance = compute_hausdorff_distance(
+        *_as_channels(first, second),
+        include_background=True,
+        percentile=95,
+        spacing=[float(step) for step in spacing],
+    )
+    return float(distance)
+
+
+def hd95_per_label(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    spacing: Sequence[float],
+    labels: Sequence[int] | None = None,
+) -> dict[int, float]:
+    """`hd95` of each label.
+
+    Args:
+        a: ``(*S)`` labels.
+        b: ``(*S)`` labels on the same grid.
+        spacing: mm along each axis.
+        labels: which to judge; None takes all that occur in either, without 0.
+
+    Returns:
+        Label → mm; NaN where either image lacks the label.
+    """
+    first, second = _same_grid(a, b)
+    chosen = _labels(first, second) if labels is None else labels
+    return {int(n): hd95(first == n, second == n, spacing) for n in chosen}
 
 
 def folded_fraction(ddf: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -174,6 +197,11 @@ def _same_grid(
     return first, second
 
 
-def _surface(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Voxels of the region that touch its outside."""
-    return np.asarray(region & ~ndimage.binary_erosion(region))
+def _labels(first: npt.NDArray[np.generic], second: npt.NDArray[np.generic]) -> list[int]:
+    """All that occur in either, without 0."""
+    return [int(label) for label in np.union1d(first, second) if label != 0]
+
+
+def _as_channels(*regions: npt.NDArray[np.bool_]) -> list[Tensor]:
+    """``(1, 1, *S)`` each, as MONAI takes regions."""
+    return [torch.from_numpy(region)[None, None] for region in regions]

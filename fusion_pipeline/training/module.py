@@ -1,5 +1,6 @@
 """``L_final = L_reg + L_norm + γ L_fusion``, trained end to end (METHOD 6.1)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from fusion_pipeline.data import InputError, one_line_refusals
 from fusion_pipeline.geometry import warp
@@ -15,11 +17,11 @@ from fusion_pipeline.losses.fusion import fusion_loss
 from fusion_pipeline.losses.harmonization import harmonization_loss
 from fusion_pipeline.losses.mutual_information import mutual_information
 from fusion_pipeline.losses.regularization import bending_energy
+from fusion_pipeline.metrics import DiceScore, TargetRegistrationError
 from fusion_pipeline.networks.multimodal import MultimodalNet, MultimodalOutput
 from fusion_pipeline.training.samples import Batch
 
 STAGES = ("registration", "harmonization", "fusion")
-SCORES = ("error_mm_before", "error_mm_after", "dice_before", "dice_after")
 _MI_VOXELS = 20_000
 _DICE_LABELS = 8
 
@@ -84,7 +86,15 @@ class MultimodalTraining(pl.LightningModule):
         self.learning_rate = learning_rate
         for name in frozen:
             network.get_submodule(name).requires_grad_(False)
-        self._scored: dict[str, list[float]] = {}
+        self.scores = MetricCollection(
+            {
+                "error_mm_before": TargetRegistrationError(),
+                "error_mm_after": TargetRegistrationError(),
+                "dice_before": DiceScore(),
+                "dice_after": DiceScore(),
+            },
+            compute_groups=False,  # before and after are the same measure of other fields
+        )
 
     def losses(self, batch: Batch) -> tuple[Losses, MultimodalOutput]:
         """L_final of a batch, and what the network gave."""
@@ -116,26 +126,22 @@ class MultimodalTraining(pl.LightningModule):
         """Losses, error and overlap before and after, and a picture of the first batch."""
         losses, out = self.losses(batch)
         self._log_losses("val", losses, len(batch.image))
-        for name, value in registration_scores(batch, out).items():
-            self._scored.setdefault(name, []).extend([float(value)] * len(batch.image))
+        self._update_scores(batch, out)
         if batch_idx == 0 and self.trainer.is_global_zero:
             self._log_picture(batch, out)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the epoch before."""
-        self._scored = {}
+        self.scores.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Mean scores over the samples that have a truth, of all processes.
+        """Mean scores over the image pairs that have a truth, of all processes.
 
-        One process may have seen none: what is exchanged must not depend on it.
+        Each process computes each score, even one of which it saw no truth: the others wait for it.
         """
-        found = [self._scored.get(name, []) for name in SCORES]
-        sums = torch.tensor([[sum(f), float(len(f))] for f in found], device=self.device)
-        totals = self.all_gather(sums).reshape(-1, len(SCORES), 2).sum(0)
-        for name, (total, count) in zip(SCORES, totals, strict=True):
-            if count > 0:
-                self.log(f"val/{name}", total / count, rank_zero_only=True)
+        for name, mean in self.scores.compute().items():
+            if not torch.isnan(mean):
+                self.log(f"val/{name}", mean, rank_zero_only=True)
 
     def on_train_start(self) -> None:
         """The learning rate is the one asked for now, not the checkpoint's."""
@@ -169,6 +175,12 @@ class MultimodalTraining(pl.LightningModule):
                 total = total + self.supervision * overlap_lost.mean()
         return total / moving
 
+    def _update_scores(self, batch: Batch, out: MultimodalOutput) -> None:
+        """Error in mm and label overlap of each pair, before and after; without a truth, none."""
+        for when, ddf in (("before", torch.zeros_like(out.ddf)), ("after", out.ddf)):
+            self.scores[f"error_mm_{when}"].update(*vectors_mm(batch, ddf))
+            self.scores[f"dice_{when}"].update(*label_maps(batch, ddf))
+
     def _log_losses(self, phase: str, losses: Losses, batch_size: int) -> None:
         """Each part and the sum."""
         shown = phase == "train"
@@ -190,21 +202,43 @@ class MultimodalTraining(pl.LightningModule):
                 log.experiment.add_image("val/picture", picture(batch, out), self.global_step)
 
 
-def registration_scores(batch: Batch, out: MultimodalOutput) -> dict[str, Tensor]:
-    """Mean error in mm and label overlap before and after, as far as the batch knows the truth."""
-    scores: dict[str, Tensor] = {}
-    if batch.ddf is not None:
-        for name, ddf in (("before", torch.zeros_like(out.ddf)), ("after", out.ddf)):
-            errors = [_field_error(ddf[:, m], batch.ddf[:, m], batch) for m in range(ddf.shape[1])]
-            scores[f"error_mm_{name}"] = torch.stack(errors).mean() * batch.spacing
-    if batch.labels is not None:
-        for name, ddf in (("before", torch.zeros_like(out.ddf)), ("after", out.ddf)):
-            overlaps = [
-                soft_dice(batch.labels[:, :1], batch.labels[:, m + 1 : m + 2], ddf[:, m])
-                for m in range(ddf.shape[1])
-            ]
-            scores[f"dice_{name}"] = torch.stack(overlaps).mean()
-    return scores
+def vectors_mm(batch: Batch, ddf: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """True and found displacements in the reference's body, which labels show; else everywhere.
+
+    Args:
+        batch: M images of B samples; without a truth there is no pair.
+        ddf: ``(B, M - 1, d, *S)`` voxels, the fields found.
+
+    Returns:
+        For each pair of reference and moving image, ``(n, d)`` mm each.
+    """
+    true: list[Tensor] = []
+    found: list[Tensor] = []
+    if batch.ddf is None:
+        return true, found
+    for b, m in itertools.product(range(ddf.shape[0]), range(ddf.shape[1])):
+        body = torch.ones_like(ddf[b, m, 0]) if batch.labels is None else batch.labels[b, 0]
+        true.append(batch.ddf[b, m][:, body > 0].T * batch.spacing)
+        found.append(ddf[b, m][:, body > 0].T * batch.spacing)
+    return true, found
+
+
+def label_maps(batch: Batch, ddf: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference's labels and the moving image's, warped by the nearest label.
+
+    Args:
+        batch: M images of B samples; without labels there is no pair.
+        ddf: ``(B, M - 1, d, *S)`` voxels, the fields found.
+
+    Returns:
+        ``(B · (M - 1), 1, *S)`` each, a pair of reference and moving image after the other.
+    """
+    if batch.labels is None:
+        nothing = ddf.new_empty((0, 1, *ddf.shape[3:]))
+        return nothing, nothing
+    fixed, moving = batch.labels[:, :1].expand_as(batch.labels[:, 1:]), batch.labels[:, 1:]
+    pairs = moving.flatten(0, 1)[:, None].float()
+    return fixed.flatten(0, 1)[:, None], warp(pairs, ddf.flatten(0, 1), mode="nearest")
 
 
 def _field_error(ddf: Tensor, truth: Tensor, batch: Batch) -> Tensor:
@@ -217,7 +251,9 @@ def _field_error(ddf: Tensor, truth: Tensor, batch: Batch) -> Tensor:
 
 
 def soft_dice(fixed: Tensor, moving: Tensor, ddf: Tensor) -> Tensor:
-    """Dice of the largest labels after a linear warp of their indicator images.
+    """Dice of the largest labels after a linear warp of their indicator images, for the loss.
+
+    The validation's is `metrics.DiceScore` of labels warped by the nearest one, which has no slope.
 
     Args:
         fixed: ``(B, 1, *S)`` integer labels.
