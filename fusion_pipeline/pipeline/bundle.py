@@ -5,7 +5,6 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+import fusion_pipeline
 from fusion_pipeline.data import InputError, monai_is_the_program, one_line_refusals
 
 if TYPE_CHECKING:
@@ -47,9 +47,11 @@ def bundle_for(spatial_dims: int) -> Path:
         InputError: this installation has none.
     """
     name = _NAMES[spatial_dims]
-    path = Path(str(files("fusion_pipeline"))) / "bundles" / name
-    if (path / "configs" / "inference.json").is_file():
-        return path
+    # several folders where a checkout has no symbolic links, see `fusion_pipeline.__path__`
+    for folder in fusion_pipeline.__path__:
+        path = Path(folder) / "bundles" / name
+        if (path / "configs" / "inference.json").is_file():
+            return path
     raise InputError(
         f"{spatial_dims}D input: expected the bundle {name}, got an installation without it; "
         "install the package again, or name a bundle with --bundle"
