@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fusion_pipeline import __version__
+
 if TYPE_CHECKING:
     from fusion_pipeline.data import CaseFiles
     from fusion_pipeline.pipeline import FusionEvaluator
@@ -20,6 +22,10 @@ logger = logging.getLogger("fusion_pipeline")
 _KEYED = re.compile(
     r"((?P<option>transform|mask)_)?(?P<key>(ct|mr|pet|spect)(?P<name>_\w+)?)"
     r"(?<!_label)(?<!_landmarks)(?<!_displacement)(?<!_transform)(?<!_mask)"
+)
+_DESCRIPTION = (
+    "Register, harmonize and fuse the CT, MR, PET and SPECT of one patient. Each command has its "
+    "own --help. Research only; not a medical device."
 )
 _RUN_HELP = "register, harmonize and fuse the images of one or many patients"
 _RUN_EPILOG = (
@@ -169,7 +175,8 @@ class _Once(argparse.Action):
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
     """The arguments; images, masks and transforms are gathered by key."""
-    parser = _Parser(prog="fusion-pipeline", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="fusion-pipeline", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="run | demo")
     run = commands.add_parser("run", help=_RUN_HELP, epilog=_RUN_EPILOG, allow_abbrev=False)
     _add_run(run, argv)

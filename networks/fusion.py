@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
@@ -207,7 +208,7 @@ class FusionNet(nn.Module):
             )
         index = kind_indices(kinds, images.shape[1])
         kept = torch.ones_like(images) if valid is None else valid.to(images.dtype)
-        if not bool(((kept >= 0) & (kept <= 1)).all()):
+        if not is_exporting() and not bool(((kept >= 0) & (kept <= 1)).all()):
             raise ValueError("expected valid between 0 and 1")
         return index, torch.where(kept > 0, images, 0.0), kept
 
@@ -333,7 +334,7 @@ def _filled(images: Tensor, seen: Tensor) -> Tensor:
     So the features do not tell where a field of view ends: from them, weights could learn to rise
     or fall along its border.
     """
-    if bool((seen > 0).all()):
+    if not is_exporting() and bool((seen > 0).all()):  # the same without the work
         return images
     sums, covers = _shrink(images), _shrink(seen)
     axes = list(range(2, images.ndim))
@@ -359,7 +360,13 @@ def _box_mean(images: Tensor, window: int) -> Tensor:
 
 
 def _canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
-    """An order that depends on what the images are and not on where they stand."""
+    """An order that depends on what the images are and not on where they stand.
+
+    An exported graph cannot sort by values: there images of one kind keep their order, and another
+    order may change the last bits.
+    """
+    if is_exporting():
+        return sorted(range(images.shape[1]), key=lambda m: index[m])
     brightness = [
         float(images[:, m].detach().contiguous().double().sum()) for m in range(images.shape[1])
     ]

@@ -434,10 +434,7 @@ class TestCaseSamples:
         assert len(samples(datalist, (33, 24, 28))) == 2
 
     def test_the_place_of_the_patch_depends_on_the_seed(self, datalist):
-        first, again, other = (
-            CaseSamples(cases, (17, 17, 17), preprocessing(), spacing=4.0, seed=seed)[0]
-            for seed in (0, 0, 1)
-        )
+        first, again, other = (samples(datalist, (17, 17, 17), seed)[0] for seed in (0, 0, 1))
         assert torch.equal(first.image, again.image)
         assert not torch.equal(first.image, other.image)
 

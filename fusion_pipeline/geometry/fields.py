@@ -130,7 +130,7 @@ def resize_ddf(ddf: Tensor, shape: Sequence[int]) -> Tensor:
         ``(B, d, *shape)`` voxels of the new lattice (corner voxels stay on corner voxels).
     """
     scale = [(n - 1) / max(o - 1, 1) for n, o in zip(shape, ddf.shape[2:], strict=True)]
-    factor = torch.as_tensor(scale, device=ddf.device, dtype=ddf.dtype)
+    factor = torch.stack([ddf.new_full((), s) for s in scale])  # see `sample`
     return resize(ddf, shape) * factor.reshape(1, -1, *[1] * len(shape))
 
 

@@ -80,7 +80,8 @@ def sample(
     d = len(shape)
     # grid_sample wants as many point axes as spatial axes: a list of points becomes one long axis
     coordinates = points.float().reshape(points.shape[0], -1, *[1] * (d - 1), d)
-    size = torch.as_tensor(list(shape), device=points.device, dtype=torch.float32)
+    # one scalar per axis: a tensor of the list would write the sizes into an exported graph
+    size = torch.stack([coordinates.new_full((), n) for n in shape])
     # A single voxel along an axis has no extent to normalize by: any value reads that voxel.
     unit = coordinates.mul(2.0).div_((size - 1.0).clamp_min(1.0)).sub_(1.0)
     out = F.grid_sample(

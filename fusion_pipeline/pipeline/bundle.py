@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ignite.engine import Engine
 from monai import handlers
 from torch import nn
 
+import fusion_pipeline
 from fusion_pipeline.data import (
     InputError,
     monai_is_the_program,
@@ -56,9 +56,11 @@ def bundle_for(spatial_dims: int) -> Path:
         InputError: this installation has none.
     """
     name = _NAMES[spatial_dims]
-    path = Path(str(files("fusion_pipeline"))) / "bundles" / name
-    if (path / "configs" / "inference.json").is_file():
-        return path
+    # several folders where a checkout has no symbolic links, see `fusion_pipeline.__path__`
+    for folder in fusion_pipeline.__path__:
+        path = Path(folder) / "bundles" / name
+        if (path / "configs" / "inference.json").is_file():
+            return path
     raise InputError(
         f"{spatial_dims}D input: expected the bundle {name}, got an installation without it; "
         "install the package again, or name a bundle with --bundle"

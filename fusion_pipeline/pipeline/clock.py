@@ -1,10 +1,11 @@
 """What a run costs: wall and CPU seconds per stage, peak memory."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+import psutil
 
 
 class Clock:
@@ -34,5 +35,9 @@ class Clock:
 
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in MiB."""
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 1024**2
+    import resource  # does not exist on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak) / (1024**2 if sys.platform == "darwin" else 1024)
+    return float(peak) / (1024**2 if sys.platform == "darwin" else 1024)  # bytes there, else KiB

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from glob import escape, glob
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from monai.transforms import Compose
 from torch import Tensor, nn
 
+import fusion_pipeline
 from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor
 from fusion_pipeline.geometry.affines import Matrix
 
@@ -49,15 +49,17 @@ def fingerprint(
 def _of_code() -> str:
     """Digest of the package's modules: between two releases the version does not change."""
     digest = hashlib.blake2b(digest_size=16)
-    root = str(files("fusion_pipeline"))
-    found = (
+    package, *beside = map(Path, fusion_pipeline.__path__)  # beside it: a checkout without links
+    roots = [package, *(folder / name for folder in beside for name in ("networks", "transforms"))]
+    found = {
         Path(folder) / name
+        for root in roots
         for folder, _, names in os.walk(root, followlinks=True)  # two folders are links
         for name in names
         if name.endswith(".py")
-    )
+    }
     for path in sorted(found):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+        digest.update(str(path.relative_to(package.parent)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 

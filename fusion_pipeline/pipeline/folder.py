@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 from torch import Tensor
 
 from fusion_pipeline.data import Image, write_displacement, write_image, write_weights
@@ -53,19 +54,8 @@ def _sweep(root: Path, name: str) -> None:
     left = re.compile(rf"\.{re.escape(name)}\.(\d+)\.partial")
     for folder in root.iterdir():
         found = left.fullmatch(folder.name)
-        if found and not _alive(int(found[1])):
+        if found and not psutil.pid_exists(int(found[1])):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process of that number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's
-        return True
-    return True
 
 
 def _replace(aside: Path, target: Path) -> None:

@@ -1,0 +1,125 @@
+"""What an import costs and needs: no torch for the help, no symbolic links, no Unix."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+import fusion_pipeline
+from fusion_pipeline.pipeline import clock
+
+ROOT = Path(__file__).resolve().parents[1]
+LINKED = ("bundles", "networks", "transforms")
+# where a tester keeps further packages; never another copy of ours
+OTHERS = [
+    folder
+    for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if folder and not (Path(folder) / "fusion_pipeline").exists()
+]
+_FINDS_ITS_PARTS = """
+import sys, torch, monai
+sys.modules["resource"] = None  # as on Windows; torch has its own way around that
+import pathlib, fusion_pipeline.networks, fusion_pipeline.transforms
+from fusion_pipeline.pipeline import bundle_for
+from fusion_pipeline.pipeline.fingerprint import _of_code
+here = pathlib.Path.cwd()
+for module in (fusion_pipeline.networks, fusion_pipeline.transforms):
+    assert pathlib.Path(module.__file__).is_relative_to(here), module.__file__
+for dims in (2, 3):
+    assert (bundle_for(dims) / "models" / "model.pt").is_file()
+    assert bundle_for(dims).is_relative_to(here), bundle_for(dims)
+before = _of_code()
+code = pathlib.Path(fusion_pipeline.networks.__file__)
+code.write_text(code.read_text("utf-8") + "# changed", "utf-8")
+_of_code.cache_clear()
+assert _of_code() != before
+"""
+
+
+def python(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(cwd), *OTHERS])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(params=["as text files", pytest.param("absent", marks=pytest.mark.slow)])
+def checkout_without_links(request, tmp_path):
+    """The package as git, Python's zipfile or Windows leave it where links cannot be made."""
+    ignored = shutil.ignore_patterns("__pycache__", *LINKED)
+    shutil.copytree(ROOT / "fusion_pipeline", tmp_path / "fusion_pipeline", ignore=ignored)
+    for name in LINKED:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if request.param == "as text files":
+            (tmp_path / "fusion_pipeline" / name).write_text(f"../{name}", "utf-8")
+    return tmp_path
+
+
+def test_a_checkout_without_links_finds_its_parts(checkout_without_links):
+    found = python("-c", _FINDS_ITS_PARTS, cwd=checkout_without_links)
+    assert found.returncode == 0, found.stderr
+
+
+def test_a_checkout_with_links_has_one_folder():
+    assert len(fusion_pipeline.__path__) == 1
+
+
+@pytest.mark.parametrize("statement", ["import fusion_pipeline", "import fusion_pipeline.cli"])
+def test_the_package_alone_imports_neither_torch_nor_monai(statement):
+    heavy = "{'torch', 'monai', 'numpy', 'pytorch_lightning'} & set(sys.modules)"
+    found = python("-c", f"import sys; {statement}; print({heavy})")
+    assert found.stdout == "set()\n", found.stderr
+
+
+def test_the_pipeline_is_a_name_of_the_package():
+    from fusion_pipeline.pipeline import FusionPipeline
+
+    assert fusion_pipeline.FusionPipeline is FusionPipeline
+    assert set(fusion_pipeline.__all__) <= set(dir(fusion_pipeline))
+
+
+def test_another_name_is_refused():
+    with pytest.raises(AttributeError, match="module 'fusion_pipeline' has no attribute 'Fusion'"):
+        fusion_pipeline.Fusion  # noqa: B018
+
+
+def test_python_m_prints_the_version():
+    found = python("-m", "fusion_pipeline", "--version")
+    assert found.stdout == f"fusion-pipeline {fusion_pipeline.__version__}\n", found.stderr
+
+
+def test_the_help_speaks_to_a_user_and_comes_at_once():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        found = python("-m", "fusion_pipeline", "--help")
+        seconds.append(time.perf_counter() - start)
+    assert found.returncode == 0
+    assert re.search(r"Register, harmonize and fuse the CT, MR, PET", found.stdout)
+    assert "exit code" not in found.stdout
+    assert min(seconds) < 1.0  # 0.1 on an idle machine; with torch it would be 2
+
+
+def test_peak_memory_on_windows_comes_from_psutil(monkeypatch):
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3 * 1024**2))
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert clock.peak_memory_mb() == 3.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource module")
+def test_peak_memory_is_at_least_what_is_in_use_now():
+    now = psutil.Process().memory_info().rss / 1024**2
+    assert 0.99 * now < clock.peak_memory_mb() < 100 * now
