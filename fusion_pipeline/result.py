@@ -22,6 +22,9 @@ class CaseResult:
         warnings: sentences, those of the case first.
         timings: seconds per stage, wall and CPU: ``{"register": {"wall_s": 3.1, "cpu_s": 5.9}}``.
         peak_memory_mb: largest resident memory of the process so far.
+        evaluation: per moving key, what the known truth says (see `evaluation.evaluate`); empty
+            without a truth.
+        input_digest: digest of the input, the settings and the weights; empty when not computed.
     """
 
     case: Case
@@ -32,6 +35,8 @@ class CaseResult:
     warnings: tuple[str, ...] = ()
     timings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
+    evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    input_digest: str = ""
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """The folder that a run leaves: written aside, and moved to its place when it is whole."""
 
-import json
 import math
 import os
 import re
@@ -15,7 +14,7 @@ from torch import Tensor
 from fusion_pipeline.data import Image, write_displacement, write_image, write_weights
 from fusion_pipeline.evaluation import evaluate
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
-from fusion_pipeline.report import write_report
+from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
 
 REPORT = "report.json"
@@ -94,15 +93,15 @@ def write_files(result: CaseResult, folder: Path, *, input_digest: str) -> None:
     """
     clock = Clock(result.timings)
     with clock.stage("write"):
-        _write_images(result, folder)
-    result = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
-    write_report(result, folder)
-    path = folder / REPORT
-    report = json.loads(path.read_text(encoding="utf-8")) | {"input": input_digest}
-    scores = {key: found for key, found in evaluate(result).items() if found}
-    if scores:
-        report["evaluation"] = scores
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        files = _write_images(result, folder)
+    complete = replace(
+        result,
+        timings=clock.timings,
+        peak_memory_mb=peak_memory_mb(),
+        evaluation={key: scores for key, scores in evaluate(result).items() if scores},
+        input_digest=input_digest,
+    )
+    write_report(complete, folder, files)
 
 
 def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
@@ -114,17 +113,26 @@ def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
     return ddf_mm.div_(step).round_().mul_(step)
 
 
-def _write_images(result: CaseResult, folder: Path) -> None:
-    """Everything but the report."""
+def _write_images(result: CaseResult, folder: Path) -> FileNames:
+    """Everything but the report; the names that were written, by role and key."""
     fixed = result.case.fixed
     suffix = ".png" if fixed.path.lower().endswith(".png") else ".nii.gz"
+    registered = {key: f"{key}_registered{suffix}" for key in result.registered}
+    displacement = {key: f"{key}_displacement.nii.gz" for key in result.registered}
+    harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
+    fused, weights = f"fused{suffix}", "weights.nii.gz"
     for key, image in result.registered.items():
-        write_image(image, folder / f"{key}_registered{suffix}")
+        write_image(image, folder / registered[key])
         field = result.registrations[key].displacement_mm(fixed)
-        write_displacement(
-            _rounded(field, fixed), fixed.affine, folder / f"{key}_displacement.nii.gz"
-        )
+        write_displacement(_rounded(field, fixed), fixed.affine, folder / displacement[key])
     for key, image in result.harmonization.images.items():
-        write_image(image, folder / f"{key}_harmonized{suffix}", unit_range=True)
-    write_image(result.fusion.fused, folder / f"fused{suffix}", unit_range=True)
-    write_weights(result.fusion.weights, fixed.affine, folder / "weights.nii.gz")
+        write_image(image, folder / harmonized[key], unit_range=True)
+    write_image(result.fusion.fused, folder / fused, unit_range=True)
+    write_weights(result.fusion.weights, fixed.affine, folder / weights)
+    return {
+        "registered": registered,
+        "displacement": displacement,
+        "harmonized": harmonized,
+        "fused": fused,
+        "weights": weights,
+    }
