@@ -64,7 +64,7 @@ def still_register(monkeypatch):
 def brief_report(monkeypatch):
     """A report without pictures: they take a second."""
 
-    def write(result, folder):
+    def write(result, folder, _files):
         report = {
             "id": result.case.id,
             "modalities": list(result.modalities),
@@ -82,6 +82,8 @@ def brief_report(monkeypatch):
             "warnings": list(result.warnings),
             "timings": result.timings,
             "peak_memory_mb": result.peak_memory_mb,
+            "input": result.input_digest,
+            "evaluation": dict(result.evaluation),
         }
         (folder / "report.json").write_text(json.dumps(report))
         (folder / "report.html").write_text("<html></html>")
@@ -220,7 +222,7 @@ class TestRun:
             assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
     def test_nothing_is_left_when_it_fails(self, pipeline, files, tmp_path, monkeypatch):
-        def fail(result, folder):
+        def fail(result, folder, files):
             raise OSError("disk full")
 
         monkeypatch.setattr(folder_module, "write_report", fail)
