@@ -24,7 +24,9 @@ _NEEDED = (
     "fusion_pipeline/py.typed",
     "fusion_pipeline/networks/__init__.py",
     "fusion_pipeline/transforms/__init__.py",
-    "fusion_pipeline/report/template.html",
+    "fusion_pipeline/report/frames.html.j2",
+    "fusion_pipeline/report/page.css",
+    "fusion_pipeline/report/page.html.j2",
     *(f"fusion_pipeline/bundles/{name}/{file}" for name in _BUNDLES for file in _OF_A_BUNDLE),
 )
 _IMPORT = """

@@ -22,8 +22,9 @@ class CaseResult:
         warnings: sentences, those of the case first.
         timings: seconds per stage, wall and CPU: ``{"register": {"wall_s": 3.1, "cpu_s": 5.9}}``.
         peak_memory_mb: largest resident memory of the process so far.
-        evaluation: per moving key what the truth says; empty where the case brings none.
-        input_digest: of what decides the output, for `--resume`; empty if it is not known.
+        evaluation: per moving key, what the known truth says (see `evaluation.evaluate`); empty
+            without a truth.
+        input_digest: digest of the input, the settings and the weights; empty when not computed.
     """
 
     case: Case

@@ -103,7 +103,7 @@ def small_evaluator(cases, output, *, seed=0, resume=False, save=None, evaluate=
 def brief_report(monkeypatch):
     """A report without pictures: they take a second."""
 
-    def write(result, folder):
+    def write(result, folder, _files):
         report = {
             "id": result.case.id,
             "modalities": list(result.modalities),
@@ -121,6 +121,8 @@ def brief_report(monkeypatch):
             "warnings": list(result.warnings),
             "timings": result.timings,
             "peak_memory_mb": result.peak_memory_mb,
+            "input": result.input_digest,
+            "evaluation": dict(result.evaluation),
         }
         (folder / "report.json").write_text(json.dumps(report))
         (folder / "report.html").write_text("<html></html>")

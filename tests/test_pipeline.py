@@ -195,7 +195,7 @@ class TestRun:
             assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
     def test_nothing_is_left_when_it_fails(self, pipeline, files, tmp_path, monkeypatch):
-        def fail(result, folder):
+        def fail(result, folder, files):
             raise OSError("disk full")
 
         monkeypatch.setattr(folder_module, "write_report", fail)

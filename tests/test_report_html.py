@@ -11,12 +11,14 @@ import torch
 from data_phantoms import case_of
 from report_cases import HOT_MM, finished, lattice, paint, result_2d, result_3d
 
+from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.register import Registration
 from fusion_pipeline.report import write_report
+from fusion_pipeline.report.facts import known_truth_changes, numbers_tables
 from fusion_pipeline.report.field import field_on
-from fusion_pipeline.report.figures import alignment_section, glance_section
+from fusion_pipeline.report.figures import alignment_figures, glance_table
+from fusion_pipeline.report.frames import arrows
 from fusion_pipeline.report.looks import colour_at, covered_by, look_after, look_at, planes_for
-from fusion_pipeline.report.page import arrows, numbers_table
 from fusion_pipeline.report.planes import planes_through
 
 VOID = {"meta", "img", "br", "path"}
@@ -42,7 +44,7 @@ class Balance(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "case01"
-    write_report(result_3d(), folder)
+    write_report(result_3d(), folder, {})
     return (folder / "report.html").read_text("utf-8")
 
 
@@ -54,7 +56,8 @@ def test_the_page_is_whole_and_loads_nothing(page):
     assert "<script" not in page
     assert "http:" not in page
     assert "https:" not in page
-    assert "$" not in page
+    assert "{{" not in page
+    assert "{%" not in page
     assert len(page) < 6e6
 
 
@@ -66,7 +69,7 @@ def test_verdicts_reasons_and_warnings_are_up_front(page):
     assert "PET units were not named; SUV was assumed." in top
     assert "1.6 mm" in top
     assert "not estimated" in top
-    assert "file headers kept" in top
+    assert "initial alignment, from the image headers" in top
     # NMI rose, MIND (a distance) rose as well
     assert re.search(r"1\.1 → 1\.2 <span class=\"up\">better", top)
     assert re.search(r"0\.3 → 0\.4 <span class=\"down\">worse", top)
@@ -82,16 +85,53 @@ def test_every_picture_that_was_promised_is_there(page):
     assert "not a medical device" in page
 
 
-def test_names_are_escaped(tmp_path):
+EVIL = "\"'><script>alert(1)</script><b>x</b>&amp;"
+
+
+def test_no_text_of_a_case_becomes_html(tmp_path):
+    """Ids, keys, units, warnings, reasons, file names, names and values of numbers."""
     result = result_2d()
-    write_report(replace(result, case=replace(result.case, id="<b>x</b>")), tmp_path)
+    key = f"mr_{EVIL}"
+    images = {
+        "ct": replace(result.case.fixed, units=EVIL),
+        key: replace(result.case.images["mr"], key=key, path=EVIL),
+    }
+    found = replace(
+        result.registrations["mr"],
+        ok=False,
+        reason=EVIL,
+        transform=EVIL,
+        similarity_before={EVIL: 1.0},
+        similarity_after={EVIL: 2.0},
+        details={EVIL: EVIL},
+    )
+    harmonized = result.harmonization.images
+    evil = replace(
+        result,
+        case=case_of(EVIL, "ct", images, {key: "rigid"}),
+        registered_images={key: replace(result.registered_images["mr"], key=key)},
+        registrations={key: found},
+        harmonization=Harmonization(
+            {"ct": harmonized["ct"], key: harmonized["mr"]}, {key: {EVIL: 1.0}}
+        ),
+        fusion=replace(result.fusion, scores={EVIL: 1.0}),
+        warnings=(EVIL,),
+        timings={EVIL: {"wall_s": 1.0, "cpu_s": 1.0}},
+        evaluation={key: {f"{EVIL}_before": 1.0}},
+    )
+    write_report(evil, tmp_path, {"registered": {key: EVIL}})
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert "<b>x</b>" not in page
-    assert "&lt;b&gt;x&lt;/b&gt;" in page
+    assert "<script" not in page.lower()
+    assert "<b>x" not in page.lower()
+    assert page.count("alert(1)") > 12
+    parser = Balance()
+    parser.feed(re.sub(r"<!doctype html>|<style>.*?</style>", "", page, flags=re.DOTALL))
+    assert [tag for tag in parser.open if tag not in ("p", "li")] == []
+    assert all(a.startswith(("data:image/", "#")) for a in parser.addresses)
 
 
 def test_a_picture_case_has_one_plane_no_letters_and_pixels(tmp_path):
-    write_report(result_2d(), tmp_path)
+    write_report(result_2d(), tmp_path, {})
     page = (tmp_path / "report.html").read_text("utf-8")
     assert page.count('class="frame"') == 3 + 4 + 2 + 2 + 4
     assert '<b class="left">' not in page
@@ -108,20 +148,23 @@ def test_a_colour_picture_is_shown_in_its_colours():
     picture = colour_at(fused, plane)
     assert picture.reshape(-1, 3).max(0) == pytest.approx([1, 0, 0])
     assert colour_at(result.case.fixed, plane) is None
-    page = glance_section(replace(result, fusion=replace(result.fusion, fused=fused)), pixels=60)
-    assert page != glance_section(result, pixels=60)
+    coloured = replace(result, fusion=replace(result.fusion, fused=fused))
+    ((_, frames),) = glance_table(coloured, pixels=60).rows
+    assert frames[-1].picture.reshape(-1, 3).max(0) == pytest.approx([1, 0, 0])
+    ((_, frames),) = glance_table(result, pixels=60).rows
+    assert np.ptp(frames[-1].picture[30, 30]) == 0
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     result = result_2d()
-    write_report(result, tmp_path)
-    write_report(result, tmp_path)
+    write_report(result, tmp_path, {})
+    write_report(result, tmp_path, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
     broken = replace(result, fusion=replace(result.fusion, weights=torch.zeros(0, 90, 80)))
     other = tmp_path / "other"
     with pytest.raises(ValueError, match="at least one array"):
-        write_report(broken, other)
-    assert not any(p.name.endswith(".part") or p.suffix == ".html" for p in other.iterdir())
+        write_report(broken, other, {})
+    assert not other.exists()
 
 
 def test_after_agrees_with_the_reference_and_before_does_not():
@@ -192,11 +235,11 @@ def test_arrows_point_the_way_of_the_picture():
     to_left_and_front = np.broadcast_to([-5.0, 8.0, 0.0], (41, 41, 3))
     present = np.zeros((41, 41), bool)
     present[10, 10] = True
-    svg = arrows(to_left_and_front, present, axial, along=2)
+    path = arrows(to_left_and_front, present, axial, along=2)
     # patient's left is on the picture's right, anterior on top
-    assert 'd="M10 10L15.0 2.0' in svg
-    assert svg.count("M10 10") == 1
-    assert "M30" not in svg
+    assert path.startswith("M10 10L15.0 2.0")
+    assert path.count("M10 10") == 1
+    assert "M30" not in path
 
 
 def test_two_emission_images_or_an_emission_reference_are_drawn_too():
@@ -211,14 +254,35 @@ def test_two_emission_images_or_an_emission_reference_are_drawn_too():
     still = Registration(eye, torch.zeros(3, 5, 5, 5), np.diag([20.0, 20, 20, 1]), "none")
     case = case_of("emission", "pet", images, {"spect": "none", "ct": "none"})
     result = finished(case, {"spect": still, "ct": still}, ())
-    assert "Overlay, before" in alignment_section(result, "ct", pixels=60)
-    html = alignment_section(result, "spect", pixels=60)
-    assert "Checkerboard, before" in html
-    assert "No displacement" in html
+    assert alignment_figures(result, "ct", pixels=60).compared.columns[0].name == "Overlay, before"
+    figures = alignment_figures(result, "spect", pixels=60)
+    assert figures.compared.columns[0].name == "Checkerboard, before"
+    assert figures.field is None
 
 
 def test_an_empty_table_is_left_out():
-    assert numbers_table("Fusion", {}) == ""
+    report = {"harmonization": {"ct": {}}, "fusion": {}, "registration": {}, "timings": {}}
+    assert numbers_tables(report) == []
+    titles = [table.title for table in numbers_tables({**report, "fusion": {"ssim": 1.0}})]
+    assert titles == ["Fusion"]
+
+
+def test_the_known_truth_is_shown_where_there_is_one(page, tmp_path):
+    assert "known truth" not in page
+    scores = {"mr": {"tre_mm_before": 8.25, "tre_mm_after": 1.5, "tre_mm_after_max": 3.75}}
+    write_report(replace(result_2d(), evaluation=scores), tmp_path, {})
+    shown = (tmp_path / "report.html").read_text("utf-8")
+    section = shown[shown.index("Error against the known truth") : shown.index("At a glance")]
+    assert "Target registration error, px" in section
+    assert re.findall(r"<td>([\d.]+)</td>", section) == ["8.25", "1.5", "3.75"]
+    assert 'class="up">better' in section
+
+
+def test_more_overlap_is_better_and_more_error_is_worse():
+    scores = {"dice_before": 0.5, "dice_after": 0.9, "hd95_mm_before": 2.0, "hd95_mm_after": 3.0}
+    dice, hd95 = known_truth_changes({**scores, "new_after": 1.0}, "mm")[:2]
+    assert (dice.unit, dice.verdict, dice.before, dice.after) == ("", "better", 0.5, 0.9)
+    assert (hd95.unit, hd95.verdict, hd95.largest) == ("mm", "worse", None)
 
 
 @pytest.mark.slow
@@ -236,6 +300,6 @@ def test_a_real_patient_is_quick_and_small(shared_data, tmp_path):
     still = Registration(np.eye(4), torch.zeros(3, 2, 2, 2), ct.affine, "none")
     result = finished(case, {"pet": still}, ())
     start = time.process_time()
-    write_report(result, tmp_path)
+    write_report(result, tmp_path, {})
     assert time.process_time() - start < 10
     assert (tmp_path / "report.html").stat().st_size < 6e6

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusion_pipeline.data import Image, write_displacement, write_image, write_weights
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
-from fusion_pipeline.report import write_report
+from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
 
 REPORT = "report.json"
@@ -80,9 +80,9 @@ def write_files(result: CaseResult, folder: Path) -> None:
     """
     clock = Clock(result.timings)
     with clock.stage("write"):
-        _write_images(result, folder)
-    result = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
-    write_report(result, folder)
+        files = _write_images(result, folder)
+    complete = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
+    write_report(complete, folder, files)
 
 
 def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
@@ -94,17 +94,26 @@ def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
     return ddf_mm.div_(step).round_().mul_(step)
 
 
-def _write_images(result: CaseResult, folder: Path) -> None:
-    """Everything but the report."""
+def _write_images(result: CaseResult, folder: Path) -> FileNames:
+    """Everything but the report; the names that were written, by role and key."""
     grid = result.fusion.fused
     suffix = ".png" if result.case.fixed.is_picture else ".nii.gz"
+    registered = {key: f"{key}_registered{suffix}" for key in result.registered_images}
+    displacement = {key: f"{key}_displacement.nii.gz" for key in result.registered_images}
+    harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
+    fused, weights = f"fused{suffix}", "weights.nii.gz"
     for key, image in result.registered_images.items():
-        write_image(image, folder / f"{key}_registered{suffix}")
-        field = result.registrations[key].displacement_mm(grid)
-        write_displacement(
-            _rounded(field, grid), grid.affine, folder / f"{key}_displacement.nii.gz"
-        )
+        write_image(image, folder / registered[key])
+        field = _rounded(result.registrations[key].displacement_mm(grid), grid)
+        write_displacement(field, grid.affine, folder / displacement[key])
     for key, image in result.harmonization.images.items():
-        write_image(image, folder / f"{key}_harmonized{suffix}", unit_range=True)
-    write_image(result.fusion.fused, folder / f"fused{suffix}", unit_range=True)
-    write_weights(result.fusion.weights, grid.affine, folder / "weights.nii.gz")
+        write_image(image, folder / harmonized[key], unit_range=True)
+    write_image(result.fusion.fused, folder / fused, unit_range=True)
+    write_weights(result.fusion.weights, grid.affine, folder / weights)
+    return {
+        "registered": registered,
+        "displacement": displacement,
+        "harmonized": harmonized,
+        "fused": fused,
+        "weights": weights,
+    }

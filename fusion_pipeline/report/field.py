@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from torch import Tensor
@@ -11,14 +10,22 @@ from torch import Tensor
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register import Registration
 from fusion_pipeline.report import pictures
+from fusion_pipeline.report.facts import label, length_unit
+from fusion_pipeline.report.frames import (
+    ColourBar,
+    Frame,
+    FrameTable,
+    Heading,
+    arrows,
+    plane_heading,
+)
 from fusion_pipeline.report.looks import Look, look_at
-from fusion_pipeline.report.page import Cell, arrows, colour_bar, columns_table, label
 from fusion_pipeline.report.pictures import Picture
 from fusion_pipeline.report.planes import Pixels, Plane, read
 from fusion_pipeline.result import CaseResult
 
 _STILL_MM = 0.01
-_Row = tuple[str, Sequence[Cell]]
+_Row = tuple[Heading, Sequence[Frame]]
 
 
 @dataclass(frozen=True)
@@ -34,69 +41,85 @@ class Field:
     determinant: Pixels
 
 
-def field_section(result: CaseResult, key: str, planes: Sequence[Plane]) -> str:
+def field_table(result: CaseResult, key: str, planes: Sequence[Plane]) -> FrameTable | None:
     """Displacement, Jacobian and, where there is one, the error map: a row each.
 
     Args:
         result: the case.
         key: the moving image.
-        planes: where to look.
+        planes: where to look; a column each.
 
     Returns:
-        HTML; one sentence when nothing moved.
+        None when nothing moved.
     """
     registration = result.registrations[key]
     fields = [field_on(registration, plane) for plane in planes]
     longest = max(float(np.percentile(_length(f), 99.5)) for f in fields)
     if longest < _STILL_MM:
-        return '<p class="note">No displacement: the images lie where their headers put them.</p>'
+        return None
     fixed = result.case.fixed
     looks = [look_at(fixed, fixed, plane) for plane in planes]
-    unit = "mm" if fixed.spatial_dims == 3 else "px"
+    unit = length_unit(fixed)
     limit = _round_up(longest)
-    times = _arrow_factor(limit, planes[0])
+    magnification = _magnification(limit, planes[0])
     rows: list[_Row] = [
-        ("Displacement", _displacement_cells(fields, looks, planes, limit, times)),
-        ("Volume change", _volume_cells(fields, looks, planes)),
+        (
+            Heading("Displacement"),
+            _displacement_frames(fields, looks, planes, limit, magnification),
+        ),
+        (Heading("Volume change"), _volume_frames(fields, looks, planes)),
     ]
-    bars = colour_bar("displacement", pictures.bar_uri("viridis"), ("0", f"{limit:g} {unit}"))
-    bars += colour_bar("volume, moving / reference", pictures.bar_uri("bwr"), ("½", "1", "2"))
+    bars = [
+        ColourBar("displacement", pictures.bar_uri("viridis"), ("0", f"{limit:g} {unit}")),
+        ColourBar("volume, moving / reference", pictures.bar_uri("bwr"), ("½", "1", "2")),
+    ]
     if registration.error_map_mm is not None:
         error, affine = registration.error_map_mm, registration.working_affine
-        cells, top = _error_cells(error, affine, looks, planes)
-        rows.append(("Estimated error", cells))
-        bars += colour_bar("estimated error", pictures.bar_uri("magma"), ("0", f"{top:g} {unit}"))
-    caption = (
-        f"Arrows ({times:g} × true length) point from the reference to where its content was found "
+        frames, top = _error_frames(error, affine, looks, planes)
+        rows.append((Heading("Estimated error"), frames))
+        bars.append(
+            ColourBar("estimated error", pictures.bar_uri("magma"), ("0", f"{top:g} {unit}"))
+        )
+    columns = [plane_heading(plane) for plane in planes]
+    return FrameTable(columns, rows, _caption(key, magnification), bars=bars)
+
+
+def _caption(key: str, magnification: float) -> str:
+    """How to read the pictures of the field."""
+    return (
+        f"Arrows ({magnification:g} × true length) point from the reference to the same content "
         f"in {label(key)}. Volume change is the Jacobian determinant; "
         "a fold would be a black spot ringed in yellow."
     )
-    return columns_table(rows, planes, escape(caption)) + bars
 
 
-def _displacement_cells(
+def _displacement_frames(
     fields: Sequence[Field],
     looks: Sequence[Look],
     planes: Sequence[Plane],
     limit: float,
-    times: float,
-) -> list[Cell]:
+    magnification: float,
+) -> list[Frame]:
     """Length in colour, direction as arrows."""
     return [
-        Cell(
+        Frame(
             _tinted(look, _length(field) / limit, "viridis"),
-            arrows(field.displacement * times, look.present, plane),
+            plane,
+            arrows(field.displacement * magnification, look.present, plane),
         )
         for look, field, plane in zip(looks, fields, planes, strict=True)
     ]
 
 
-def _volume_cells(
+def _volume_frames(
     fields: Sequence[Field], looks: Sequence[Look], planes: Sequence[Plane]
-) -> list[Cell]:
+) -> list[Frame]:
     """Jacobian determinants with the reference's outline."""
     return [
-        Cell(_with_outline(pictures.jacobian_picture(field.determinant, look.present), look, plane))
+        Frame(
+            _with_outline(pictures.jacobian_picture(field.determinant, look.present), look, plane),
+            plane,
+        )
         for look, field, plane in zip(looks, fields, planes, strict=True)
     ]
 
@@ -114,15 +137,15 @@ def field_on(registration: Registration, plane: Plane) -> Field:
     return Field(registration.moving_points(points) - points, volume.astype(np.float32))
 
 
-def _error_cells(
+def _error_frames(
     error: Tensor, affine: Matrix, looks: Sequence[Look], planes: Sequence[Plane]
-) -> tuple[list[Cell], float]:
+) -> tuple[list[Frame], float]:
     """The register stage's own estimate of its error, over the reference."""
     values = [read(error[None], affine, plane.points) for plane in planes]
     top = _round_up(max(float(np.nanpercentile(v, 99)) for v in values))
     return [
-        Cell(_tinted(look, np.nan_to_num(v) / top, "magma"))
-        for look, v in zip(looks, values, strict=True)
+        Frame(_tinted(look, np.nan_to_num(v) / top, "magma"), plane)
+        for look, v, plane in zip(looks, values, planes, strict=True)
     ], top
 
 
@@ -134,7 +157,7 @@ def _tinted(look: Look, unit: Pixels, colormap: str) -> Picture:
 
 
 def _with_outline(picture: Picture, look: Look, plane: Plane) -> Picture:
-    """The reference's edges in faint grey, to know where one is."""
+    """The reference's edges in faint grey, for orientation."""
     edges = pictures.edges_of(look.unit, look.present, plane.mm_per_pixel)
     return pictures.contours(picture, edges, (0.55, 0.57, 0.6))
 
@@ -151,7 +174,7 @@ def _round_up(value: float) -> float:
     return next(f * power for f in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if f * power >= value * 0.999)
 
 
-def _arrow_factor(limit: float, plane: Plane) -> float:
+def _magnification(limit: float, plane: Plane) -> float:
     """How much longer than true the arrows are drawn: the longest takes a tenth of the picture."""
     room = 0.1 * max(plane.shape) * plane.mm_per_pixel
     return next((f for f in (10.0, 5.0, 3.0, 2.0) if f * limit <= room), 1.0)

@@ -4,7 +4,6 @@ import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,25 +17,30 @@ from fusion_pipeline.register import Registration
 from fusion_pipeline.report.planes import coarse_content
 from fusion_pipeline.result import CaseResult
 
+# Names of the written files by role; per image key where a role has several.
+FileNames = Mapping[str, str | Mapping[str, str]]
+
 _LIBRARIES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydicom")
 
 
-def case_report(result: CaseResult, folder: Path) -> dict[str, Any]:
+def case_report(result: CaseResult, files: FileNames) -> dict[str, Any]:
     """Gather what was done and measured.
 
     Args:
-        result: what the pipeline found.
-        folder: where the case's files lie; only those that exist are listed.
+        result: a complete result.
+        files: what was written, such as ``{"registered": {"mr": "mr_registered.nii.gz"}, "fused":
+            "fused.nii.gz"}``; listed as it is.
 
     Returns:
         The content of ``report.json``: plain Python values, no NaN (null instead), lengths in mm.
+        ``input`` (the digest) and ``evaluation`` are there where the result has them.
     """
     fixed = result.case.fixed
     report = {
         "id": result.case.id,
         "reference": result.case.reference,
         "modalities": list(result.modalities),
-        "files": _files(result, folder),
+        "files": files,
         "registration": {
             key: _registration(registration, fixed)
             for key, registration in result.registrations.items()
@@ -47,6 +51,8 @@ def case_report(result: CaseResult, folder: Path) -> dict[str, Any]:
         "versions": _versions(),
         "timings": result.timings,
         "peak_memory_mb": result.peak_memory_mb,
+        **({"input": result.input_digest} if result.input_digest else {}),
+        **({"evaluation": result.evaluation} if result.evaluation else {}),
     }
     plain: dict[str, Any] = _plain(report)
     return plain
@@ -84,27 +90,6 @@ def _pose(moving_from_fixed: Matrix, fixed: Image) -> dict[str, Any]:
         "scale": abs(np.linalg.det(linear)) ** (1 / d),
         "moving_from_fixed": moving_from_fixed,
     }
-
-
-def _files(result: CaseResult, folder: Path) -> dict[str, Any]:
-    """File names by role and key, of the files that exist."""
-    by_role: dict[str, dict[str, str]] = {}
-    for role, keys in (
-        ("registered", result.registrations),
-        ("displacement", result.registrations),
-        ("harmonized", result.modalities),
-    ):
-        named = {key: _existing(folder, f"{key}_{role}") for key in keys}
-        by_role[role] = {key: name for key, name in named.items() if name}
-    single = {name: _existing(folder, name) for name in ("fused", "weights")}
-    reports = {"report": "report.html"}
-    return {**by_role, **{name: file for name, file in single.items() if file}, **reports}
-
-
-def _existing(folder: Path, stem: str) -> str:
-    """The file of that stem in the folder, or nothing."""
-    names = [stem + suffix for suffix in (".nii.gz", ".png")]
-    return next((name for name in names if (folder / name).is_file()), "")
 
 
 def _versions() -> dict[str, str]:

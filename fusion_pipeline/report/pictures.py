@@ -32,7 +32,7 @@ MODALITY_COLOURS = (
     (0.55, 0.75, 0.15),
 )
 _TINT = (1.0, 0.89, 0.74)
-_NOWHERE = (0.09, 0.10, 0.12)
+_OUTSIDE = (0.09, 0.10, 0.12)
 _SUV_WHITE = 10.0
 _EDGE_SCALE_MM = 2.2
 _EDGE_LENGTH_MM = 22.0
@@ -75,8 +75,7 @@ def window_of(image: Image) -> Window:
     """How an image is shown: soft tissue for CT, from zero for PET, percentiles for the rest."""
     if image.units == "HU":
         return Window(-160.0, 240.0, "HU")
-    thin = tuple(slice(None, None, max(1, n // 96)) for n in image.shape)
-    values = image.array[0][thin].float().numpy()
+    values = thinned(image)
     if is_emission(image):
         high = max(float(np.percentile(values, 99.8)), 1e-3)
         # a full bladder must not turn a lesion of SUV 4 into a shadow
@@ -86,14 +85,20 @@ def window_of(image: Image) -> Window:
     return Window(float(low), float(max(high, low + 1e-3)), image.units)
 
 
+def thinned(image: Image) -> Pixels:
+    """Every so many-th voxel, about 96 to 191 along an axis: enough for percentiles."""
+    steps = tuple(slice(None, None, max(1, n // 96)) for n in image.shape)
+    return np.asarray(image.array[0][steps].float().numpy())
+
+
 def grey(unit: Pixels, present: Mask) -> Picture:
     """A plain picture; where there is no image, a tone of its own."""
     return on_page(unit[..., None].repeat(3, -1), present)
 
 
 def on_page(picture: Picture, present: Mask) -> Picture:
-    """A picture where it is, the tone of nowhere elsewhere."""
-    return np.where(present[..., None], picture, _NOWHERE).astype(np.float32)
+    """A picture where it is, the tone of the page elsewhere."""
+    return np.where(present[..., None], picture, _OUTSIDE).astype(np.float32)
 
 
 def checkerboard(fixed: Picture, moving: Picture, present: Mask, tile: int) -> Picture:
@@ -117,16 +122,16 @@ def edges_of(unit: Pixels, present: Mask, mm_per_pixel: float) -> Mask:
     sigma = max(_EDGE_SCALE_MM / mm_per_pixel, 1.5)
     # canny's thresholds are Sobel slopes: four times that of a blurred step, h / (sigma sqrt(2 pi))
     slope = 4.0 / (sigma * np.sqrt(2 * np.pi))
-    found = canny(
+    edges = canny(
         unit,
         sigma=sigma,
         low_threshold=_EDGE_LOW * slope,
         high_threshold=_EDGE_HIGH * slope,
         mask=ndimage.binary_erosion(present, iterations=4),
     )
-    labels, count = ndimage.label(found, structure=np.ones((3, 3)))
+    labels, count = ndimage.label(edges, structure=np.ones((3, 3)))
     if count == 0:
-        return np.asarray(found, dtype=bool)
+        return np.asarray(edges, dtype=bool)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.asarray(sizes[labels] >= max(_EDGE_LENGTH_MM / mm_per_pixel, 6))

@@ -3,32 +3,27 @@
 import json
 from pathlib import Path
 
+from fusion_pipeline.data import written_whole
 from fusion_pipeline.report.html import render_html
-from fusion_pipeline.report.json_report import case_report
+from fusion_pipeline.report.json_report import FileNames, case_report
 from fusion_pipeline.result import CaseResult
 
+_PAGE = "report.html"
 
-def write_report(result: CaseResult, folder: Path) -> None:
+
+def write_report(result: CaseResult, folder: Path, files: FileNames) -> None:
     """Write ``report.json`` and ``report.html`` of a case.
 
-    Call it last: ``files`` in ``report.json`` lists what lies in the folder by then.
+    Both are made before either is written: the result decides them, not what lies in the folder.
 
     Args:
-        result: what the pipeline found.
+        result: a complete result.
         folder: output folder of the case; made where absent.
+        files: names of the other written files, by role and key (see `case_report`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    report = case_report(result, folder)
+    report = case_report(result, {**files, "report": _PAGE})
+    page = render_html(result, report)
     text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
-    _write_whole(folder / "report.json", text + "\n")
-    _write_whole(folder / "report.html", render_html(result, report))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write aside, then rename: a file has its name only when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    for name, content in ((_PAGE, page), ("report.json", text + "\n")):
+        with written_whole(folder / name) as aside:
+            aside.write_text(content, encoding="utf-8")
