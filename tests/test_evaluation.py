@@ -17,8 +17,7 @@ SHIFT = np.array([4.0, -3.0, 6.0])
 
 
 def image(array, key="ct", affine=AFFINE):
-    units = "HU" if key == "ct" and array.min() < 0 else "a.u."
-    return Image(torch.as_tensor(array, dtype=torch.float32)[None], affine, key, units)
+    return Image(torch.as_tensor(array, dtype=torch.float32)[None], affine, key)
 
 
 def ball(centre=(10, 12, 14), radius=6):

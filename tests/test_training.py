@@ -326,7 +326,9 @@ def test_a_refusal_in_a_worker_is_one_line(tmp_path):
     entry = {"id": "a", "ct": "gone.nii.gz", "mr": "gone.nii.gz"}
     path = tmp_path / "cases.json"
     path.write_text(json.dumps({"training": [entry], "validation": []}))
-    samples = MultimodalData(SHAPE, samples_per_epoch=0, datalist=path, workers=1)
+    samples = MultimodalData(
+        SHAPE, samples_per_epoch=0, datalist=path, preprocessing=preprocessing(), workers=1
+    )
     with pytest.raises(InputError) as caught:
         fit(trainer(tmp_path), MultimodalTraining(network()), samples, tmp_path)
     assert str(caught.value).startswith("case 'a', ct (")
