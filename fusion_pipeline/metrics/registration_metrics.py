@@ -4,6 +4,7 @@ Each class averages the function of `fusion_pipeline.metrics` that it names.
 """
 
 from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
