@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -12,6 +14,7 @@ from fusion_pipeline.metrics import (
     dice_per_label,
     folded_fraction,
     hd95,
+    hd95_per_label,
     inverse_consistency,
     log_jacobian_std,
     mind_distance,
@@ -64,6 +67,12 @@ class TestDice:
         assert list(found) == [1, 2, 3]
         assert list(found.values()) == pytest.approx(expected)
 
+    @pytest.mark.parametrize("shape", [(5, 6), (4, 5, 6)])
+    def test_a_region_against_none_overlaps_nowhere(self, shape):
+        whole, none = np.ones(shape), np.zeros(shape)
+        assert dice(whole, none) == dice(none, whole) == 0  # MONAI has no answer to the first
+        assert np.isnan(dice(none, none))
+
     def test_absent_labels(self):
         found = dice_per_label(np.array([[1, 1]]), np.array([[0, 0]]), labels=[1, 5])
         assert found[1] == 0
@@ -114,6 +123,24 @@ class TestHausdorff:
         b = np.zeros((6, 7), bool)
         b[:, :1] = True
         assert hd95(a, b, (1.0, 2.0)) == pytest.approx(12)
+
+    def test_monai_warns_nobody(self):
+        a = ellipsoid((9, 11, 13), (6, 8, 5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pytest's settings spare MONAI's
+            assert hd95(a, a, SPACING) == 0
+            assert dice(a, a) == 1
+
+    def test_each_label_by_itself(self):
+        a, b = np.zeros((2, 10, 11, 12), int)
+        a[2], b[5] = 1, 1
+        a[:, 1], b[:, 2] = 4, 4
+        a[0, 0, 0] = 9
+        found = hd95_per_label(a, b, SPACING)
+        assert list(found) == [1, 4, 9]
+        assert found[4] == pytest.approx(1.5)
+        assert np.isnan(found[9])
+        assert list(hd95_per_label(a, b, SPACING, [4])) == [4]
 
     def test_empty_regions_have_no_distance(self):
         assert np.isnan(hd95(np.zeros((4, 5)), np.ones((4, 5)), (1.0, 1.0)))

@@ -1,11 +1,13 @@
 """How well images were registered: distances in mm, label overlap, and how sane a field is."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.metrics import compute_dice
+from monai.metrics.utils import get_edge_surface_distance
 from torch import Tensor
 
 from fusion_pipeline.geometry import compose, identity_points, inside, jacobian_determinant
@@ -77,7 +79,7 @@ def dice_per_label(
 
 
 def hd95(a: npt.ArrayLike, b: npt.ArrayLike, spacing: Sequence[float]) -> float:
-    """95 % of either surface lies closer to the other than this, by MONAI.
+    """95 % of either surface lies closer to the other than this; surfaces by MONAI.
 
     Convention:
         - unit: mm, with another voxel size along each axis
@@ -99,13 +101,16 @@ def hd95(a: npt.ArrayLike, b: npt.ArrayLike, spacing: Sequence[float]) -> float:
         raise ValueError(f"expected {first.ndim} spacings for {first.shape}, got {list(spacing)}")
     if not (first.any() and second.any()):
         return float("nan")
-    distance = compute_hausdorff_distance(
-        *_as_channels(first, second),
-        include_background=True,
-        percentile=95,
-        spacing=[float(step) for step in spacing],
-    )
-    return float(distance)
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls its own helper by an argument that it has deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        _, distances, _ = get_edge_surface_distance(
+            *(torch.from_numpy(region) for region in (first, second)),
+            spacing=[float(step) for step in spacing],
+            symmetric=True,
+        )
+    # float32, as MONAI's own percentile computes, loses up to 5e-6 of the distance
+    return max(float(np.percentile(d.numpy().astype(np.float64), 95)) for d in distances)
 
 
 def hd95_per_label(
