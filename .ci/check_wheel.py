@@ -21,6 +21,7 @@ _OF_A_BUNDLE = (
 )
 _NEEDED = (
     "fusion_pipeline/__init__.py",
+    "fusion_pipeline/__main__.py",
     "fusion_pipeline/py.typed",
     "fusion_pipeline/networks/__init__.py",
     "fusion_pipeline/transforms/__init__.py",
@@ -51,7 +52,9 @@ def main(wheel: str) -> int:
             return 1
         archive.extractall(folder)
         # PYTHONPATH instead of the venv's site: the editable install's finder must not help
-        path = os.pathsep.join([folder, sysconfig.get_path("purelib")])
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        others = [x for x in given if x and not Path(x, "fusion_pipeline").exists()]
+        path = os.pathsep.join([folder, sysconfig.get_path("purelib"), *others])
         found = subprocess.run(
             [sys.executable, "-S", "-W", "ignore", "-c", _IMPORT],
             cwd=Path(folder).resolve(),

@@ -6,6 +6,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from fusion_pipeline.geometry import integrate, resize, resize_ddf
 from fusion_pipeline.losses.box import averaged, box_sum_same
@@ -146,6 +147,8 @@ class RegistrationNet(nn.Module):
             ``(B, d, *S)`` voxels.
         """
         ddf = resize_ddf(integrate(velocity, self.integration_steps), _padded(shape))
+        if is_exporting():  # a slice would tell sizes that need no padding from those that do
+            return _extended(ddf, shape)
         return ddf[(slice(None), slice(None), *[slice(n) for n in shape])]
 
     def match(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,14 +189,7 @@ class RegistrationNet(nn.Module):
         Returns:
             ``(B, C, *H)`` with ``H = (padded S + 1) / 2``.
         """
-        padding = [
-            p
-            for n, m in zip(
-                reversed(image.shape[2:]), reversed(_padded(image.shape[2:])), strict=True
-            )
-            for p in (0, m - n)
-        ]
-        padded = F.pad(image, padding, mode="replicate")
+        padded = _extended(image, _padded(image.shape[2:]))
         similar = _halve(mind_ssc(padded))
         learned = self.describe(torch.cat([similar, _halve(padded)], 1))
         return torch.cat([similar, torch.tanh(learned)], 1)
@@ -230,7 +226,15 @@ def _agreed(shift: Tensor, spread: Tensor, reach: int) -> Tensor:
 def _padded(shape: Sequence[int]) -> tuple[int, ...]:
     """The next sizes of the form 16 n + 1, at least 33: all levels keep their corners."""
     unit = 2**_LEVELS
-    return tuple(max(2, -(-(n - 1) // unit)) * unit + 1 for n in shape)
+    return tuple(max(2, (n + unit - 2) // unit) * unit + 1 for n in shape)
+
+
+def _extended(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Continue the last values at the far end of each axis, or cut; by indices, to be exported."""
+    for axis, (size, wanted) in enumerate(zip(image.shape[2:], shape, strict=True), start=2):
+        index = torch.arange(wanted, device=image.device).clamp_max(size - 1)
+        image = image.index_select(axis, index)
+    return image
 
 
 def _halve(image: Tensor) -> Tensor:

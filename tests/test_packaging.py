@@ -1,8 +1,10 @@
 """A checkout and a wheel hold the same package, each class exists once, and the README is true."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -62,3 +64,28 @@ def test_the_python_of_the_readme_runs(tmp_path):
     )
     assert found.returncode == 0, found.stderr
     assert list(tmp_path.glob("out/*/report.html"))
+
+
+@pytest.mark.slow
+def test_an_unpacked_sdist_builds_a_working_wheel(tmp_path):
+    """The archive holds no links: whoever unpacks it, wherever, gets the whole package."""
+    tree, built = tmp_path / "tree", tmp_path / "built"
+    skipped = shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks", "build")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=skipped)
+    sdist = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", sdist], cwd=tree, check=True, capture_output=True)
+    (archive,) = tree.glob("dist/*.tar.gz")
+    with tarfile.open(archive) as files:
+        assert not [member.name for member in files if member.issym() or member.islnk()]
+        files.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    offline = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet")
+    wheel = [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", str(built)]
+    subprocess.run([*wheel, str(unpacked)], cwd=tmp_path, check=True, capture_output=True)
+    (path,) = built.glob("*.whl")
+    found = subprocess.run(
+        [sys.executable, str(ROOT / ".ci" / "check_wheel.py"), str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "fine" in found.stdout
