@@ -33,6 +33,7 @@ _RUN_EPILOG = (
     "look; pictures (PNG, 2D NIfTI) go through the 2D bundle"
 )
 _DEMO_HELP = "run a synthetic patient with known truth"
+_EXPORT_HELP = "write the networks as torch.export or ONNX graphs for images of any size"
 _TRANSFORMS = ("none", "rigid", "affine", "deformable")
 
 
@@ -109,6 +110,22 @@ def _demo(args: argparse.Namespace) -> int:
     return evaluator.exit_code
 
 
+def _export(args: argparse.Namespace) -> int:
+    """``fusion-pipeline export``."""
+    from fusion_pipeline.export import NETWORKS, export_networks
+    from fusion_pipeline.pipeline import FusionPipeline
+
+    files = export_networks(
+        FusionPipeline.from_bundle(args.bundle).network,
+        args.output,
+        names=NETWORKS if args.network == "all" else [args.network],
+        file_format=args.format,
+        kinds=args.kinds.split(","),
+    )
+    logger.info("\n".join(str(file) for file in files))
+    return 0
+
+
 def _cases(args: argparse.Namespace) -> "list[CaseFiles]":
     """The cases that the arguments name."""
     from fusion_pipeline.data import case_from_paths, read_datalist
@@ -177,7 +194,7 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     """The arguments; images, masks and transforms are gathered by key."""
     parser = _Parser(prog="fusion-pipeline", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="run | demo")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="run | demo | export")
     run = commands.add_parser("run", help=_RUN_HELP, epilog=_RUN_EPILOG, allow_abbrev=False)
     _add_run(run, argv)
     demo = commands.add_parser("demo", help=_DEMO_HELP, allow_abbrev=False)
@@ -186,6 +203,7 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
         "--spatial-dims", type=int, choices=(2, 3), help="2: pictures, 3: volumes (default)"
     )
     _add_common(demo)
+    _add_export(commands.add_parser("export", help=_EXPORT_HELP, allow_abbrev=False))
     args = parser.parse_args(argv)
     if args.command is _run:
         _check_source(args, parser)
@@ -215,6 +233,24 @@ def _add_run(run: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     run.add_argument("--resume", action="store_true", help="skip cases that are done")
     _add_common(run)
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    """Arguments of ``export``."""
+    export.set_defaults(command=_export)
+    export.add_argument("--output", type=Path, required=True, help="folder for the files")
+    export.add_argument("--bundle", type=Path, help="another bundle than the packaged 3D one")
+    export.add_argument(
+        "--network", default="all", choices=("registration", "harmonization", "fusion", "all")
+    )
+    export.add_argument("--format", default="pt2", choices=("pt2", "onnx"))
+    export.add_argument(
+        "--kinds",
+        default="ct,mr",
+        metavar="KIND,KIND",
+        help="of the fused images, in order: ct, mr, nuclear (default: ct,mr)",
+    )
+    export.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

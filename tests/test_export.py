@@ -1,0 +1,145 @@
+"""Exported graphs give what the networks give, at sizes that they were not traced with."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from pipeline_cases import small_network
+from torch import nn
+
+from fusion_pipeline.cli import main
+from fusion_pipeline.data import InputError
+from fusion_pipeline.export import export_fusion, export_networks
+from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.registration import RegistrationNet
+
+KINDS = ("nuclear", "ct")
+SIZES = {2: ((47, 64), (65, 49)), 3: ((47, 64, 49), (65, 49, 52))}
+needs_onnx = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("onnxscript", "onnxruntime")),
+    reason="needs the packages of the extra 'export'",
+)
+
+
+def network(spatial_dims):
+    """A small network whose every layer matters: what begins at zero is drawn."""
+    small = small_network(spatial_dims)
+    register = RegistrationNet(
+        spatial_dims, channels=(4, 4, 4, 4), learned_features=2, radius=1, integration_steps=1
+    )
+    whole = MultimodalNet(register, small.harmonization, small.fusion).eval()
+    torch.manual_seed(3)
+    for parameter in whole.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    return whole
+
+
+def pairs(channels, spatial_dims):
+    """Images and fields of view of each size."""
+    draw = torch.Generator().manual_seed(1)
+    for shape in SIZES[spatial_dims]:
+        images = torch.rand(1, channels, *shape, generator=draw)
+        valid = (torch.rand(1, channels, *shape, generator=draw) > 0.1).float()
+        yield images, valid
+
+
+def run_pt2(path):
+    return torch.export.load(path).module()
+
+
+def run_onnx(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options)
+
+    def run(*tensors):
+        names = [entry.name for entry in session.get_inputs()]
+        out = session.run(None, dict(zip(names, [t.numpy() for t in tensors], strict=True)))
+        return tuple(map(torch.from_numpy, out)) if len(out) > 1 else torch.from_numpy(out[0])
+
+    return run
+
+
+def check(name, file_format, spatial_dims, folder):
+    """One network, in one format, at each size."""
+    whole = network(spatial_dims)
+    torch_gives = {
+        "registration": whole.registration,
+        "harmonization": lambda image, valid: whole.harmonization(image, KINDS[0], valid),
+        "fusion": lambda images, valid: tuple(whole.fusion(images, KINDS, valid)),
+    }[name]
+    path, *_ = export_networks(whole, folder, names=[name], file_format=file_format, kinds=KINDS)
+    run = {"pt2": run_pt2, "onnx": run_onnx}[file_format](path)
+    for pair in pairs(2 if name == "fusion" else 1, spatial_dims):
+        with torch.no_grad():
+            torch.testing.assert_close(run(*pair), torch_gives(*pair), rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_of_pictures_equals_the_network(tmp_path):
+    check("harmonization", "pt2", 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("name", ["registration", "harmonization", "fusion"])
+@pytest.mark.parametrize("file_format", ["pt2", pytest.param("onnx", marks=needs_onnx)])
+def test_graphs_equal_the_network(name, file_format, spatial_dims, tmp_path):
+    check(name, file_format, spatial_dims, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_size_below_the_smallest_is_refused():
+    program = export_fusion(network(2).fusion, KINDS)
+    with pytest.raises(AssertionError, match="45"):
+        program.module()(torch.rand(1, 2, 44, 60), torch.ones(1, 2, 44, 60))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"names": ["warp"]}, "each network of registration, .*, got warp"),
+        ({"file_format": "ts"}, "each format of pt2, onnx, got ts"),
+        ({"kinds": ["pet"]}, "each kind of ct, mr, nuclear, got pet"),
+        ({"kinds": []}, "each kind of ct, mr, nuclear, got none"),
+    ],
+)
+def test_an_unknown_word_is_refused(settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        export_networks(network(2), tmp_path, **settings)
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"fusion-pipeline\[export\]"):
+        export_networks(
+            network(2), tmp_path, names=["harmonization"], file_format="onnx", kinds=["ct"]
+        )
+
+
+@pytest.mark.slow
+def test_the_command_exports_the_harmonization_of_a_bundle(tmp_path):
+    from fusion_pipeline.pipeline import FusionPipeline, bundle_for
+
+    bundle = str(bundle_for(2))
+    arguments = ["--bundle", bundle, "--network", "harmonization", "--output", str(tmp_path)]
+    assert main(["export", *arguments, "--kinds", "mr,nuclear"]) == 0
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == ["harmonization_mr.pt2", "harmonization_nuclear.pt2"]
+    own = FusionPipeline.from_bundle(bundle).network.harmonization
+    run = run_pt2(tmp_path / "harmonization_nuclear.pt2")
+    for image, valid in pairs(1, 2):
+        with torch.no_grad():
+            torch.testing.assert_close(run(image, valid), own(image, "nuclear", valid))
+
+
+def test_export_needs_no_lightning():
+    code = "import sys, fusion_pipeline.export; print('pytorch_lightning' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert found.stdout == "False\n", found.stderr
