@@ -4,11 +4,12 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.networks.fusion import FusionNet
 from fusion_pipeline.networks.harmonization import HarmonizationNet
 from fusion_pipeline.networks.multimodal import MultimodalNet
 from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 
 CT_AFFINE = np.array([[-1.5, 0, 0.1, 20], [0, 1.2, 0, -18], [0, 0.05, 3, -30], [0, 0, 0, 1.0]])
 OTHER_AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
@@ -64,13 +65,17 @@ class ShiftRegister:
         matrix = np.eye(d + 1)
         matrix[:d, d] = self.shift_mm[:d]
         return Registration(
-            moving_from_fixed=matrix if transform != "none" else np.eye(d + 1),
-            ddf_mm=torch.zeros(d, *[2] * d),
-            working_affine=fixed.affine,
-            transform=transform,
-            ok=transform != "affine",
-            reason="an affine is not trusted here" if transform == "affine" else "",
-            similarity_before={"nmi": 1.1, "mind": 0.3},
-            similarity_after={"nmi": 1.2, "mind": 0.2},
-            error_mm=float("nan"),
+            WorldMap(
+                moving_from_fixed=matrix if transform != "none" else np.eye(d + 1),
+                ddf_mm=torch.zeros(d, *[2] * d),
+                working_affine=fixed.affine,
+            ),
+            Evidence(
+                transform=transform,
+                ok=transform != "affine",
+                reason="an affine is not trusted here" if transform == "affine" else "",
+                similarity_before={"nmi": 1.1, "mind": 0.3},
+                similarity_after={"nmi": 1.2, "mind": 0.2},
+                error_mm=float("nan"),
+            ),
         )

@@ -29,6 +29,7 @@ from fusion_pipeline.data import (
     read_displacement,
     write_displacement,
 )
+from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.pipeline import (
     Cohort,
     FusionPipeline,
@@ -40,7 +41,7 @@ from fusion_pipeline.pipeline import (
 )
 from fusion_pipeline.pipeline.cohort import as_table
 from fusion_pipeline.pipeline.folder import deliver
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.synthesis import synthetic_patient
 
 FILES = {
@@ -74,8 +75,8 @@ def brief_report(monkeypatch):
                     "transform": found.transform,
                     "error_mm": None,
                     "folded_fraction": 0.0,
-                    "similarity_before": dict(found.similarity_before),
-                    "similarity_after": dict(found.similarity_after),
+                    "similarity_before": dict(found.evidence.similarity_before),
+                    "similarity_after": dict(found.evidence.similarity_after),
                 }
                 for key, found in result.registrations.items()
             },
@@ -197,7 +198,7 @@ class TestRun:
         result = pipeline(files)
         fixed = result.case.fixed
         lattice = fixed.affine @ np.diag([*[n / 9 for n in fixed.shape], 1.0])
-        found = Registration(np.eye(4), wave, lattice, "deformable")
+        found = Registration(WorldMap(np.eye(4), wave, lattice), Evidence("deformable"))
         folder_module.write_files(
             dataclasses.replace(result, registrations={"mr": found}), tmp_path, input_digest=""
         )

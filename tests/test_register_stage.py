@@ -36,16 +36,21 @@ def stage(d, **options):
 
 def numbers(found):
     """All that a result holds, to compare or look for NaN."""
-    scores = [*found.similarity_before.values(), *found.similarity_after.values()]
-    details = [v for v in found.details.values() if isinstance(v, float)]
+    scores = [*found.evidence.similarity_before.values(), *found.evidence.similarity_after.values()]
+    details = [v for v in found.evidence.details.values() if isinstance(v, float)]
     return np.concatenate(
         [
-            found.moving_from_fixed.ravel(),
-            found.ddf_mm.numpy().ravel(),
-            found.working_affine.ravel(),
-            [*scores, *details, found.folded_fraction],
+            found.map.moving_from_fixed.ravel(),
+            found.map.ddf_mm.numpy().ravel(),
+            found.map.working_affine.ravel(),
+            [*scores, *details, found.evidence.folded_fraction],
         ]
     )
+
+
+def moved_by(matrix, found):
+    """The same result with another affine."""
+    return dataclasses.replace(found, map=dataclasses.replace(found.map, moving_from_fixed=matrix))
 
 
 def assert_rigid(matrix):
@@ -71,31 +76,35 @@ def deformable_result(volumes):
 
 class TestVolumes:
     def test_ten_degrees_and_twelve_mm_are_found(self, volumes, rigid_result):
-        error = volumes.error(rigid_result.moving_points(volumes.points))
+        error = volumes.error(rigid_result.map.points(volumes.points))
         assert error < volumes.coarser_voxel
         assert error < 0.5 * volumes.error_before
         assert rigid_result.transform == "rigid"
         assert rigid_result.ok
-        assert rigid_result.similarity_after["nmi"] > rigid_result.similarity_before["nmi"]
-        assert rigid_result.similarity_after["mind"] < rigid_result.similarity_before["mind"]
+        assert (
+            rigid_result.evidence.similarity_after["nmi"]
+            > rigid_result.evidence.similarity_before["nmi"]
+        )
+        assert (
+            rigid_result.evidence.similarity_after["mind"]
+            < rigid_result.evidence.similarity_before["mind"]
+        )
 
     def test_rigid_turns_and_shifts_and_does_nothing_else(self, rigid_result):
-        assert_rigid(rigid_result.moving_from_fixed)
-        assert float(rigid_result.ddf_mm.abs().max()) == 0.0
-        assert rigid_result.folded_fraction == 0.0
+        assert_rigid(rigid_result.map.moving_from_fixed)
+        assert float(rigid_result.map.ddf_mm.abs().max()) == 0.0
+        assert rigid_result.evidence.folded_fraction == 0.0
 
     def test_the_warped_image_is_alike(self, volumes, rigid_result):
         warped = rigid_result.warp(volumes.moving, volumes.fixed)
-        truth = dataclasses.replace(rigid_result, moving_from_fixed=volumes.truth)
+        truth = moved_by(volumes.truth, rigid_result)
         true = truth.warp(volumes.moving, volumes.fixed).array
         body = (true > 0.2 * true.max()).flatten()
         found, before = (
             torch.corrcoef(torch.stack([x.flatten()[body], true.flatten()[body]]))[0, 1]
             for x in (
                 warped.array,
-                dataclasses.replace(truth, moving_from_fixed=np.eye(4))
-                .warp(volumes.moving, volumes.fixed)
-                .array,
+                moved_by(np.eye(4), rigid_result).warp(volumes.moving, volumes.fixed).array,
             )
         )
         assert found > 0.9
@@ -103,16 +112,18 @@ class TestVolumes:
 
     def test_a_deformation_is_finite_and_does_not_fold(self, deformable_result):
         assert np.isfinite(numbers(deformable_result)).all()
-        assert deformable_result.folded_fraction == 0.0
-        working = torch.from_numpy(deformable_result.working_affine)
-        ddf = ddf_from_ddf_mm(deformable_result.ddf_mm[None], working)
+        assert deformable_result.evidence.folded_fraction == 0.0
+        working = torch.from_numpy(deformable_result.map.working_affine)
+        ddf = ddf_from_ddf_mm(deformable_result.map.ddf_mm[None], working)
         assert bool((jacobian_determinant(ddf) > 0).all())
-        assert deformable_result.ddf_mm.shape[1:] == deformable_result.error_map_mm.shape
-        assert float(deformable_result.error_map_mm.min()) >= 0
-        assert deformable_result.error_mm > 0
+        assert (
+            deformable_result.map.ddf_mm.shape[1:] == deformable_result.evidence.error_map_mm.shape
+        )
+        assert float(deformable_result.evidence.error_map_mm.min()) >= 0
+        assert deformable_result.evidence.error_mm > 0
 
     def test_whatever_was_kept_is_better_than_doing_nothing(self, volumes, deformable_result):
-        error = volumes.error(deformable_result.moving_points(volumes.points))
+        error = volumes.error(deformable_result.map.points(volumes.points))
         assert error < 0.5 * volumes.error_before
 
     @pytest.mark.slow
@@ -128,7 +139,7 @@ class TestVolumes:
         found = stage(3)(case.fixed, case.images[key], transform="affine")
         true, points = case.landmarks[key], case.landmarks["ct"]
         before = np.linalg.norm(true - points, axis=1).mean()
-        after = np.linalg.norm(true - found.moving_points(points), axis=1).mean()
+        after = np.linalg.norm(true - found.map.points(points), axis=1).mean()
         # where no pose was clearly better the headers stay: no gain, and no loss
         assert after < before if found.transform != "none" else after == before
 
@@ -139,10 +150,10 @@ class TestPictures:
     def test_a_known_move_is_found(self, seed, transform):
         pair = rigid_pair(seed, d=2, degrees=10.0, mm=6.0)
         found = stage(2)(pair.fixed, pair.moving, transform=transform)
-        error = pair.error(found.moving_points(pair.points))
+        error = pair.error(found.map.points(pair.points))
         assert error < (1.0 if transform == "rigid" else 2.0)
         assert error < 0.4 * pair.error_before
-        assert found.folded_fraction == 0.0
+        assert found.evidence.folded_fraction == 0.0
         assert np.isfinite(numbers(found)).all()
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -150,7 +161,7 @@ class TestPictures:
     def test_a_good_start_is_not_made_worse(self, seed, key):
         pair = rigid_pair(seed, d=2, key=key, degrees=0.0, mm=0.0)
         found = stage(2)(pair.fixed, pair.moving, transform="affine")
-        assert pair.error(found.moving_points(pair.points)) < 0.5
+        assert pair.error(found.map.points(pair.points)) < 0.5
 
     @pytest.mark.parametrize("transform", ["rigid", "affine"])
     def test_a_stretch_is_taken_only_where_it_is_allowed(self, transform):
@@ -159,18 +170,18 @@ class TestPictures:
         moving = pair.moving.with_array(pair.moving.array, affine=grow @ pair.moving.affine)
         found = stage(2)(pair.fixed, moving, transform=transform)
         if transform == "rigid":
-            assert_rigid(found.moving_from_fixed)
+            assert_rigid(found.map.moving_from_fixed)
         else:
             assert found.transform == "affine"
             stretched = dataclasses.replace(pair, moving=moving, truth=grow @ pair.truth)
-            error = stretched.error(found.moving_points(pair.points))
+            error = stretched.error(found.map.points(pair.points))
             assert error < 2.0
             assert error < 0.35 * stretched.error_before
 
     def test_the_same_image_stays_where_it_is(self):
         pair = rigid_pair(2, d=2)
         found = stage(2)(pair.fixed, pair.fixed)
-        shift = found.moving_points(pair.points) - pair.points
+        shift = found.map.points(pair.points) - pair.points
         assert float(np.linalg.norm(shift, axis=1).mean()) < 0.3
         assert found.ok
 
@@ -193,7 +204,7 @@ class TestPictures:
     def test_without_refinement(self):
         pair = rigid_pair(1, d=2)
         found = stage(2, refine_steps=0)(pair.fixed, pair.moving)
-        assert pair.error(found.moving_points(pair.points)) < 0.5 * pair.error_before
+        assert pair.error(found.map.points(pair.points)) < 0.5 * pair.error_before
 
     def test_inputs_are_left_alone(self):
         pair = rigid_pair(1, d=2)
@@ -209,11 +220,11 @@ def test_none_leaves_the_headers(d, volumes):
     pair = volumes if d == 3 else rigid_pair(1, d=2)
     found = stage(d)(pair.fixed, pair.moving, transform="none")
     assert found.transform == "none"
-    np.testing.assert_array_equal(found.moving_from_fixed, np.eye(d + 1))
-    assert float(found.ddf_mm.abs().max()) == 0.0
-    assert found.similarity_before == found.similarity_after
-    np.testing.assert_allclose(found.moving_points(pair.points), pair.points, atol=1e-9)
-    assert found.error_mm > 0  # trusted by the user, and looked at all the same
+    np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(d + 1))
+    assert float(found.map.ddf_mm.abs().max()) == 0.0
+    assert found.evidence.similarity_before == found.evidence.similarity_after
+    np.testing.assert_allclose(found.map.points(pair.points), pair.points, atol=1e-9)
+    assert found.evidence.error_mm > 0  # trusted by the user, and looked at all the same
 
 
 class TestMasks:
@@ -232,14 +243,14 @@ class TestMasks:
     def test_of_the_moving_image(self):
         pair, mask = self.spoilt()
         found = stage(2)(pair.fixed, pair.moving, transform="rigid", moving_mask=mask)
-        assert pair.error(found.moving_points(pair.points)) < 1.5
+        assert pair.error(found.map.points(pair.points)) < 1.5
 
     def test_of_the_reference(self):
         pair, mask = self.spoilt()
         back = np.linalg.inv(pair.truth)
         found = stage(2)(pair.moving, pair.fixed, transform="rigid", fixed_mask=mask)
         points = apply_affine(pair.truth, pair.points)
-        error = np.linalg.norm(found.moving_points(points) - apply_affine(back, points), axis=1)
+        error = np.linalg.norm(found.map.points(points) - apply_affine(back, points), axis=1)
         assert error.mean() < 1.5
 
     def test_an_empty_mask_moves_nothing_and_says_so(self):
@@ -249,7 +260,7 @@ class TestMasks:
         assert not found.ok
         assert "share only 0%" in found.reason
         assert np.isfinite(numbers(found)).all()
-        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
+        np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(3))
 
 
 class TestDoubt:
@@ -289,7 +300,7 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([15.0], [12.0, -9.0], [0.0, 0.0]))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
         assert found.transform == "none"
-        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
+        np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(3))
         assert "headers" in found.reason
 
     @pytest.mark.parametrize("degrees", [1.0, 15.0])
@@ -297,15 +308,15 @@ class TestSecondOpinions:
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([degrees], [2.0, -1.0], [0.0, 0.0]))
         found = stage(2)(pair.fixed, pair.moving)
-        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
-        assert pair.error(found.moving_points(pair.points)) < 1.0
+        np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(3))
+        assert pair.error(found.map.points(pair.points)) < 1.0
 
     @pytest.mark.parametrize(("degrees", "mm"), [(8.0, 6.0), (5.0, 3.0)])
     def test_a_right_pose_is_taken_though_bent_headers_do_well(self, monkeypatch, degrees, mm):
         pair = rigid_pair(2, d=2, degrees=degrees, mm=mm)
         self.found_by_search(monkeypatch, pair.truth)
         found = stage(2)(pair.fixed, pair.moving)
-        np.testing.assert_array_equal(found.moving_from_fixed, pair.truth)
+        np.testing.assert_array_equal(found.map.moving_from_fixed, pair.truth)
 
     @pytest.mark.parametrize(
         ("mm", "explained", "still_seen", "taken"),
@@ -329,7 +340,7 @@ class TestSecondOpinions:
         monkeypatch.setattr(judge, "left_unexplained", lambda *_: next(left))
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
         found = stage(2)(pair.fixed, pair.moving)
-        moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
+        moved = not np.array_equal(found.map.moving_from_fixed, np.eye(3))
         assert moved == taken
 
     @pytest.mark.parametrize(
@@ -355,7 +366,7 @@ class TestSecondOpinions:
         monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: asked.append(1))
         found = stage(2)(pair.fixed, pair.moving)
         assert bool(asked) == tried
-        assert not np.array_equal(found.moving_from_fixed, np.eye(3))
+        assert not np.array_equal(found.map.moving_from_fixed, np.eye(3))
 
     def test_pose_and_headers_are_judged_on_closer_nodes(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
@@ -452,7 +463,7 @@ class TestSecondOpinions:
         monkeypatch.setattr(stages, "_less_alike", lambda *_: less_alike)
         monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
         found = stage(2)(pair.fixed, pair.moving)
-        assert np.array_equal(found.moving_from_fixed, np.eye(3)) == asked
+        assert np.array_equal(found.map.moving_from_fixed, np.eye(3)) == asked
 
     @pytest.mark.parametrize("same_person", [True, False])
     def test_between_people_any_stretch_counts_and_headers_do_not(self, monkeypatch, same_person):
@@ -464,7 +475,7 @@ class TestSecondOpinions:
         monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
         found = stage(2, same_person=same_person)(pair.fixed, pair.moving)
         kept = np.eye(3) if same_person else stretched
-        np.testing.assert_array_equal(found.moving_from_fixed, kept)
+        np.testing.assert_array_equal(found.map.moving_from_fixed, kept)
 
     @pytest.mark.parametrize(
         ("falls", "rises", "kept"),
@@ -536,18 +547,22 @@ class TestSecondOpinions:
         seen = property(lambda trial: trial.moved.shown.image)
         monkeypatch.setattr(Trial, "error_map_mm", seen)  # tells on what it was estimated
         found = stage(3)(fixed, moving, transform=transform)
-        np.testing.assert_array_equal(found.moving_from_fixed, fine if placed_anew else rough)
-        assert ("polished_mm" in found.details) == placed_anew
+        np.testing.assert_array_equal(found.map.moving_from_fixed, fine if placed_anew else rough)
+        assert ("polished_mm" in found.evidence.details) == placed_anew
         if placed_anew:  # the report speaks of the pose that it holds
-            assert found.details["polished_mm"] == pytest.approx(mm)
+            assert found.evidence.details["polished_mm"] == pytest.approx(mm)
             assert [image.key for image in asked[0][:2]] == list(keys)
             np.testing.assert_array_equal(asked[0][3], rough)
             again = Pose(fine, fine, start=0.3, rigid_score=1.0, score=score, far=0.0)
             monkeypatch.setattr(stages, "find_pose", lambda *_, **__: again)
             monkeypatch.setattr(stages, "_can_be_polished", lambda *_: False)
             there = stage(3)(fixed, moving, transform=transform)
-            assert found.similarity_after == pytest.approx(there.similarity_after, abs=1e-6)
-            assert not torch.equal(found.error_map_mm, there.error_map_mm)  # not made anew
+            assert found.evidence.similarity_after == pytest.approx(
+                there.evidence.similarity_after, abs=1e-6
+            )
+            assert not torch.equal(
+                found.evidence.error_map_mm, there.evidence.error_map_mm
+            )  # not made anew
 
     @pytest.mark.parametrize(
         ("key", "refined"), [("pet", False), ("spect", False), ("mr_t2", True), ("ct", True)]
@@ -570,7 +585,7 @@ class TestSecondOpinions:
         monkeypatch.setattr(Trial, "error_mm", property(lambda _: 1.0))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
         assert found.transform == "rigid"
-        assert "polished_mm" not in found.details
+        assert "polished_mm" not in found.evidence.details
 
     def test_a_gate_asks_for_structure_and_for_information(self):
         @dataclasses.dataclass
@@ -598,8 +613,8 @@ class TestOptions:
     def test_a_working_spacing_is_taken(self):
         pair = rigid_pair(1, d=2)
         found = stage(2, working_spacing=2.5)(pair.fixed, pair.moving, transform="rigid")
-        assert found.details["working_spacing_mm"] == pytest.approx(2.5)
-        assert pair.error(found.moving_points(pair.points)) < 2.5
+        assert found.evidence.details["working_spacing_mm"] == pytest.approx(2.5)
+        assert pair.error(found.map.points(pair.points)) < 2.5
 
     def test_bad_options_are_refused(self):
         with pytest.raises(ValueError, match="refine_steps >= 0, got -1"):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.data import Image, TransformKind
-from fusion_pipeline.geometry import ddf_mm_from_ddf, jacobian_determinant
+from fusion_pipeline.geometry import WorldMap, ddf_mm_from_ddf, jacobian_determinant
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.registration import Registration
+from fusion_pipeline.register.evidence import Evidence, Registration
 from fusion_pipeline.register.trial import Pair, Trial
 from fusion_pipeline.transforms import BodyMask
 
@@ -46,10 +46,8 @@ def result(
     before, after = start.undeformed.similarity, end.similarity
     fixed_mm = float(end.fixed.shown.body.sum()) * lattice.spacing**d
     doubt = _doubt(before, after, seen.error_mm, after["overlap"] * max(1.0, fixed_mm / body_mm))
-    return Registration(
-        moving_from_fixed=matrix,
-        ddf_mm=ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0],
-        working_affine=lattice.affine,
+    ddf_mm = ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0]
+    evidence = Evidence(
         transform=kept,
         ok=not doubt,
         reason="; ".join(part for part in (doubt, reason) if part),
@@ -60,6 +58,7 @@ def result(
         error_map_mm=seen.error_map_mm,
         details={**details, "working_spacing_mm": lattice.spacing},
     )
+    return Registration(WorldMap(matrix, ddf_mm, lattice.affine), evidence)
 
 
 def body_mm3(image: Image, known: Tensor) -> float:
