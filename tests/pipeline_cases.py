@@ -5,10 +5,10 @@ import numpy as np
 import torch
 
 from fusion_pipeline.geometry import WorldMap
-from fusion_pipeline.networks.fusion import FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet
-from fusion_pipeline.networks.multimodal import MultimodalNet
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.fusion_net import FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register import Evidence, Registration
 
 CT_AFFINE = np.array([[-1.5, 0, 0.1, 20], [0, 1.2, 0, -18], [0, 0.05, 3, -30], [0, 0, 0, 1.0]])

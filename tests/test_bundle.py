@@ -21,7 +21,7 @@ from monai.bundle import (
 from pipeline_cases import small_network, write_case
 
 from fusion_pipeline.data import InputError
-from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import FusionPipeline, bundle_for, load_weights
 from fusion_pipeline.synthesis import synthetic_patient
 

@@ -4,7 +4,7 @@ import torch
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import rigid_matrix
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register.gates import stiff_gate
 from fusion_pipeline.register.judge import left_unexplained
 from fusion_pipeline.register.lattice import on_lattice, working_lattice

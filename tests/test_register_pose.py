@@ -6,6 +6,7 @@ from register_cases import rigid_pair
 import fusion_pipeline.register.pose as poses
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, rigid_matrix, sample
+from fusion_pipeline.geometry.filters import dilated
 from fusion_pipeline.register.lattice import on_lattice, working_lattice
 from fusion_pipeline.register.pose import (
     Points,
@@ -14,7 +15,7 @@ from fusion_pipeline.register.pose import (
     polished,
     pose_parameters,
 )
-from fusion_pipeline.register.views import View, grown, known_region, make_view, smoothed
+from fusion_pipeline.register.views import View, known_region, make_view, smoothed
 
 
 def search(pair, *, affine=False, masks=(None, None), **options):
@@ -317,10 +318,10 @@ class TestViews:
     def test_a_grown_mask_is_a_box_larger(self):
         mask = torch.zeros(1, 1, 9, 11)
         mask[0, 0, 4, 5] = 1
-        out = grown(mask, 2.2)
+        out = dilated(mask, 2.2)
         assert float(out.sum()) == 25
         assert bool((out[0, 0, 2:7, 3:8] == 1).all())
-        assert float(grown(mask, 0.1).sum()) == 9
+        assert float(dilated(mask, 0.1).sum()) == 9
 
     def test_without_tissue_the_lattice_is_the_measure(self, oblique_image):
         nothing = torch.zeros_like(oblique_image.array)

@@ -10,8 +10,8 @@ from fusion_pipeline.geometry import (
     sample,
     warp,
 )
+from fusion_pipeline.geometry.filters import averaged
 from fusion_pipeline.losses import mutual_information
-from fusion_pipeline.losses.box import averaged
 from fusion_pipeline.register import refinement
 from fusion_pipeline.register.refinement import Smoothness, describe, refine
 

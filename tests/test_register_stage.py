@@ -13,7 +13,7 @@ from fusion_pipeline.geometry import (
     jacobian_determinant,
     rigid_matrix,
 )
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register import Register, judge
 from fusion_pipeline.register import stage as stages
 from fusion_pipeline.register.gates import Gate

@@ -6,7 +6,7 @@ import torch
 
 from fusion_pipeline.geometry import compose, warp
 from fusion_pipeline.metrics import mind_distance, normalized_mutual_information
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register.lattice import Lattice, OnLattice
 from fusion_pipeline.register.trial import Pair, Side, Trial
 

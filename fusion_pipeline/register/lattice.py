@@ -10,7 +10,8 @@ from torch import Tensor
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import inverse_affine, resample, rescaled_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.views import grown, smoothed
+from fusion_pipeline.geometry.filters import dilated
+from fusion_pipeline.register.views import smoothed
 from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
 _FINEST_MM = 2.0
@@ -127,7 +128,7 @@ def on_lattice(
     body = BodyMask(image.modality)(small, spacing_of(lattice.affine).tolist()) & (seen[0] > 0.5)
     scaled = NormalizeModality(image.modality)(small, body)[None]
     solid = body[None].float()
-    near = seen * grown(solid, _RIM_MM / lattice.spacing)
+    near = seen * dilated(solid, _RIM_MM / lattice.spacing)
     return OnLattice(scaled, near, solid, _around_bone(image, small[0], lattice) * near)
 
 

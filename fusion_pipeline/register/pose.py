@@ -20,8 +20,9 @@ from torch import Tensor
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import PointReader, apply_affine, inverse_affine, sample
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.geometry.filters import dilated
 from fusion_pipeline.losses import mind_ssc
-from fusion_pipeline.register.views import View, emission, grown, make_view
+from fusion_pipeline.register.views import View, emission, make_view
 
 _BINS = 24
 _SMOOTHED_BINS = 0.6 * _BINS  # bins that are independent after the histogram is smoothed
@@ -93,7 +94,7 @@ class Points:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.source = source
-        near = grown(source.tissue, _MARGIN_MM / source.spacing) * (source.known > 0.5)
+        near = dilated(source.tissue, _MARGIN_MM / source.spacing) * (source.known > 0.5)
         where = (near[0, 0] > 0.5).nonzero()
         if len(where) == 0:
             where = torch.ones_like(near[0, 0]).nonzero()

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.geometry import identity_points, integrate, resize_ddf, sample
+from fusion_pipeline.geometry.filters import averaged, halved
 from fusion_pipeline.losses import (
     bending_energy,
     diffusion_energy,
     mind_ssc,
     mutual_information,
 )
-from fusion_pipeline.losses.box import averaged
 
 _PATIENCE = 8
 _LEAST_FALL = 1e-3  # of the loss
@@ -194,9 +193,3 @@ def _optimize(
             break
         optimizer.step()
     return best
-
-
-def halved(image: Tensor) -> Tensor:
-    """Average around every other voxel, corners kept."""
-    pool = F.avg_pool3d if image.ndim == 5 else F.avg_pool2d
-    return pool(image, 3, stride=2, padding=1, count_include_pad=False)

@@ -10,8 +10,8 @@ from torch import Tensor
 from fusion_pipeline.data import Image, InputError, TransformKind
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.losses.box import averaged
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.geometry.filters import averaged, halved
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register.evidence import Registration
 from fusion_pipeline.register.gates import (
     CLEAR_MM,
@@ -24,7 +24,7 @@ from fusion_pipeline.register.gates import (
 from fusion_pipeline.register.judge import JUDGED, JUDGED_ON, headers_do_as_well
 from fusion_pipeline.register.lattice import Lattice, blurred_for, on_lattice, working_lattice
 from fusion_pipeline.register.pose import find_pose, polished
-from fusion_pipeline.register.refinement import Smoothness, halved, refine
+from fusion_pipeline.register.refinement import Smoothness, refine
 from fusion_pipeline.register.result import body_mm3, result
 from fusion_pipeline.register.trial import Pair, Side, Trial
 from fusion_pipeline.register.views import emission, known_region

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusion_pipeline.geometry import compose, integrate, resize, resize_ddf, warp
 from fusion_pipeline.metrics import normalized_mutual_information
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register.lattice import Lattice, OnLattice
 from fusion_pipeline.register.refinement import describe
 

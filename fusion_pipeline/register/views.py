@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -198,19 +197,3 @@ def smoothed(image: Tensor, known: Tensor, sigma: Sequence[float]) -> Tensor:
     blurred = values.copy()
     np.divide(total, share, out=blurred, where=share > 1e-3)
     return torch.from_numpy(blurred)
-
-
-def grown(mask: Tensor, reach: float) -> Tensor:
-    """The mask and a box of so many voxels around each of its voxels.
-
-    Args:
-        mask: ``(1, 1, *S)`` 0/1.
-        reach: voxels, at least one.
-    """
-    n = max(1, round(reach))
-    d = mask.ndim - 2
-    pool = F.max_pool3d if d == 3 else F.max_pool2d
-    for axis in range(d):  # one axis after the other: the same box, many times faster
-        size = [2 * n + 1 if a == axis else 1 for a in range(d)]
-        mask = pool(mask, size, 1, [k // 2 for k in size])
-    return mask
