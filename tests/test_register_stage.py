@@ -14,17 +14,18 @@ from fusion_pipeline.geometry import (
     rigid_matrix,
 )
 from fusion_pipeline.networks.registration_net import RegistrationNet
-from fusion_pipeline.register import Register, judge
+from fusion_pipeline.register import Register, chosen_pose, initial_alignment
 from fusion_pipeline.register import stage as stages
-from fusion_pipeline.register.gates import Gate
+from fusion_pipeline.register.aligned_pair import AlignedPair
+from fusion_pipeline.register.criteria import Criterion
 from fusion_pipeline.register.lattice import Lattice
 from fusion_pipeline.register.pose import Pose
-from fusion_pipeline.register.trial import Trial
+from fusion_pipeline.register.settings import DECISION, DEFORMATION
 from fusion_pipeline.synthesis import synthetic_patient
 
 # smoothness, what information is worth, and whether the first level is gone through
-STIFF, SOFT = (stages._STIFF, 0.0, True), (stages._SOFT, 0.0, False)
-INFORMED = stages._SOFT, stages._INFORMATION, False
+STIFF, SOFT = (DEFORMATION.stiff, 0.0, True), (DEFORMATION.soft, 0.0, False)
+INFORMED = DEFORMATION.soft, DEFORMATION.information, False
 
 
 def stage(d, **options):
@@ -292,8 +293,8 @@ class TestSecondOpinions:
 
     @staticmethod
     def found_by_search(monkeypatch, matrix):
-        pose = Pose(matrix, matrix, start=0.5, rigid_score=0.9, score=0.9, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        pose = Pose(matrix, matrix, start=0.5, rigid_score=0.9, score=0.9, distance_penalty=0.0)
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
 
     def test_a_pose_that_spoils_the_structure_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
@@ -337,8 +338,8 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
         left = iter([1.0, 1.0 - explained])
         seen = chain(still_seen, repeat(2.0))  # in mm; the last of them is the result's own
-        monkeypatch.setattr(judge, "left_unexplained", lambda *_: next(left))
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
+        monkeypatch.setattr(initial_alignment, "unexplained", lambda *_: next(left))
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: next(seen)))
         found = stage(2)(pair.fixed, pair.moving)
         moved = not np.array_equal(found.map.moving_from_fixed, np.eye(3))
         assert moved == taken
@@ -361,14 +362,14 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [5.0, 0.0], [0.0, 0.0]))
         asked = []
         seen = chain(still_seen, repeat(2.0))
-        monkeypatch.setattr(Trial, "error_over", lambda *_: next(seen))
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: asked.append(1))
+        monkeypatch.setattr(AlignedPair, "error_over", lambda *_: next(seen))
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: False)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: asked.append(1))
         found = stage(2)(pair.fixed, pair.moving)
         assert bool(asked) == tried
         assert not np.array_equal(found.map.moving_from_fixed, np.eye(3))
 
-    def test_pose_and_headers_are_judged_on_closer_nodes(self, monkeypatch):
+    def test_pose_and_initial_alignment_are_tried_on_closer_nodes(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
         asked = []
@@ -379,7 +380,11 @@ class TestSecondOpinions:
 
         monkeypatch.setattr(stages, "refine", refined)
         stage(2)(pair.fixed, pair.moving)
-        assert asked[:3] == [judge.JUDGED, judge.JUDGED, stages._STIFF]
+        assert asked[:3] == [
+            DECISION.trial_smoothness,
+            DECISION.trial_smoothness,
+            DEFORMATION.stiff,
+        ]
 
     @pytest.mark.parametrize(
         ("keys", "still_seen", "falls", "rises", "refinements", "kept"),
@@ -415,7 +420,7 @@ class TestSecondOpinions:
         tried = stage(2)
         lattice = stages.working_lattice(fixed, moving)
         known = torch.ones_like(fixed.array), torch.ones_like(moving.array)
-        placed = tried._placing((fixed, moving), known, lattice)(None)
+        placed = tried._aligner((fixed, moving), known, lattice)(None)
         asked = []
 
         def refined(of_fixed, of_moving, velocity, *, steps, smoothness, information, coarse):
@@ -435,15 +440,15 @@ class TestSecondOpinions:
 
         monkeypatch.setattr(stages, "refine", refined)
         monkeypatch.setattr(Lattice, "dims", 3)  # pictures stand for volumes: they are faster
-        monkeypatch.setattr(Trial, "similarity", property(similarity))
-        monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
+        monkeypatch.setattr(AlignedPair, "similarity", property(similarity))
+        monkeypatch.setattr(AlignedPair, "distance", lambda *_: 1.0)
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: still_seen))
         end = tried._deformed(placed, (fixed, moving))
         assert asked == refinements
         assert ("none", "stiff", "soft")[number(end)] == kept
 
     @pytest.mark.parametrize(
-        ("start", "rigid", "affine", "less_alike", "asked"),
+        ("start", "rigid", "affine", "less_similar", "asked"),
         [
             (0.5, 1.0, 1.0, False, True),  # twice their score
             (0.5, 1.2, 1.2, False, False),  # 2.4 times, and 0.7 nats
@@ -454,14 +459,16 @@ class TestSecondOpinions:
         ],
     )
     def test_headers_are_no_rival_to_a_score_that_is_far_better(
-        self, monkeypatch, start, rigid, affine, less_alike, asked
+        self, monkeypatch, start, rigid, affine, less_similar, asked
     ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         matrix = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
-        pose = Pose(matrix, matrix, start=start, rigid_score=rigid, score=affine, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: less_alike)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
+        pose = Pose(
+            matrix, matrix, start=start, rigid_score=rigid, score=affine, distance_penalty=0.0
+        )
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: less_similar)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: True)
         found = stage(2)(pair.fixed, pair.moving)
         assert np.array_equal(found.map.moving_from_fixed, np.eye(3)) == asked
 
@@ -470,9 +477,9 @@ class TestSecondOpinions:
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         rigid = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
         stretched = rigid @ np.diag([1.05, 1.0, 1.0])
-        pose = Pose(rigid, stretched, start=0.9, rigid_score=0.99, score=1.0, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
+        pose = Pose(rigid, stretched, start=0.9, rigid_score=0.99, score=1.0, distance_penalty=0.0)
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: True)
         found = stage(2, same_person=same_person)(pair.fixed, pair.moving)
         kept = np.eye(3) if same_person else stretched
         np.testing.assert_array_equal(found.map.moving_from_fixed, kept)
@@ -492,7 +499,7 @@ class TestSecondOpinions:
         tried = stage(2, same_person=False)
         images = pair.fixed, pair.moving
         known = torch.ones_like(pair.fixed.array), torch.ones_like(pair.moving.array)
-        placed = tried._placing(images, known, stages.working_lattice(*images))(None)
+        placed = tried._aligner(images, known, stages.working_lattice(*images))(None)
         asked = []
 
         def refined(of_fixed, of_moving, velocity, *, smoothness, information, coarse, **_):
@@ -508,11 +515,11 @@ class TestSecondOpinions:
             return {"nmi": 1.1 + 0.1 * rise, "mind": 1 - fall, "overlap": 1.0}
 
         monkeypatch.setattr(stages, "refine", refined)
-        monkeypatch.setattr(Trial, "similarity", property(similarity))
-        monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
+        monkeypatch.setattr(AlignedPair, "similarity", property(similarity))
+        monkeypatch.setattr(AlignedPair, "distance", lambda *_: 1.0)
         end = tried._deformed(placed, images)
-        softest = stages._SOFTEST, stages._INFORMATION, False
-        assert asked == [STIFF, (stages._SOFT, stages._INFORMATION, True), softest]
+        softest = DEFORMATION.softest, DEFORMATION.information, False
+        assert asked == [STIFF, (DEFORMATION.soft, DEFORMATION.information, True), softest]
         assert number(end) == kept
 
     @pytest.mark.parametrize(
@@ -538,14 +545,14 @@ class TestSecondOpinions:
         fine = rigid_matrix([0.0] * 3, [9.0 + mm, 0.0, 0.0], [0.0] * 3)
         asked = []
         score = 2.0 if transform == "affine" else 1.0
-        pose = Pose(rough, rough, start=0.3, rigid_score=1.0, score=score, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        pose = Pose(rough, rough, start=0.3, rigid_score=1.0, score=score, distance_penalty=0.0)
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
         monkeypatch.setattr(stages, "polished", lambda *given: asked.append(given) or fine)
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: False)
         monkeypatch.setattr(stages.Register, "_deformed", lambda _, start, __: start.undeformed)
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
-        seen = property(lambda trial: trial.moved.shown.image)
-        monkeypatch.setattr(Trial, "error_map_mm", seen)  # tells on what it was estimated
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: still_seen))
+        seen = property(lambda trial: trial.warped.arrays.image)
+        monkeypatch.setattr(AlignedPair, "error_map_mm", seen)  # tells on what it was estimated
         found = stage(3)(fixed, moving, transform=transform)
         np.testing.assert_array_equal(found.map.moving_from_fixed, fine if placed_anew else rough)
         assert ("polished_mm" in found.evidence.details) == placed_anew
@@ -553,8 +560,8 @@ class TestSecondOpinions:
             assert found.evidence.details["polished_mm"] == pytest.approx(mm)
             assert [image.key for image in asked[0][:2]] == list(keys)
             np.testing.assert_array_equal(asked[0][3], rough)
-            again = Pose(fine, fine, start=0.3, rigid_score=1.0, score=score, far=0.0)
-            monkeypatch.setattr(stages, "find_pose", lambda *_, **__: again)
+            again = Pose(fine, fine, start=0.3, rigid_score=1.0, score=score, distance_penalty=0.0)
+            monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: again)
             monkeypatch.setattr(stages, "_can_be_polished", lambda *_: False)
             there = stage(3)(fixed, moving, transform=transform)
             assert found.evidence.similarity_after == pytest.approx(
@@ -580,14 +587,14 @@ class TestSecondOpinions:
     def test_pictures_are_not_polished(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: False)
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: 1.0))
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: False)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: False)
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: 1.0))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
         assert found.transform == "rigid"
         assert "polished_mm" not in found.evidence.details
 
-    def test_a_gate_asks_for_structure_and_for_information(self):
+    def test_a_criterion_asks_for_structure_and_for_information(self):
         @dataclasses.dataclass
         class Shown:
             similarity: dict[str, float]
@@ -595,14 +602,14 @@ class TestSecondOpinions:
         def shown(mind, nmi):
             return Shown({"mind": mind, "nmi": nmi})
 
-        gate, before = Gate(0.03, 0.05), shown(0.5, 1.2)
-        assert gate.lets(shown(0.484, 1.211), before)
-        assert not gate.lets(shown(0.486, 1.211), before)
-        assert not gate.lets(shown(0.484, 1.209), before)
-        both = gate.and_also(Gate(0.01, 0.10))
+        criterion, before = Criterion(0.03, 0.05), shown(0.5, 1.2)
+        assert criterion.accepts(shown(0.484, 1.211), before)
+        assert not criterion.accepts(shown(0.486, 1.211), before)
+        assert not criterion.accepts(shown(0.484, 1.209), before)
+        both = criterion.and_also(Criterion(0.01, 0.10))
         assert (both.structure, both.information) == (0.03, 0.10)
 
-    def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):
+    def test_a_pose_that_makes_a_pet_less_similar_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, -6.0], [0.0, 0.0]))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
