@@ -22,10 +22,10 @@ MUTATIONS = {
     "information ignored": ("criteria", "return closer and", "return closer or"),
     "pose gain 0": ("settings", "pose_gain_nats: float = 0.03", "pose_gain_nats: float = 0.0"),
     "no distance penalty": ("chosen_pose", " + pose.distance_penalty", ""),
-    "small moves up to 20 mm": (
+    "small moves to 9 mm": (
         "settings",
         "small_move_mm: float = 2.0",
-        "small_move_mm: float = 20.0",
+        "small_move_mm: float = 9.5",
     ),
     "any stretch": ("chosen_pose", "pose.rigid_score * stretch_gain", "pose.rigid_score"),
     "undisputed at once": ("settings", "undisputed: float = 2.2", "undisputed: float = 1.0"),
@@ -35,7 +35,7 @@ MUTATIONS = {
         "undisputed_nats: float = 0.0",
     ),
     "clear up to 4 mm": ("settings", "clear_mm: float = 1.4", "clear_mm: float = 4.0"),
-    "estimate falls by any": (
+    "any fall": (
         "settings",
         "estimate_falls: float = 2.0",
         "estimate_falls: float = 1.0",

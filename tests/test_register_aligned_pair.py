@@ -71,7 +71,7 @@ class TestAlignedPair:
         even = tuple(n - 1 for n in odd.fixed.arrays.image.shape[2:])
         inside = (..., *map(slice, even))
         cut = [
-            replace(side, shown=LatticeArrays(*(x[inside] for x in astuple(side.arrays))))
+            replace(side, arrays=LatticeArrays(*(x[inside] for x in astuple(side.arrays))))
             for side in (odd.fixed, odd.warped)
         ]
         found = AlignedPair(*cut, SPACING).error_map_mm
