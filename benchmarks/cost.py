@@ -30,7 +30,7 @@ def measured(case: KnownCase, spacing: float, refine_steps: int | None) -> Row:
     found, cost = timed(method, case.fixed, case.moving)
     if found is None:
         raise RuntimeError(cost["raised"])
-    error = target_registration_error(case.truth, found.moving_points(case.points))
+    error = target_registration_error(case.truth, found.map.points(case.points))
     return {
         "spacing_mm": spacing,
         "voxels": int(np.prod(working_lattice(case.fixed, case.moving, spacing).shape)),

@@ -27,8 +27,8 @@ from fusion_pipeline.baselines import FuseBy, average, laplacian_pyramid, maximu
 from fusion_pipeline.data import Image
 from fusion_pipeline.fuse import Fuse, Fusion, faded
 from fusion_pipeline.metrics import fusion_scores
-from fusion_pipeline.networks.fusion import FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet
+from fusion_pipeline.networks.fusion_net import FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.pipeline import FusionPipeline
 

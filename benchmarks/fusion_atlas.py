@@ -22,7 +22,7 @@ from torch import Tensor
 from fusion_pipeline.baselines import FuseBy, average, maximum
 from fusion_pipeline.data import Image
 from fusion_pipeline.fuse import Fuse
-from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.fusion_net import FusionNet
 from fusion_pipeline.pipeline import FusionPipeline
 
 MEASURES = ("Q_MIN", "VIF_MIN", "SSIM_MIN", "RHO_OTHER", "NABF", "BACKGROUND")

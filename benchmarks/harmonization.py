@@ -35,9 +35,9 @@ from train_harmonize_fuse import Crop, Patients, other_protocol
 
 from fusion_pipeline.baselines import Nyul, match_histogram
 from fusion_pipeline.harmonize import straight_line
-from fusion_pipeline.losses.harmonization import edges_lost, information_lost
+from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lost
 from fusion_pipeline.metrics import ssim
-from fusion_pipeline.networks.harmonization import HarmonizationNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import kind_of
 
 Method = Callable[[Patient, Tensor], list[Tensor]]

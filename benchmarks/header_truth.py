@@ -185,7 +185,7 @@ def measure(ct: Image, mr: Image, register: Register) -> dict[str, Any]:
 
     found = best_pose(contours)
     best = found[0][1]
-    ours = register(ct, mr).moving_from_fixed
+    ours = register(ct, mr).map.moving_from_fixed
     return {
         **in_common_view(contours, {"headers": headers, "ours": ours, "best": best}),
         "ours_moved_mm": between(ours, headers),

@@ -82,7 +82,7 @@ def run_pair(
     rows = []
     for method in methods:
         found, cost = timed(method, *images)
-        moved = points if found is None else found.moving_points(points)
+        moved = points if found is None else found.map.points(points)
         there = _labels_at(moved, maps[1][0], centred(maps[1][1], maps[1][0]))
         start = _labels_at(points, maps[1][0], centred(maps[1][1], maps[1][0]))
         rows.append(
@@ -95,7 +95,7 @@ def run_pair(
                 "before": dice(here, start),
                 "after": dice(here, there),
                 "transform": "none" if found is None else found.transform,
-                "folded_fraction": 0.0 if found is None else found.folded_fraction,
+                "folded_fraction": 0.0 if found is None else found.evidence.folded_fraction,
                 **cost,
             }
         )

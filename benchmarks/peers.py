@@ -30,6 +30,7 @@ from torch import Tensor
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import (
+    WorldMap,
     ddf_from_ddf_mm,
     ddf_mm_from_ddf,
     inverse_affine,
@@ -39,7 +40,7 @@ from fusion_pipeline.geometry import (
 )
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.metrics import folded_fraction
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 
 _SPACING_MM = 2.0
 _BLUR = 0.35  # of the new voxel, where the old one is smaller: as our own stage reads its images
@@ -249,7 +250,9 @@ def _registration(ddf_mm: Tensor, fixed: Image) -> Registration:
         raise ValueError("the engine gave a field that is not finite")
     ddf = ddf_from_ddf_mm(ddf_mm[None], torch.from_numpy(fixed.affine))
     folded = float(folded_fraction(ddf).mean())
-    return Registration(np.eye(4), ddf_mm, fixed.affine, "deformable", folded_fraction=folded)
+    return Registration(
+        WorldMap(np.eye(4), ddf_mm, fixed.affine), Evidence("deformable", folded_fraction=folded)
+    )
 
 
 def _frame(image: Image) -> tuple[tuple[float, ...], tuple[float, ...], Matrix]:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from known_truth import Severity, known_map
-from registration_cases import SEVERITIES, Pair, Spec, make
+from registration_cases import SEVERITIES, ImagePair, Spec, make
 from scipy.spatial.transform import Rotation
 
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.register.pose import find_pose
-from fusion_pipeline.register.views import known_region
+from fusion_pipeline.register.views import masked_field_of_view
 
 _HELD_OUT = {"sts008", "sts015", "sts026", "sts032", "sts035", "sts043", "sts047"}
 _FAILED_MM = 10.0
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         if name in _HELD_OUT or (options.patients and name not in options.patients):
             continue
         files = [(key, options.data / entry[key]) for key in ("ct", options.moving)]
-        pair = Pair("training", name, files[0], files[1])
+        pair = ImagePair("training", name, files[0], files[1])
         rows += _patient(pair, options.severities, options.seeds)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     summary = _summary(rows)
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(severity, ", ".join(f"{k} {v:.2f}" for k, v in numbers.items()))
 
 
-def _patient(pair: Pair, severities: list[Severity], seeds: int) -> list[dict[str, Any]]:
+def _patient(pair: ImagePair, severities: list[Severity], seeds: int) -> list[dict[str, Any]]:
     """All moves of one patient: a row each."""
     rows, back = [], []
     for severity in severities:
@@ -67,7 +67,7 @@ def _patient(pair: Pair, severities: list[Severity], seeds: int) -> list[dict[st
             spec = Spec(pair, severity, draw)
             case = make(spec)
             start = time.process_time()
-            known = known_region(case.fixed), known_region(case.moving)
+            known = masked_field_of_view(case.fixed), masked_field_of_view(case.moving)
             pose = find_pose(case.fixed, case.moving, known, affine=False)
             seconds = time.process_time() - start
             found = apply_affine(pose.rigid, case.points)

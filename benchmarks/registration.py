@@ -159,8 +159,8 @@ def _errors(case: KnownCase, found: Registration | None) -> Row:
     """Distances before and after, and what the registration says of itself."""
     points = {"before": case.points, "pose": case.points, "after": case.points}
     if found is not None:
-        points["pose"] = apply_affine(found.moving_from_fixed, case.points)
-        points["after"] = found.moving_points(case.points)
+        points["pose"] = apply_affine(found.map.moving_from_fixed, case.points)
+        points["after"] = found.map.points(case.points)
     row: Row = {"points": len(case.points), "in_view_share": float(case.in_view.mean())}
     for name, where in points.items():
         error = target_registration_error(case.truth, where)
@@ -168,15 +168,16 @@ def _errors(case: KnownCase, found: Registration | None) -> Row:
         row[f"{name}_in_view"] = _distances(error[case.in_view]) if case.in_view.any() else None
     if found is None:
         return row | {"transform": "none", "ok": False, "error_mm": None, "folded_fraction": 0.0}
+    evidence = found.evidence
     return row | {
-        "transform": found.transform,
-        "ok": found.ok,
-        "reason": found.reason,
-        "error_mm": found.error_mm if math.isfinite(found.error_mm) else None,
-        "folded_fraction": found.folded_fraction,
-        "similarity_before": dict(found.similarity_before),
-        "similarity_after": dict(found.similarity_after),
-        "details": dict(found.details),
+        "transform": evidence.transform,
+        "ok": evidence.ok,
+        "reason": evidence.reason,
+        "error_mm": evidence.error_mm if math.isfinite(evidence.error_mm) else None,
+        "folded_fraction": evidence.folded_fraction,
+        "similarity_before": dict(evidence.similarity_before),
+        "similarity_after": dict(evidence.similarity_after),
+        "details": dict(evidence.details),
     }
 
 

@@ -50,7 +50,7 @@ def main() -> None:
             move = known_map(spec.seed, "rigid", case.fixed.affine, case.fixed.shape)
             found, _ = timed(stage, case.fixed, case.moving)
             assert found is not None
-            ends = (found.moving_points(case.points), _by_simpleitk(case, move))
+            ends = (found.map.points(case.points), _by_simpleitk(case, move))
             for method, there in zip(back, ends, strict=True):
                 back[method].append(move.inverse(there) - case.points)
         lines += [_line(pair.group, method, np.stack(off)) for method, off in back.items()]

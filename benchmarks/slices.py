@@ -25,7 +25,7 @@ _LEAST_PIXELS = 5000
 def pool(
     open_data: Path, cache: Path, heads: Sequence[str], seed: int, left_out: Sequence[str] = ()
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """``normalized``, ``valid`` and ``body`` ``(3, i, j)`` of each slice: CT, MR, nuclear.
+    """``normalized``, ``valid`` and ``body`` ``(3, i, j)`` of each slice: CT, MR, emission.
 
     Args:
         open_data: the folder of ``datalist.json``.

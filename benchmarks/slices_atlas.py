@@ -125,8 +125,8 @@ def main() -> None:
                     "after": float(_end_point_error(result, b, u)[tissue].mean()),
                     "transform": found.transform,
                     "ok": found.ok,
-                    "error_mm": found.error_mm,
-                    "folded": found.folded_fraction,
+                    "error_mm": found.evidence.error_mm,
+                    "folded": found.evidence.folded_fraction,
                     "cpu_s": seconds,
                 }
                 if pair.judged:
@@ -178,7 +178,7 @@ def _end_point_error(result: CaseResult, key: str, move: np.ndarray) -> np.ndarr
     fixed = result.case.fixed
     grid = np.stack(np.meshgrid(*map(np.arange, fixed.shape), indexing="ij"), -1)
     voxels = grid.reshape(-1, 2).astype(float)
-    there = result.registrations[key].moving_points(apply_affine(fixed.affine, voxels))
+    there = result.registrations[key].map.points(apply_affine(fixed.affine, voxels))
     y = apply_affine(np.linalg.inv(result.case.images[key].affine), there)
     u = np.stack([_read(component, y[:, ::-1]) for component in move], -1)
     error = np.linalg.norm(y[:, ::-1] + u - voxels[:, ::-1], axis=1)

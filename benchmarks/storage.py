@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = [("as it is", name) for name in _WAYS] + [("LPS", "RAS")]
     for fixed_way, way in runs:
         found = register(fixed[fixed_way], moving[way])
-        points = found.moving_points(case.points)
+        points = found.map.points(case.points)
         warped = found.warp(moving[way], case.fixed).array
         error = np.linalg.norm(points - case.truth, axis=1).mean()
         if first is None or shown is None:

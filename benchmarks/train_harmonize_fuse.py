@@ -27,16 +27,16 @@ from torch import Tensor, nn
 
 from fusion_pipeline.fuse import faded
 from fusion_pipeline.geometry import resample, resize
-from fusion_pipeline.losses.fusion import FusionLossTerms, fusion_loss_terms
-from fusion_pipeline.losses.harmonization import harmonization_loss, protocol_difference
-from fusion_pipeline.networks.fusion import FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet, apply_curves
+from fusion_pipeline.losses.fusion_loss import FusionLossTerms, fusion_loss_terms
+from fusion_pipeline.losses.harmonization_loss import harmonization_loss, protocol_difference
+from fusion_pipeline.networks.fusion_net import FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet, apply_curves
 from fusion_pipeline.synthesis.tissues import Contrast
 from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
-KINDS = ("ct", "mr", "nuclear")
+KINDS = ("ct", "mr", "emission")
 # HU and uptake do not drift through the body; MR has its bias field
-SMOOTHNESS = {"ct": 40.0, "mr": 15.0, "nuclear": 40.0}
+SMOOTHNESS = {"ct": 40.0, "mr": 15.0, "emission": 40.0}
 # by spatial dims: sides of the crops that are harmonized, of those that are fused, and of the part
 # of these that is judged
 _HARMONIZED, _SURROUNDINGS, _JUDGED = {2: 224, 3: 48}, {2: 192, 3: 60}, {2: 128, 3: 34}

@@ -32,7 +32,7 @@ from fusion_pipeline.geometry import (
     rigid_matrix,
     warp,
 )
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.synthesis.anatomy import body_label_map
 from fusion_pipeline.synthesis.painting import (
     paint,

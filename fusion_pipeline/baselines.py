@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fusion_pipeline.data import Image, TransformKind
 from fusion_pipeline.fuse import Fusion
-from fusion_pipeline.geometry import lps_from_ras, rescaled_affine, resize
+from fusion_pipeline.geometry import WorldMap, lps_from_ras, rescaled_affine, resize
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.harmonize import Harmonization
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 FusionRule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -254,14 +254,14 @@ class RegisterByMutualInformation:
         affine, shape = rescaled_affine(fixed.affine, fixed.shape, self.working_spacing)
         nothing = torch.zeros((d, *shape))
         if transform == "none":
-            return Registration(np.eye(d + 1), nothing, affine, "none")
+            return Registration(WorldMap(np.eye(d + 1), nothing, affine), Evidence("none"))
         f, m = to_itk(fixed), to_itk(moving)
         rigid = self._rigid(f, m, d)
         matrix = _ras_matrix(rigid, d)
         if transform != "deformable":
-            return Registration(matrix, nothing, affine, "rigid")
+            return Registration(WorldMap(matrix, nothing, affine), Evidence("rigid"))
         spline = self._spline(f, m, rigid, d)
-        # ITK applies the moving initial transform last: rigid(spline(x)), as Registration has it
+        # ITK applies the moving initial transform last: rigid(spline(x)), as WorldMap has it
         lattice = to_itk(Image(torch.zeros((1, *shape)), affine, fixed.key))
         field = sitk.TransformToDisplacementField(
             spline,
@@ -274,9 +274,8 @@ class RegisterByMutualInformation:
         array = np.moveaxis(sitk.GetArrayFromImage(field), -1, 0)
         array = np.ascontiguousarray(array.transpose(0, *range(d, 0, -1)))
         signs = lps_from_ras(d).diagonal()[:d].reshape(d, *[1] * d)
-        return Registration(
-            matrix, torch.from_numpy((array * signs).astype(np.float32)), affine, "deformable"
-        )
+        ddf_mm = torch.from_numpy((array * signs).astype(np.float32))
+        return Registration(WorldMap(matrix, ddf_mm, affine), Evidence("deformable"))
 
     def _method(self, f: sitk.Image, shrink: Sequence[int]) -> sitk.ImageRegistrationMethod:
         """What both optimizations share; sampled on a fixed seed, so that runs agree."""

@@ -248,7 +248,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
         "--kinds",
         default="ct,mr",
         metavar="KIND,KIND",
-        help="of the fused images, in order: ct, mr, nuclear (default: ct,mr)",
+        help="of the fused images, in order: ct, mr, emission (default: ct,mr)",
     )
     export.add_argument("--debug", action="store_true", help="show tracebacks")
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from fusion_pipeline.data import Image, Series
-from fusion_pipeline.geometry import apply_affine
+from fusion_pipeline.geometry import WorldMap, apply_affine
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.metrics import dice, hd95, target_registration_error
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.result import CaseResult
 from fusion_pipeline.transforms import body_mask
 
@@ -84,7 +84,9 @@ def _field_error(result: CaseResult, key: str) -> Scores:
     voxels = _body_voxels(result.case.series[result.case.reference])
     points = apply_affine(fixed.affine, voxels)
     shift = truth[(slice(None), *voxels.T)].T.double().numpy()
-    return _before_after("tre_mm", points, points + shift, result.registrations[key], worst=True)
+    return _before_after(
+        "tre_mm", points, points + shift, result.registrations[key].map, worst=True
+    )
 
 
 def _body_voxels(fixed: Series) -> Matrix:
@@ -103,14 +105,14 @@ def _landmark_error(result: CaseResult, key: str) -> Scores:
     fixed, moving = (series[k].landmarks for k in (result.case.reference, key))
     if fixed is None or moving is None:
         return {}
-    return _before_after("landmarks_mm", fixed, moving, result.registrations[key])
+    return _before_after("landmarks_mm", fixed, moving, result.registrations[key].map)
 
 
 def _before_after(
-    name: str, fixed: Matrix, moving: Matrix, found: Registration, *, worst: bool = False
+    name: str, fixed: Matrix, moving: Matrix, found: WorldMap, *, worst: bool = False
 ) -> Scores:
     """Mean distance of the true points from the identity and from what was found."""
-    after = target_registration_error(moving, found.moving_points(fixed))
+    after = target_registration_error(moving, found.points(fixed))
     scores = {
         f"{name}_before": float(np.mean(target_registration_error(moving, fixed))),
         f"{name}_after": float(np.mean(after)),
@@ -128,8 +130,7 @@ def _overlap(result: CaseResult, key: str) -> Scores:
     if not common:
         return {}
     found = result.registrations[key]
-    d = fixed.spatial_dims
-    still = Registration(np.eye(d + 1), torch.zeros(d, *[2] * d), found.working_affine, "none")
+    still = Registration(WorldMap.identity(fixed.spatial_dims), Evidence("none"))
     scores: Scores = {}
     for when, registration in (("before", still), ("after", found)):
         warped = registration.warp(moving, fixed, nearest=True)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fusion_pipeline.data import InputError, check_output_folder
-from fusion_pipeline.networks.fusion import STRIDE, FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet
+from fusion_pipeline.networks.fusion_net import STRIDE, FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
-from fusion_pipeline.networks.multimodal import MultimodalNet
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 
 Format = Literal["pt2", "onnx"]
 NETWORKS = ("registration", "harmonization", "fusion")

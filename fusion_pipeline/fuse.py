@@ -14,9 +14,9 @@ from torch import Tensor
 from fusion_pipeline.data import Image, recolour
 from fusion_pipeline.data.image import along_axes_of
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.losses.box import box_around
+from fusion_pipeline.geometry.filters import box_around
 from fusion_pipeline.metrics.fusion import fusion_scores
-from fusion_pipeline.networks.fusion import STRIDE, FusionNet
+from fusion_pipeline.networks.fusion_net import STRIDE, FusionNet
 from fusion_pipeline.networks.kinds import kind_of
 
 _SHOWN = 0.06

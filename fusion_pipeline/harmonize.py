@@ -9,8 +9,13 @@ from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.losses.harmonization import edges_lost, information_lost
-from fusion_pipeline.networks.harmonization import HIGHEST, LOWEST, HarmonizationNet, apply_curves
+from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lost
+from fusion_pipeline.networks.harmonization_net import (
+    HIGHEST,
+    LOWEST,
+    HarmonizationNet,
+    apply_curves,
+)
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 

@@ -1,4 +1,4 @@
-"""Importable as ``fusion_pipeline.networks`` only."""
+"""The networks; importable as ``fusion_pipeline.networks`` only."""
 
 if __name__ != "fusion_pipeline.networks":
     raise ImportError(
@@ -6,9 +6,12 @@ if __name__ != "fusion_pipeline.networks":
         "under two names every class would exist twice"
     )
 
-from fusion_pipeline.networks.fusion import FusionNet, FusionOutput
-from fusion_pipeline.networks.harmonization import HarmonizationNet, apply_curves
+from fusion_pipeline.networks.fusion_net import FusionNet, FusionOutput
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet, apply_curves
 from fusion_pipeline.networks.kinds import KINDS, Kind, kind_indices, kind_of
+from fusion_pipeline.networks.multimodal_net import MultimodalNet, MultimodalOutput
+from fusion_pipeline.networks.registration_net import RegistrationNet
+from fusion_pipeline.networks.warp import Warp
 
 __all__ = [
     "KINDS",
@@ -16,6 +19,10 @@ __all__ = [
     "FusionOutput",
     "HarmonizationNet",
     "Kind",
+    "MultimodalNet",
+    "MultimodalOutput",
+    "RegistrationNet",
+    "Warp",
     "apply_curves",
     "kind_indices",
     "kind_of",

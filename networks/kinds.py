@@ -1,15 +1,15 @@
-"""Kinds of modality: what the encoders and tone curves tell apart."""
+"""Kinds of modality: what the encoders and tone curves distinguish."""
 
 from collections.abc import Sequence
 from typing import Literal
 
-Kind = Literal["ct", "mr", "nuclear"]
-KINDS: tuple[Kind, ...] = ("ct", "mr", "nuclear")
-_KIND_OF: dict[str, Kind] = {"ct": "ct", "mr": "mr", "pet": "nuclear", "spect": "nuclear"}
+Kind = Literal["ct", "mr", "emission"]
+KINDS: tuple[Kind, ...] = ("ct", "mr", "emission")
+_KIND_OF: dict[str, Kind] = {"ct": "ct", "mr": "mr", "pet": "emission", "spect": "emission"}
 
 
 def kind_of(modality: str) -> Kind:
-    """The kind of a modality: PET and SPECT are both ``nuclear``.
+    """The kind of a modality: PET and SPECT are both ``emission``.
 
     Args:
         modality: ``ct``, ``mr``, ``pet`` or ``spect``.
@@ -18,7 +18,7 @@ def kind_of(modality: str) -> Kind:
         ValueError: another name.
 
     >>> kind_of("spect")
-    'nuclear'
+    'emission'
     """
     if modality not in _KIND_OF:
         raise ValueError(f"expected a modality of {', '.join(_KIND_OF)}, got {modality!r}")
@@ -26,7 +26,7 @@ def kind_of(modality: str) -> Kind:
 
 
 def kind_indices(kinds: str | Sequence[str], count: int) -> list[int]:
-    """The place of each kind in `KINDS`; one name stands for all.
+    """The index of each kind in `KINDS`; one name stands for all.
 
     Args:
         kinds: one kind for all, or one for each.
@@ -35,7 +35,7 @@ def kind_indices(kinds: str | Sequence[str], count: int) -> list[int]:
     Raises:
         ValueError: another number of kinds, or an unknown one.
 
-    >>> kind_indices("mr", 2), kind_indices(["nuclear", "ct"], 2)
+    >>> kind_indices("mr", 2), kind_indices(["emission", "ct"], 2)
     ([1, 1], [2, 0])
     """
     names = [kinds] * count if isinstance(kinds, str) else list(kinds)

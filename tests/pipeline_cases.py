@@ -12,10 +12,11 @@ from monai.data.utils import no_collation
 from monai.transforms import Compose
 
 import fusion_pipeline.pipeline.folder as folder_module
-from fusion_pipeline.networks.fusion import FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet
-from fusion_pipeline.networks.multimodal import MultimodalNet
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.geometry import WorldMap
+from fusion_pipeline.networks.fusion_net import FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.pipeline import (
     CaseDataset,
     EvaluationHandler,
@@ -28,7 +29,7 @@ from fusion_pipeline.pipeline import (
     bundle_for,
     from_config,
 )
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 
 CT_AFFINE = np.array([[-1.5, 0, 0.1, 20], [0, 1.2, 0, -18], [0, 0.05, 3, -30], [0, 0, 0, 1.0]])
 OTHER_AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
@@ -113,8 +114,8 @@ def brief_report(monkeypatch):
                     "transform": found.transform,
                     "error_mm": None,
                     "folded_fraction": 0.0,
-                    "similarity_before": dict(found.similarity_before),
-                    "similarity_after": dict(found.similarity_after),
+                    "similarity_before": dict(found.evidence.similarity_before),
+                    "similarity_after": dict(found.evidence.similarity_after),
                 }
                 for key, found in result.registrations.items()
             },
@@ -147,13 +148,17 @@ class ShiftRegister:
         matrix = np.eye(d + 1)
         matrix[:d, d] = self.shift_mm[:d]
         return Registration(
-            moving_from_fixed=matrix if transform != "none" else np.eye(d + 1),
-            ddf_mm=torch.zeros(d, *[2] * d),
-            working_affine=fixed.affine,
-            transform=transform,
-            ok=transform != "affine",
-            reason="an affine is not trusted here" if transform == "affine" else "",
-            similarity_before={"nmi": 1.1, "mind": 0.3},
-            similarity_after={"nmi": 1.2, "mind": 0.2},
-            error_mm=float("nan"),
+            WorldMap(
+                moving_from_fixed=matrix if transform != "none" else np.eye(d + 1),
+                ddf_mm=torch.zeros(d, *[2] * d),
+                working_affine=fixed.affine,
+            ),
+            Evidence(
+                transform=transform,
+                ok=transform != "affine",
+                reason="an affine is not trusted here" if transform == "affine" else "",
+                similarity_before={"nmi": 1.1, "mind": 0.3},
+                similarity_after={"nmi": 1.2, "mind": 0.2},
+                error_mm=float("nan"),
+            ),
         )

@@ -8,10 +8,16 @@ from data_phantoms import case_of
 
 from fusion_pipeline.data import Case, Image
 from fusion_pipeline.fuse import Fusion
-from fusion_pipeline.geometry import apply_affine, identity_points, rescaled_affine, rigid_matrix
+from fusion_pipeline.geometry import (
+    WorldMap,
+    apply_affine,
+    identity_points,
+    rescaled_affine,
+    rigid_matrix,
+)
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.harmonize import Harmonization
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.result import CaseResult
 
 HOT_MM = (9.0, -14.0, 12.0)
@@ -53,6 +59,11 @@ def smooth_field(shape: tuple[int, ...], size_mm: float) -> torch.Tensor:
     return torch.stack([size_mm * wave.expand(shape) for wave in waves])
 
 
+def moved_by(found: Registration, matrix: Matrix) -> Registration:
+    """The same result with another affine."""
+    return replace(found, map=replace(found.map, moving_from_fixed=matrix))
+
+
 def result_3d() -> CaseResult:
     """CT (oblique), MR moved by a known motion and bent, PET of the CT's session."""
     eye, tilt = np.eye(4), rigid_matrix((6.0, -8.0, 15.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
@@ -65,19 +76,20 @@ def result_3d() -> CaseResult:
     affine, shape = rescaled_affine(ct.affine, ct.shape, 4.0)
     registrations = {
         "mr_t1": Registration(
-            motion,
-            smooth_field(shape, 1.5),
-            affine,
-            "deformable",
-            similarity_before={"nmi": 1.1, "mind": 0.3},
-            similarity_after={"nmi": 1.2, "mind": 0.4},
-            folded_fraction=0.001,
-            error_mm=1.6,
-            error_map_mm=smooth_field(shape, 1.0)[0].abs(),
-            details={"offset_mm": float("nan"), "engine": "features"},
+            WorldMap(motion, smooth_field(shape, 1.5), affine),
+            Evidence(
+                "deformable",
+                similarity_before={"nmi": 1.1, "mind": 0.3},
+                similarity_after={"nmi": 1.2, "mind": 0.4},
+                folded_fraction=0.001,
+                error_mm=1.6,
+                error_map_mm=smooth_field(shape, 1.0)[0].abs(),
+                details={"offset_mm": float("nan"), "engine": "features"},
+            ),
         ),
         "pet": Registration(
-            eye, torch.zeros(3, *shape), affine, "none", ok=False, reason="Less similar <after>."
+            WorldMap(eye, torch.zeros(3, *shape), affine),
+            Evidence("none", ok=False, reason="Less similar <after>."),
         ),
     }
     case = case_of(
@@ -100,7 +112,9 @@ def result_2d() -> CaseResult:
     ct = paint("ct", flip, shape, "a.u.", to_body)
     mr = paint("mr", motion @ flip, shape, "a.u.", to_body @ np.linalg.inv(motion))
     ddf = torch.zeros(2, 45, 40)
-    found = Registration(motion, ddf, flip @ np.diag([2.0, 2.0, 1.0]), "rigid", error_mm=0.4)
+    found = Registration(
+        WorldMap(motion, ddf, flip @ np.diag([2.0, 2.0, 1.0])), Evidence("rigid", error_mm=0.4)
+    )
     case = case_of("slice", "ct", {"ct": ct, "mr": mr}, {"mr": "rigid"})
     return finished(case, {"mr": found}, ())
 

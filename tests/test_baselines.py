@@ -162,7 +162,7 @@ def test_mutual_information_finds_a_known_rigid_move(dims):
     assert found.transform == "rigid"
     points = apply_affine(fixed.affine, identity_points(fixed.shape).numpy()).reshape(-1, dims)
     before = np.linalg.norm(apply_affine(truth, points) - points, axis=1).mean()
-    error = np.linalg.norm(found.moving_points(points) - apply_affine(truth, points), axis=1).mean()
+    error = np.linalg.norm(found.map.points(points) - apply_affine(truth, points), axis=1).mean()
     assert error < 0.2 * before
 
 
@@ -172,7 +172,7 @@ def test_b_spline_stays_near_the_truth():
     found = RegisterByMutualInformation(iterations=30)(fixed, moving)
     assert found.transform == "deformable"
     points = apply_affine(fixed.affine, identity_points(fixed.shape).numpy())[6:-6, 6:-6]
-    error = np.linalg.norm(found.moving_points(points) - apply_affine(truth, points), axis=-1)
+    error = np.linalg.norm(found.map.points(points) - apply_affine(truth, points), axis=-1)
     assert float(error.mean()) < 2.5
     inner = (slice(None), slice(8, -8), slice(8, -8))
     pair = [i.array[inner].flatten().numpy() for i in (found.warp(moving, fixed), fixed)]
@@ -182,5 +182,5 @@ def test_b_spline_stays_near_the_truth():
 def test_none_trusts_the_headers():
     fixed, moving, _ = _moved(3)
     found = RegisterByMutualInformation()(fixed, moving, transform="none")
-    np.testing.assert_array_equal(found.moving_from_fixed, np.eye(4))
-    assert float(found.ddf_mm.abs().max()) == 0
+    np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(4))
+    assert float(found.map.ddf_mm.abs().max()) == 0

@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,13 @@ from monai.inferers import Inferer
 from monai.transforms import Compose
 from pipeline_cases import ShiftRegister, small_network, write_case
 
+import fusion_pipeline
 from fusion_pipeline.data import InputError
-from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import FusionPipeline, bundle_for, load_weights
 from fusion_pipeline.synthesis import synthetic_patient
 
-ROOT = Path(str(files("fusion_pipeline"))) / "bundles"
+ROOT = bundle_for(3).parent
 BUNDLE, BUNDLE_2D = ROOT / "multimodal_fusion", ROOT / "multimodal_fusion_2d"
 CONFIGS = BUNDLE / "configs"
 # MONAI warns about every config that it evaluates
@@ -393,9 +393,7 @@ class TestFromBundle:
         ],
     )
     def test_no_bundle_for_the_input(self, monkeypatch, tmp_path, spatial_dims, message):
-        import fusion_pipeline.pipeline.bundle as bundle
-
-        monkeypatch.setattr(bundle, "files", lambda _: tmp_path)
+        monkeypatch.setattr(fusion_pipeline, "__path__", [str(tmp_path)])
         with pytest.raises(InputError, match=message):
             bundle_for(spatial_dims)
 

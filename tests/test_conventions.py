@@ -13,6 +13,7 @@ from data_phantoms import case_of
 from fusion_pipeline.data import Image
 from fusion_pipeline.data.writing import write_displacement, write_image
 from fusion_pipeline.geometry import (
+    WorldMap,
     apply_affine,
     compose,
     ddf_from_ddf_mm,
@@ -28,7 +29,7 @@ from fusion_pipeline.geometry import (
     spacing_of,
     warp,
 )
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (7, 8, 9)
@@ -151,18 +152,18 @@ def test_convention_matrices_cancel(oblique_affine):
 def test_convention_deformation_first_then_affine():
     turn = rigid_matrix((0.0, 0.0, 90.0), (10.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     ddf_mm = constant(1.0, 0.0, 0.0)[0]
-    found = Registration(turn, ddf_mm, np.eye(4), "deformable")
+    found = WorldMap(turn, ddf_mm, np.eye(4))
     point, step = np.array([2.0, 3.0, 4.0]), np.array([1.0, 0.0, 0.0])
     expected = apply_affine(turn, point + step)
-    assert found.moving_points(point) == pytest.approx(expected)
-    assert found.moving_points(point) != pytest.approx(apply_affine(turn, point) + step)
+    assert found.points(point) == pytest.approx(expected)
+    assert found.points(point) != pytest.approx(apply_affine(turn, point) + step)
 
 
 def test_convention_outside_values_and_nearest_labels(oblique_image):
     fixed = oblique_image
     shift = np.eye(4)
     shift[:3, 3] = 30.0
-    found = Registration(shift, torch.zeros(3, 2, 2, 2), fixed.affine, "rigid")
+    found = Registration(WorldMap(shift, torch.zeros(3, 2, 2, 2), fixed.affine), Evidence("rigid"))
     ct = Image(fixed.array - 900, fixed.affine, "ct", "HU")
     assert found.warp(ct, fixed).array.min() == -1000
     stored = ct.with_array(fixed.array, units="a.u.")
@@ -171,7 +172,7 @@ def test_convention_outside_values_and_nearest_labels(oblique_image):
     small = np.eye(4)
     small[0, 3] = 0.4
     label = fixed.with_array((fixed.array > 100).float() * 3)
-    nudged = Registration(small, torch.zeros(3, 2, 2, 2), fixed.affine, "rigid")
+    nudged = Registration(WorldMap(small, torch.zeros(3, 2, 2, 2), fixed.affine), Evidence("rigid"))
     assert set(nudged.warp(label, fixed, nearest=True).array.unique().tolist()) <= {0.0, 3.0}
 
 

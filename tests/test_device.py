@@ -70,7 +70,7 @@ def batch():
     d = len(shape)
     return Batch(
         image=torch.randn(1, 3, *shape, generator=draw).clamp(-4, 4),
-        kinds=("ct", "mr", "nuclear"),
+        kinds=("ct", "mr", "emission"),
         valid=torch.ones(1, 3, *shape),
         spacing=2.0,
         ddf=torch.randn(1, 2, d, *shape, generator=draw),

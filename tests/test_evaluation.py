@@ -9,7 +9,8 @@ from data_phantoms import case_of
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.evaluation import evaluate, mean_scores, recovery_table
-from fusion_pipeline.register import Registration
+from fusion_pipeline.geometry import WorldMap
+from fusion_pipeline.register import Evidence, Registration
 
 SHAPE = (20, 24, 28)
 AFFINE = np.array([[0, 1.5, 0, -20], [-1, 0, 0.2, 12], [0, 0.1, 3, -40], [0, 0, 0, 1.0]])
@@ -28,7 +29,7 @@ def ball(centre=(10, 12, 14), radius=6):
 def registration(shift):
     matrix = np.eye(4)
     matrix[:3, 3] = shift
-    return Registration(matrix, torch.zeros(3, 2, 2, 2), AFFINE, "rigid")
+    return Registration(WorldMap(matrix, torch.zeros(3, 2, 2, 2), AFFINE), Evidence("rigid"))
 
 
 def result(found, **truth):
@@ -114,7 +115,7 @@ def test_two_dimensions():
     field[0] = 3.0
     images = {key: image(disc + np.arange(28), key, affine) for key in ("ct", "mr")}
     case = case_of("p", "ct", images, {"mr": "rigid"}, displacements={"mr": field})
-    still = Registration(np.eye(3), torch.zeros(2, 2, 2), affine, "none")
+    still = Registration(WorldMap(np.eye(3), torch.zeros(2, 2, 2), affine), Evidence("none"))
     found = SimpleNamespace(case=case, registrations={"mr": still})
     assert evaluate(found)["mr"]["tre_mm_after"] == pytest.approx(3)
 

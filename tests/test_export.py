@@ -12,10 +12,10 @@ from torch import nn
 from fusion_pipeline.cli import main
 from fusion_pipeline.data import InputError
 from fusion_pipeline.export import export_fusion, export_networks
-from fusion_pipeline.networks.multimodal import MultimodalNet
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 
-KINDS = ("nuclear", "ct")
+KINDS = ("emission", "ct")
 SIZES = {2: ((47, 64), (65, 49)), 3: ((47, 64, 49), (65, 49, 52))}
 needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnxscript", "onnxruntime")),
@@ -104,8 +104,8 @@ def test_a_size_below_the_smallest_is_refused():
     [
         ({"names": ["warp"]}, "each network of registration, .*, got warp"),
         ({"file_format": "ts"}, "each format of pt2, onnx, got ts"),
-        ({"kinds": ["pet"]}, "each kind of ct, mr, nuclear, got pet"),
-        ({"kinds": []}, "each kind of ct, mr, nuclear, got none"),
+        ({"kinds": ["pet"]}, "each kind of ct, mr, emission, got pet"),
+        ({"kinds": []}, "each kind of ct, mr, emission, got none"),
     ],
 )
 def test_an_unknown_word_is_refused(settings, message, tmp_path):
@@ -134,7 +134,7 @@ def test_the_command_exports_the_harmonization_of_a_bundle(tmp_path):
     run = run_pt2(tmp_path / "harmonization_nuclear.pt2")
     for image, valid in pairs(1, 2):
         with torch.no_grad():
-            torch.testing.assert_close(run(image, valid), own(image, "nuclear", valid))
+            torch.testing.assert_close(run(image, valid), own(image, "emission", valid))
 
 
 def test_export_needs_no_lightning():

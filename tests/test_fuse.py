@@ -8,7 +8,7 @@ from scipy import ndimage
 from fusion_pipeline.data import Image
 from fusion_pipeline.fuse import Fuse, _laid_around, faded
 from fusion_pipeline.metrics import fusion_scores
-from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.fusion_net import FusionNet
 from fusion_pipeline.pipeline import FusionPipeline
 
 AFFINE = np.array(
@@ -56,7 +56,7 @@ def test_one_window_is_the_network():
     found = Fuse(net)(images, valid)
     stacked = torch.cat([i.array for i in images.values()])[None]
     with torch.no_grad():
-        expected = net(stacked, ["ct", "mr", "nuclear"])
+        expected = net(stacked, ["ct", "mr", "emission"])
     torch.testing.assert_close(found.fused.array, expected.fused[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(found.weights, expected.weights[0], atol=1e-5, rtol=0)
 
@@ -271,7 +271,7 @@ def test_air_around_the_body_costs_nothing_and_changes_little():
     hook.remove()
     assert sizes == [(46, 26, 54)]  # what is shown, and 16 voxels around it
     with torch.no_grad():
-        whole = net(torch.cat([i.array for i in wide.values()])[None], ["ct", "mr", "nuclear"])
+        whole = net(torch.cat([i.array for i in wide.values()])[None], ["ct", "mr", "emission"])
     apart = (found.fused.array - whole.fused[0]).abs()
     assert float(apart.max()) < 0.05
     assert float(apart.mean()) < 0.005

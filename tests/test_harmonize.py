@@ -8,7 +8,7 @@ from scipy import ndimage
 import fusion_pipeline.harmonize as stage
 from fusion_pipeline.data import Image
 from fusion_pipeline.harmonize import Harmonize, straight_line
-from fusion_pipeline.networks.harmonization import HarmonizationNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
 AFFINE = np.array(

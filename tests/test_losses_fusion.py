@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from fusion_pipeline.losses.fusion import fusion_loss, fusion_loss_terms
+from fusion_pipeline.losses.fusion_loss import fusion_loss, fusion_loss_terms
 from fusion_pipeline.metrics import ssim
 
 SHAPES = {2: (34, 29), 3: (18, 22, 20)}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from fusion_pipeline.losses.harmonization import (
+from fusion_pipeline.losses.harmonization_loss import (
     box_mean,
     contrast_lost,
     edge_agreement,

@@ -7,8 +7,8 @@ from skimage.metrics import normalized_mutual_information as skimage_nmi
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from fusion_pipeline.geometry import identity_points
+from fusion_pipeline.geometry.filters import averaged, box_sum, box_sum_same
 from fusion_pipeline.losses import lncc, mutual_information
-from fusion_pipeline.losses.box import averaged, box_sum, box_sum_same
 
 SHAPES = [(20, 24), (13, 11, 15)]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_pipeline.networks.fusion import FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet
-from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.fusion_net import FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
 
 SHAPES = {2: (20, 24), 3: (12, 16, 20)}
 
@@ -55,7 +55,7 @@ def test_forward_gives_one_fused_image_in_the_unit_range(d, channels):
 
 def test_everything_on_the_way_comes_in_the_order_of_the_input(d):
     x = images(d, 3)
-    out = network(d).fuse_all(x, ["mr", "mr", "nuclear"])
+    out = network(d).fuse_all(x, ["mr", "mr", "emission"])
     assert out.ddf.shape == (1, 2, d, *SHAPES[d])
     assert out.warped.shape == out.harmonized.shape == out.weights.shape == x.shape
     torch.testing.assert_close(out.warped, x)
@@ -72,9 +72,9 @@ def test_moving_images_are_pulled_back_and_the_reference_stays(d):
 
 def test_what_comes_from_outside_is_not_valid_and_gets_no_weight(d):
     out = network(d, [3.0] + [0.0] * (d - 1)).fuse_all(images(d, 2), ["ct", "mr"])
-    assert out.valid[:, 0].all()
-    assert out.valid[:, 1, :-3].all()
-    assert not out.valid[:, 1, -3:].any()
+    assert out.field_of_view[:, 0].all()
+    assert out.field_of_view[:, 1, :-3].all()
+    assert not out.field_of_view[:, 1, -3:].any()
     assert not out.weights[:, 1, -3:].any()
 
 
@@ -82,8 +82,8 @@ def test_a_field_of_view_moves_with_its_image(d):
     valid = torch.ones(1, 2, *SHAPES[d])
     valid[:, 1, :5] = 0
     out = network(d, [2.0] + [0.0] * (d - 1)).fuse_all(images(d, 2), ["ct", "mr"], valid)
-    assert not out.valid[:, 1, :3].any()
-    assert out.valid[:, 1, 3:-2].all()
+    assert not out.field_of_view[:, 1, :3].any()
+    assert out.field_of_view[:, 1, 3:-2].all()
 
 
 def test_the_gradient_of_the_fused_image_reaches_the_registration(d):
@@ -103,8 +103,8 @@ def test_a_batch_is_each_alone(d):
 def test_the_order_of_the_moving_images_changes_nothing(d):
     net = network(d, [0.5] * d)
     x = images(d, 3)
-    swapped = net(x[:, [0, 2, 1]], ["ct", "nuclear", "mr"])
-    torch.testing.assert_close(net(x, ["ct", "mr", "nuclear"]), swapped)
+    swapped = net(x[:, [0, 2, 1]], ["ct", "emission", "mr"])
+    torch.testing.assert_close(net(x, ["ct", "mr", "emission"]), swapped)
 
 
 def test_all_weights_load_from_one_state_dict(d):

@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from fusion_pipeline.networks.fusion import FusionNet
+from fusion_pipeline.networks.fusion_net import FusionNet
 
 SHAPES = {2: (26, 21), 3: (13, 17, 10)}
 
@@ -44,7 +44,7 @@ def dims(request):
         ),
         (
             lambda: FusionNet(2)(torch.zeros(1, 2, 4, 4), "ct", torch.zeros(1, 1, 4, 4)),
-            r"expected valid of the images' shape \(1, 2, 4, 4\), got \(1, 1, 4, 4\)",
+            r"expected field_of_view of the images' shape \(1, 2, 4, 4\), got \(1, 1, 4, 4\)",
         ),
         (
             lambda: FusionNet(2)(torch.zeros(1, 2, 4, 4), ["ct", "mr", "mr"]),
@@ -87,7 +87,7 @@ def test_weights(dims, count):
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_order_changes_nothing_to_the_last_bit(dims, order):
     images, valid = _case(dims, 3)
-    kinds = ["mr", "mr", "nuclear"]
+    kinds = ["mr", "mr", "emission"]
     net = _trained(dims)
     with torch.no_grad():
         fused, weights = net(images, kinds, valid)
@@ -114,7 +114,7 @@ def test_modalities_look_at_each_other():
         coarse = torch.stack([net.encoders["ct"](images[:, :1])[-1]] * 2, 1)
         changed = coarse.clone()
         changed[:, 1] += 1.0
-        before, after = net.across(coarse, seen), net.across(changed, seen)
+        before, after = net.modality_attention(coarse, seen), net.modality_attention(changed, seen)
     assert not torch.allclose(before[:, 0], after[:, 0])
 
 
@@ -150,9 +150,9 @@ def test_batch_equals_each_alone(dims):
     images, valid = _case(dims, 3)
     net = _trained(dims)
     with torch.no_grad():
-        together = net(images, ["ct", "mr", "nuclear"], valid).fused
+        together = net(images, ["ct", "mr", "emission"], valid).fused
         alone = [
-            net(images[n : n + 1], ["ct", "mr", "nuclear"], valid[n : n + 1]).fused for n in (0, 1)
+            net(images[n : n + 1], ["ct", "mr", "emission"], valid[n : n + 1]).fused for n in (0, 1)
         ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
 
@@ -160,7 +160,7 @@ def test_batch_equals_each_alone(dims):
 def test_every_parameter_gets_a_gradient(dims):
     images, valid = _case(dims, 3)
     net = _trained(dims)
-    fused, weights = net(images, ["ct", "mr", "nuclear"], valid)
+    fused, weights = net(images, ["ct", "mr", "emission"], valid)
     (fused.square().sum() + weights.square().sum()).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -199,7 +199,7 @@ def test_shares_of_a_field_of_view_scale_the_weights(dims):
 def test_shares_beyond_0_to_1_are_refused(share):
     images, valid = _case(2, 2)
     valid[:, 0, 0] = share
-    with pytest.raises(ValueError, match="expected valid between 0 and 1"):
+    with pytest.raises(ValueError, match="expected field_of_view between 0 and 1"):
         FusionNet(2)(images, "mr", valid)
 
 
@@ -270,7 +270,7 @@ def _listening(dims):
     """A network whose coarse level and attention do something."""
     net = _trained(dims)
     net.decoder.narrow.weight.data *= 30
-    for part in (net.across.value, net.across.out):
+    for part in (net.modality_attention.value, net.modality_attention.out):
         part.weight.data *= 8
     return net
 
@@ -291,7 +291,7 @@ def test_the_end_of_a_field_of_view_changes_weights_by_its_share_alone(dims):
         summary = net.summarize(images, kinds)
         whole = net(images, kinds, None, summary).weights
         cut = net(images, kinds, shares, summary).weights
-        net.across.value.weight.data *= 0
+        net.modality_attention.value.weight.data *= 0
         deaf = net(images, kinds, None, summary).weights
     assert float((deaf - whole).abs().mean()) > 0.01  # they hear each other
     assert float(whole.std()) > 0.1

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
-from fusion_pipeline.networks.harmonization import HarmonizationNet, apply_curves
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet, apply_curves
 from fusion_pipeline.networks.kinds import KINDS, kind_indices, kind_of
 
 SHAPES = {2: (26, 21), 3: (20, 17, 24)}
@@ -25,7 +25,12 @@ def dims(request):
 
 
 def test_kind_of_modalities():
-    assert [kind_of(m) for m in ("ct", "mr", "pet", "spect")] == ["ct", "mr", "nuclear", "nuclear"]
+    assert [kind_of(m) for m in ("ct", "mr", "pet", "spect")] == [
+        "ct",
+        "mr",
+        "emission",
+        "emission",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,7 @@ def test_kind_of_modalities():
     [
         (lambda: kind_of("us"), "expected a modality of ct, mr, pet, spect, got 'us'"),
         (lambda: kind_indices(["ct"], 2), "expected 2 kinds, one for each image, got 1"),
-        (lambda: kind_indices("pet", 1), "expected kinds of ct, mr, nuclear, got 'pet'"),
+        (lambda: kind_indices("pet", 1), "expected kinds of ct, mr, emission, got 'pet'"),
         (lambda: HarmonizationNet(4), "expected 2 or 3 spatial dimensions, got 4"),
         (
             lambda: HarmonizationNet(3)(torch.zeros(1, 2, 4, 4, 4), "ct"),
@@ -48,7 +53,7 @@ def test_errors_say_what_came(call, message):
 
 def test_untrained_is_the_straight_line(dims):
     image = 8 * torch.rand(2, 1, *SHAPES[dims]) - 4
-    out = HarmonizationNet(dims)(image, ["ct", "nuclear"])
+    out = HarmonizationNet(dims)(image, ["ct", "emission"])
     torch.testing.assert_close(out, (image + 4) / 8, atol=1e-5, rtol=0)
 
 
@@ -121,7 +126,7 @@ def test_blending_is_a_cubic_spline():
 def test_batch_equals_each_alone(dims):
     net = _trained(dims)
     images = torch.randn(3, 1, *SHAPES[dims]).clamp(-4, 4)
-    kinds = ["nuclear", "ct", "mr"]
+    kinds = ["emission", "ct", "mr"]
     with torch.no_grad():
         together = net(images, kinds)
         alone = torch.cat([net(images[n : n + 1], kinds[n]) for n in range(3)])

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fusion_pipeline.geometry import identity_points, integrate, jacobian_determinant, resize_ddf
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 
 # one of the form 16 n + 1, odd, even, smaller than the least the levels need
 SHAPES = {2: [(33, 49), (37, 51), (40, 34), (19, 24)], 3: [(33, 33, 33), (21, 30, 35)]}

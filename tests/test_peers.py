@@ -122,8 +122,8 @@ def test_reads_an_itk_field_exactly(greedy, orientation):
     fixed = Image(torch.zeros(1, *FIXED[orientation][1]), FIXED[orientation][0], "mr")
     found = greedy[0](fixed, fixed)
     points = _points()
-    np.testing.assert_allclose(found.moving_points(points), apply_affine(TRUTH, points), atol=1e-3)
-    assert found.folded_fraction == 0
+    np.testing.assert_allclose(found.map.points(points), apply_affine(TRUTH, points), atol=1e-3)
+    assert found.evidence.folded_fraction == 0
 
 
 def test_a_field_that_is_not_finite_is_no_result(greedy):
@@ -162,6 +162,6 @@ def test_finds_the_known_map(name, orientation, monkeypatch):
         return float(np.linalg.norm(where - true, axis=1).mean())
 
     assert error(points) > 10
-    assert error(found.moving_points(points)) < within_mm
+    assert error(found.map.points(points)) < within_mm
     assert found.transform == "deformable"
-    assert found.folded_fraction < 0.01
+    assert found.evidence.folded_fraction < 0.01

@@ -37,10 +37,10 @@ from fusion_pipeline.data import (
     read_displacement,
     write_displacement,
 )
-from fusion_pipeline.geometry import rigid_matrix
+from fusion_pipeline.geometry import WorldMap, rigid_matrix
 from fusion_pipeline.pipeline import FusionInferer
 from fusion_pipeline.pipeline.folder import deliver
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.synthesis import synthetic_patient
 
 FILES = {
@@ -175,7 +175,7 @@ class TestRun:
         result = pipeline(files)
         fixed = result.fusion.fused
         lattice = fixed.affine @ np.diag([*[n / 9 for n in fixed.shape], 1.0])
-        found = Registration(np.eye(4), wave, lattice, "deformable")
+        found = Registration(WorldMap(np.eye(4), wave, lattice), Evidence("deformable"))
         folder_module.write_files(
             dataclasses.replace(result, registrations={"mr": found}), tmp_path
         )
@@ -498,9 +498,7 @@ class TestStages:
     def test_register(self, pipeline, files):
         found = pipeline.register(files)
         assert list(found) == ["mr"]
-        np.testing.assert_array_equal(
-            found["mr"].moving_points(np.zeros((1, 3))), [[2.0, 0.0, 0.0]]
-        )
+        np.testing.assert_array_equal(found["mr"].map.points(np.zeros((1, 3))), [[2.0, 0.0, 0.0]])
 
     def test_harmonize_and_fuse(self, pipeline, files):
         whole = pipeline(files)

@@ -4,11 +4,11 @@ import torch
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import rigid_matrix
-from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register.gates import stiff_gate
-from fusion_pipeline.register.judge import left_unexplained
-from fusion_pipeline.register.lattice import on_lattice, working_lattice
-from fusion_pipeline.register.trial import Side, Trial
+from fusion_pipeline.networks.registration_net import RegistrationNet
+from fusion_pipeline.register.aligned_pair import AlignedPair, LatticeImage
+from fusion_pipeline.register.initial_alignment import unexplained
+from fusion_pipeline.register.lattice import read_on_lattice, working_lattice
+from fusion_pipeline.register.stage import _stiff_criterion
 
 SIDE, SPACING = 40, 4.0
 AFFINE = np.diag([SPACING, SPACING, SPACING, 1.0])
@@ -34,7 +34,7 @@ def limb(key, soft_mm=0.0, air=-1000.0):
 def around_bone(image):
     lattice = working_lattice(image, image)
     known = torch.ones_like(image.array)
-    return on_lattice(image, known, lattice).bone
+    return read_on_lattice(image, known, lattice).bone
 
 
 def test_bone_is_where_a_ct_in_hu_says_so():
@@ -63,8 +63,9 @@ def test_no_other_image_shows_bone_surely():
 )
 def test_what_a_deformation_has_to_show_depends_on_both_modalities(keys, structure, information):
     flat = torch.zeros(1, SIDE, SIDE, SIDE)
-    gate = stiff_gate(*[Image(flat, AFFINE, key) for key in keys])
-    assert (gate.structure, gate.information) == (structure, information)
+    first, second = (Image(flat, AFFINE, key) for key in keys)
+    criterion = _stiff_criterion((first, second))
+    assert (criterion.structure, criterion.information) == (structure, information)
 
 
 def test_around_the_bone_the_headers_explain_more_than_a_pose_that_follows_the_skin():
@@ -74,13 +75,13 @@ def test_around_the_bone_the_headers_explain_more_than_a_pose_that_follows_the_s
     along = rigid_matrix([0.0, 0.0, 0.0], [10.0, 0.0, 0.0], [0.0, 0.0, 0.0])
     left = []
     net = RegistrationNet(3, channels=(4, 6, 6, 8), learned_features=3)
-    reference = Side(on_lattice(ct, known[0], lattice), net, "cpu")
+    reference = LatticeImage(read_on_lattice(ct, known[0], lattice), net, "cpu")
     for matrix in (np.eye(4), along):
-        moved = Side(on_lattice(mr, known[1], lattice, matrix), net, "cpu")
-        trial = Trial(reference, moved, lattice.spacing)
-        everywhere = trial.compared(either=True)
-        regions = everywhere, everywhere * reference.shown.bone
-        left.append([left_unexplained([trial], region) for region in regions])
+        moved = LatticeImage(read_on_lattice(mr, known[1], lattice, matrix), net, "cpu")
+        trial = AlignedPair(reference, moved, lattice.spacing)
+        everywhere = trial.compared_region(either=True)
+        regions = everywhere, everywhere * reference.arrays.bone
+        left.append([unexplained([trial], region) for region in regions])
     (headers, headers_bone), (pose, pose_bone) = left
     assert pose < headers  # more skin and muscle than bone
     assert headers_bone < pose_bone

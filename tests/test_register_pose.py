@@ -6,19 +6,20 @@ from register_cases import rigid_pair
 import fusion_pipeline.register.pose as poses
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, rigid_matrix, sample
-from fusion_pipeline.register.lattice import on_lattice, working_lattice
+from fusion_pipeline.geometry.filters import dilated
+from fusion_pipeline.register.lattice import read_on_lattice, working_lattice
+from fusion_pipeline.register.point_score import Points, PointScore
 from fusion_pipeline.register.pose import (
-    Points,
-    PointScore,
     find_pose,
     polished,
     pose_parameters,
 )
-from fusion_pipeline.register.views import View, grown, known_region, make_view, smoothed
+from fusion_pipeline.register.pose_parameters import parameters_of, world_matrix
+from fusion_pipeline.register.views import View, make_view, masked_field_of_view, smoothed
 
 
 def search(pair, *, affine=False, masks=(None, None), **options):
-    known = known_region(pair.fixed, masks[0]), known_region(pair.moving, masks[1])
+    known = masked_field_of_view(pair.fixed, masks[0]), masked_field_of_view(pair.moving, masks[1])
     return find_pose(pair.fixed, pair.moving, known, affine=affine, **options)
 
 
@@ -61,7 +62,7 @@ class TestKnownMoves:
         for seed in (1, 2, 3):
             pair = rigid_pair(seed, d=2, degrees=4.0, mm=3.0)
             moving = pair.moving.with_array(pair.moving.array, affine=grow @ pair.moving.affine)
-            known = known_region(pair.fixed), known_region(moving)
+            known = masked_field_of_view(pair.fixed), masked_field_of_view(moving)
             pose = find_pose(pair.fixed, moving, known, affine=True)
             assert_rigid(pose.rigid)
             true = apply_affine(grow @ pair.truth, pair.points)
@@ -77,7 +78,11 @@ class TestKnownMoves:
         half = pair.moving.array[:, :, : pair.moving.shape[1] * 2 // 3]
         moving = pair.moving.with_array(half)  # shows less: the points then come from it
         images = (moving, pair.fixed) if swapped else (pair.fixed, moving)
-        pose = find_pose(*images, (known_region(images[0]), known_region(images[1])), affine=False)
+        pose = find_pose(
+            *images,
+            (masked_field_of_view(images[0]), masked_field_of_view(images[1])),
+            affine=False,
+        )
         matrix = np.linalg.inv(pose.rigid) if swapped else pose.rigid
         assert pair.error(apply_affine(matrix, pair.points)) < 1.5
 
@@ -97,7 +102,7 @@ class TestKnownMoves:
         open_part[:, : cut + 2] = 0
         errors = []
         for mask in (None, moving.with_array(open_part)):
-            known = known_region(pair.fixed), known_region(moving, mask)
+            known = masked_field_of_view(pair.fixed), masked_field_of_view(moving, mask)
             pose = find_pose(pair.fixed, moving, known, affine=False)
             errors.append(pair.error(apply_affine(pose.rigid, pair.points)))
         assert errors[1] < 1.0
@@ -106,7 +111,11 @@ class TestKnownMoves:
     def test_images_of_nothing_give_a_finite_pose(self):
         flat = Image(torch.zeros(1, 40, 33), np.diag([-1.0, -1.0, 1.0]), "mr")
         pose = find_pose(
-            flat, flat, (known_region(flat), known_region(flat)), affine=True, starts=9
+            flat,
+            flat,
+            (masked_field_of_view(flat), masked_field_of_view(flat)),
+            affine=True,
+            starts=9,
         )
         assert np.isfinite(pose.matrix).all()
         nothing = torch.zeros_like(flat.array)
@@ -133,7 +142,7 @@ class TestPolish:
         centre = pair.points.mean(0).tolist()
         rough = pair.truth @ rigid_matrix([1.0, -0.8, 0.6], [0.9, -0.7, 0.8], centre)
         images = (moving, pair.fixed) if swapped else (pair.fixed, moving)
-        known = known_region(images[0]), known_region(images[1])
+        known = masked_field_of_view(images[0]), masked_field_of_view(images[1])
         start = np.linalg.inv(rough) if swapped else rough
         matrix = polished(*images, known, start)
         assert_rigid(matrix)
@@ -144,10 +153,8 @@ class TestPolish:
     def test_parameters_and_matrix_say_the_same(self):
         matrix = rigid_matrix([21.0, -13.0, 34.0], [7.0, -11.0, 5.0], [40.0, -20.0, 9.0])
         centre = torch.tensor([12.0, 30.0, -7.0])
-        parameters = poses._parameters(matrix, centre)
-        np.testing.assert_allclose(
-            poses._world_matrix(parameters, centre), matrix, rtol=0, atol=2e-5
-        )
+        parameters = parameters_of(matrix, centre)
+        np.testing.assert_allclose(world_matrix(parameters, centre), matrix, rtol=0, atol=2e-5)
 
 
 class TestPointScore:
@@ -155,7 +162,7 @@ class TestPointScore:
     def score(self):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         views = [
-            make_view(image, known_region(image), spacing=2.0, blur_mm=1.0)
+            make_view(image, masked_field_of_view(image), spacing=2.0, blur_mm=1.0)
             for image in (pair.fixed, pair.moving)
         ]
         return PointScore(Points(views[0], 3000, seed=0), views[1])
@@ -206,7 +213,7 @@ class TestPointScore:
         spread = []
         for blind in (False, True):
             points = Points(views[0], 2000, seed=0, blind=blind)
-            far = (points.places + points.centre)[:, 1].sub(30).abs() > 10
+            far = (points.positions + points.centre)[:, 1].sub(30).abs() > 10
             spread.append(float(points.structure[far].std()))
             values = PointScore(points, views[1])(self.shifts_across(0.0, 6.0))
             assert values[0] > values[1]
@@ -240,19 +247,19 @@ class TestPointScore:
         turned = moving.array.flip(1).transpose(1, 2).contiguous()
         swap = np.array([[0.0, -1.0, moving.shape[0] - 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
         other = moving.with_array(turned, affine=moving.affine @ swap)
-        fixed = make_view(pair.fixed, known_region(pair.fixed), spacing=2.0, blur_mm=1.0)
+        fixed = make_view(pair.fixed, masked_field_of_view(pair.fixed), spacing=2.0, blur_mm=1.0)
         points = Points(fixed, 3000, seed=0)
         poses = self.shifts(0.0, 4.0)
         values = []
         for image in (moving, other):
-            view = make_view(image, known_region(image), spacing=2.0, blur_mm=1.0)
+            view = make_view(image, masked_field_of_view(image), spacing=2.0, blur_mm=1.0)
             values.append(PointScore(points, view)(poses))
         torch.testing.assert_close(values[0], values[1], atol=0.03, rtol=0.02)
 
     def test_a_turned_target_is_described_along_the_points_axes(self):
         pair = rigid_pair(2, d=2, degrees=30.0, mm=0.0)
         views = [
-            make_view(image, known_region(image), spacing=2.0, blur_mm=1.0)
+            make_view(image, masked_field_of_view(image), spacing=2.0, blur_mm=1.0)
             for image in (pair.fixed, pair.moving)
         ]
         points = Points(views[0], 3000, seed=0)
@@ -271,7 +278,7 @@ class TestPointScore:
 
 class TestViews:
     def test_a_view_keeps_the_world(self, oblique_image):
-        known = known_region(oblique_image)
+        known = masked_field_of_view(oblique_image)
         view = make_view(oblique_image, known, spacing=4.0, blur_mm=2.0)
         np.testing.assert_allclose(np.linalg.norm(view.affine[:3, :3], axis=0), 4.0)
         middle = [
@@ -290,13 +297,13 @@ class TestViews:
     def test_a_view_does_not_depend_on_the_unit(self, unit):
         image = rigid_pair(2, d=2).moving
         views = [
-            make_view(one, known_region(one), spacing=3.0, blur_mm=1.0).values
+            make_view(one, masked_field_of_view(one), spacing=3.0, blur_mm=1.0).values
             for one in (image, image.with_array(unit * image.array))
         ]
         torch.testing.assert_close(views[1], views[0], atol=1e-3, rtol=0)
 
     def test_along_another_view_the_world_stays(self, oblique_image):
-        known = known_region(oblique_image)
+        known = masked_field_of_view(oblique_image)
         view = make_view(oblique_image, known, spacing=3.0, blur_mm=1.0)
         straight = View(*[torch.zeros(1, 1, 9, 9, 9)] * 3, np.diag([3.0, 3.0, 3.0, 1.0]), False)
         turn = rigid_matrix([10.0, 0.0, -20.0], [5.0, 1.0, 2.0], [0.0] * 3)
@@ -308,19 +315,21 @@ class TestViews:
             for v in (view, other)
         ]
         torch.testing.assert_close(read[0], read[1], atol=0.1, rtol=0.1)
-        assert float(other.known.sum()) == pytest.approx(float(view.known.sum()), rel=0.1)
+        assert float(other.field_of_view.sum()) == pytest.approx(
+            float(view.field_of_view.sum()), rel=0.1
+        )
         near = view.along(straight, turn, 6.0)
         assert all(n <= 9 + 2 * 2 for n in near.values.shape[2:])
         nowhere = rigid_matrix([0.0] * 3, [9e3, 0.0, 0.0], [0.0] * 3)
-        assert float(view.along(straight, nowhere, 6.0).known.sum()) == 0.0
+        assert float(view.along(straight, nowhere, 6.0).field_of_view.sum()) == 0.0
 
     def test_a_grown_mask_is_a_box_larger(self):
         mask = torch.zeros(1, 1, 9, 11)
         mask[0, 0, 4, 5] = 1
-        out = grown(mask, 2.2)
+        out = dilated(mask, 2.2)
         assert float(out.sum()) == 25
         assert bool((out[0, 0, 2:7, 3:8] == 1).all())
-        assert float(grown(mask, 0.1).sum()) == 9
+        assert float(dilated(mask, 0.1).sum()) == 9
 
     def test_without_tissue_the_lattice_is_the_measure(self, oblique_image):
         nothing = torch.zeros_like(oblique_image.array)
@@ -334,7 +343,7 @@ class TestViews:
         turn[:3, 3] = apply_affine(oblique_affine, [19.5, 0.0, 0.5])
         half = torch.ones(1, 41, 24, 14)
         half[:, :20] = 0  # its first axis runs the other way, at half the voxel size
-        known = known_region(oblique_image, oblique_image.with_array(half, affine=turn))
+        known = masked_field_of_view(oblique_image, oblique_image.with_array(half, affine=turn))
         assert set(known.unique().tolist()) == {0.0, 1.0}
         assert bool((known[0, 11:, 2:-2, 2:-2] == 0).all())
         assert float(known[0, 1:9, 2:-2, 2:-2].mean()) == 1.0
@@ -381,11 +390,11 @@ class TestLattice:
     def test_reads_an_image_at_its_pose(self):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         lattice = working_lattice(pair.fixed, pair.moving, 2.0)
-        known = known_region(pair.moving)
-        still = on_lattice(pair.moving, known, lattice)
+        known = masked_field_of_view(pair.moving)
+        still = read_on_lattice(pair.moving, known, lattice)
         shift = rigid_matrix([0.0], [2 * lattice.spacing * s for s in (-1, 0)], [0.0, 0.0])
         # the picture's first axis runs to the left: two voxels on
-        moved = on_lattice(pair.moving, known, lattice, shift)
+        moved = read_on_lattice(pair.moving, known, lattice, shift)
         inner = (0, 0, slice(6, -8), slice(6, -6))
         ahead = (0, 0, slice(8, -6), slice(6, -6))
         assert still.image.shape == (1, 1, *lattice.shape)

@@ -10,10 +10,12 @@ from fusion_pipeline.geometry import (
     sample,
     warp,
 )
+from fusion_pipeline.geometry.filters import averaged
 from fusion_pipeline.losses import mutual_information
-from fusion_pipeline.losses.box import averaged
 from fusion_pipeline.register import refinement
-from fusion_pipeline.register.refinement import Smoothness, describe, refine
+from fusion_pipeline.register.refinement import describe, refine
+from fusion_pipeline.register.settings import REFINEMENT
+from fusion_pipeline.register.smoothness import Smoothness
 
 STIFF = Smoothness(diffusion=80.0)
 SHAPES = {2: (65, 49), 3: (33, 41, 37)}
@@ -106,8 +108,8 @@ class TestRefine:
         fixed, moving, ddf, body = pair(d)
         everywhere = torch.ones_like(body)
         ends = [
-            refined(fixed, moving, still(d), everywhere, everywhere, steps=25, smoothness=price)
-            for price in (Smoothness(diffusion=5.0), STIFF)
+            refined(fixed, moving, still(d), everywhere, everywhere, steps=25, smoothness=penalty)
+            for penalty in (Smoothness(diffusion=5.0), STIFF)
         ]
         soft, stiff = (error(field(end, d), ddf, body) for end in ends)
         assert soft < 0.8 * stiff
@@ -125,9 +127,9 @@ class TestRefine:
         everywhere = torch.ones_like(body)
         asked, optimize = [], refinement._optimize
 
-        def watched(unlikeness, velocity, count, *rest):
+        def watched(dissimilarity, velocity, count, *rest):
             asked.append((tuple(velocity.shape[2:]), count))
-            return optimize(unlikeness, velocity, count, *rest)
+            return optimize(dissimilarity, velocity, count, *rest)
 
         monkeypatch.setattr(refinement, "_optimize", watched)
         found = refined(fixed, moving, still(d), everywhere, everywhere, steps=7, **options)
@@ -168,9 +170,9 @@ class TestRefine:
     def test_bending_costs_and_stretching_only_by_diffusion(self, d):
         points = identity_points(half(SHAPES[d])).movedim(-1, 0)[None]
         bends = Smoothness(diffusion=0.0, bending=10.0)
-        assert float(bends.price(0.1 * points)) < 1e-6
-        assert float(bends.price(0.01 * points.square())) > 1e-3
-        assert float(Smoothness(diffusion=5.0).price(0.1 * points)) == pytest.approx(0.05 * d)
+        assert float(bends.penalty(0.1 * points)) < 1e-6
+        assert float(bends.penalty(0.01 * points.square())) > 1e-3
+        assert float(Smoothness(diffusion=5.0).penalty(0.1 * points)) == pytest.approx(0.05 * d)
 
     def test_equal_images_stay(self, d):
         fixed, _, ddf, body = pair(d)
@@ -230,14 +232,14 @@ def test_what_is_compared_lies_where_the_applied_field_does(d):
     noise = torch.randn((1, d, *SHAPES[d]), generator=torch.Generator().manual_seed(0))
     velocity = averaged(noise, 8)
     velocity = velocity * (2 / velocity.norm(dim=1).max())  # two nodes
-    apart = integrate(velocity, refinement._SQUARINGS) - integrate(velocity)
-    assert float(apart.norm(dim=1).max()) < 0.05
+    difference = integrate(velocity, REFINEMENT.squarings) - integrate(velocity)
+    assert float(difference.norm(dim=1).max()) < 0.05
 
 
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("information", [0.0, 3.0])
 @pytest.mark.parametrize("fineness", [1, 2])
-def test_unlikeness_is_that_of_the_whole_lattice(d, information, fineness):
+def test_dissimilarity_is_that_of_the_whole_lattice(d, information, fineness):
     """Looked at where the fixed image is known only: the same value and slope."""
     fine = SHAPES[d]
     every = (slice(None), slice(None), *[slice(None, None, fineness)] * d)
@@ -250,9 +252,9 @@ def test_unlikeness_is_that_of_the_whole_lattice(d, information, fineness):
     fixed = fixed[every]
     nodes = tuple((n + 1) // 2 for n in fixed.shape[2:])
     velocity = torch.randn(1, d, *nodes, generator=generator).mul(0.3).requires_grad_(True)
-    found = refinement._Unlikeness(fixed, moving, information)(velocity)
+    found = refinement._Dissimilarity(fixed, moving, information)(velocity)
 
-    ddf = resize_ddf(integrate(velocity, refinement._SQUARINGS), fixed.shape[2:])
+    ddf = resize_ddf(integrate(velocity, REFINEMENT.squarings), fixed.shape[2:])
     points = fineness * (identity_points(fixed.shape[2:]) + ddf.movedim(1, -1))
     warped = sample(moving, points, fill=0.0)
     both = fixed[:, -1:] * warped[:, -1:]

@@ -13,18 +13,19 @@ from fusion_pipeline.geometry import (
     jacobian_determinant,
     rigid_matrix,
 )
-from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register import Register, judge
+from fusion_pipeline.networks.registration_net import RegistrationNet
+from fusion_pipeline.register import Register, chosen_pose, initial_alignment
 from fusion_pipeline.register import stage as stages
-from fusion_pipeline.register.gates import Gate
+from fusion_pipeline.register.aligned_pair import AlignedPair
+from fusion_pipeline.register.criteria import Criterion
 from fusion_pipeline.register.lattice import Lattice
 from fusion_pipeline.register.pose import Pose
-from fusion_pipeline.register.trial import Trial
+from fusion_pipeline.register.settings import DECISION, DEFORMATION
 from fusion_pipeline.synthesis import synthetic_patient
 
 # smoothness, what information is worth, and whether the first level is gone through
-STIFF, SOFT = (stages._STIFF, 0.0, True), (stages._SOFT, 0.0, False)
-INFORMED = stages._SOFT, stages._INFORMATION, False
+STIFF, SOFT = (DEFORMATION.stiff, 0.0, True), (DEFORMATION.soft, 0.0, False)
+INFORMED = DEFORMATION.soft, DEFORMATION.information, False
 
 
 def stage(d, **options):
@@ -36,16 +37,21 @@ def stage(d, **options):
 
 def numbers(found):
     """All that a result holds, to compare or look for NaN."""
-    scores = [*found.similarity_before.values(), *found.similarity_after.values()]
-    details = [v for v in found.details.values() if isinstance(v, float)]
+    scores = [*found.evidence.similarity_before.values(), *found.evidence.similarity_after.values()]
+    details = [v for v in found.evidence.details.values() if isinstance(v, float)]
     return np.concatenate(
         [
-            found.moving_from_fixed.ravel(),
-            found.ddf_mm.numpy().ravel(),
-            found.working_affine.ravel(),
-            [*scores, *details, found.folded_fraction],
+            found.map.moving_from_fixed.ravel(),
+            found.map.ddf_mm.numpy().ravel(),
+            found.map.working_affine.ravel(),
+            [*scores, *details, found.evidence.folded_fraction],
         ]
     )
+
+
+def moved_by(matrix, found):
+    """The same result with another affine."""
+    return dataclasses.replace(found, map=dataclasses.replace(found.map, moving_from_fixed=matrix))
 
 
 def assert_rigid(matrix):
@@ -71,31 +77,35 @@ def deformable_result(volumes):
 
 class TestVolumes:
     def test_ten_degrees_and_twelve_mm_are_found(self, volumes, rigid_result):
-        error = volumes.error(rigid_result.moving_points(volumes.points))
+        error = volumes.error(rigid_result.map.points(volumes.points))
         assert error < volumes.coarser_voxel
         assert error < 0.5 * volumes.error_before
         assert rigid_result.transform == "rigid"
         assert rigid_result.ok
-        assert rigid_result.similarity_after["nmi"] > rigid_result.similarity_before["nmi"]
-        assert rigid_result.similarity_after["mind"] < rigid_result.similarity_before["mind"]
+        assert (
+            rigid_result.evidence.similarity_after["nmi"]
+            > rigid_result.evidence.similarity_before["nmi"]
+        )
+        assert (
+            rigid_result.evidence.similarity_after["mind"]
+            < rigid_result.evidence.similarity_before["mind"]
+        )
 
     def test_rigid_turns_and_shifts_and_does_nothing_else(self, rigid_result):
-        assert_rigid(rigid_result.moving_from_fixed)
-        assert float(rigid_result.ddf_mm.abs().max()) == 0.0
-        assert rigid_result.folded_fraction == 0.0
+        assert_rigid(rigid_result.map.moving_from_fixed)
+        assert float(rigid_result.map.ddf_mm.abs().max()) == 0.0
+        assert rigid_result.evidence.folded_fraction == 0.0
 
     def test_the_warped_image_is_alike(self, volumes, rigid_result):
         warped = rigid_result.warp(volumes.moving, volumes.fixed)
-        truth = dataclasses.replace(rigid_result, moving_from_fixed=volumes.truth)
+        truth = moved_by(volumes.truth, rigid_result)
         true = truth.warp(volumes.moving, volumes.fixed).array
         body = (true > 0.2 * true.max()).flatten()
         found, before = (
             torch.corrcoef(torch.stack([x.flatten()[body], true.flatten()[body]]))[0, 1]
             for x in (
                 warped.array,
-                dataclasses.replace(truth, moving_from_fixed=np.eye(4))
-                .warp(volumes.moving, volumes.fixed)
-                .array,
+                moved_by(np.eye(4), rigid_result).warp(volumes.moving, volumes.fixed).array,
             )
         )
         assert found > 0.9
@@ -103,16 +113,18 @@ class TestVolumes:
 
     def test_a_deformation_is_finite_and_does_not_fold(self, deformable_result):
         assert np.isfinite(numbers(deformable_result)).all()
-        assert deformable_result.folded_fraction == 0.0
-        working = torch.from_numpy(deformable_result.working_affine)
-        ddf = ddf_from_ddf_mm(deformable_result.ddf_mm[None], working)
+        assert deformable_result.evidence.folded_fraction == 0.0
+        working = torch.from_numpy(deformable_result.map.working_affine)
+        ddf = ddf_from_ddf_mm(deformable_result.map.ddf_mm[None], working)
         assert bool((jacobian_determinant(ddf) > 0).all())
-        assert deformable_result.ddf_mm.shape[1:] == deformable_result.error_map_mm.shape
-        assert float(deformable_result.error_map_mm.min()) >= 0
-        assert deformable_result.error_mm > 0
+        assert (
+            deformable_result.map.ddf_mm.shape[1:] == deformable_result.evidence.error_map_mm.shape
+        )
+        assert float(deformable_result.evidence.error_map_mm.min()) >= 0
+        assert deformable_result.evidence.error_mm > 0
 
     def test_whatever_was_kept_is_better_than_doing_nothing(self, volumes, deformable_result):
-        error = volumes.error(deformable_result.moving_points(volumes.points))
+        error = volumes.error(deformable_result.map.points(volumes.points))
         assert error < 0.5 * volumes.error_before
 
     @pytest.mark.slow
@@ -128,7 +140,7 @@ class TestVolumes:
         found = stage(3)(case.fixed, case.images[key], transform="affine")
         true, points = case.series[key].landmarks, case.series["ct"].landmarks
         before = np.linalg.norm(true - points, axis=1).mean()
-        after = np.linalg.norm(true - found.moving_points(points), axis=1).mean()
+        after = np.linalg.norm(true - found.map.points(points), axis=1).mean()
         # where no pose was clearly better the headers stay: no gain, and no loss
         assert after < before if found.transform != "none" else after == before
 
@@ -139,10 +151,10 @@ class TestPictures:
     def test_a_known_move_is_found(self, seed, transform):
         pair = rigid_pair(seed, d=2, degrees=10.0, mm=6.0)
         found = stage(2)(pair.fixed, pair.moving, transform=transform)
-        error = pair.error(found.moving_points(pair.points))
+        error = pair.error(found.map.points(pair.points))
         assert error < (1.0 if transform == "rigid" else 2.0)
         assert error < 0.4 * pair.error_before
-        assert found.folded_fraction == 0.0
+        assert found.evidence.folded_fraction == 0.0
         assert np.isfinite(numbers(found)).all()
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -150,7 +162,7 @@ class TestPictures:
     def test_a_good_start_is_not_made_worse(self, seed, key):
         pair = rigid_pair(seed, d=2, key=key, degrees=0.0, mm=0.0)
         found = stage(2)(pair.fixed, pair.moving, transform="affine")
-        assert pair.error(found.moving_points(pair.points)) < 0.5
+        assert pair.error(found.map.points(pair.points)) < 0.5
 
     @pytest.mark.parametrize("transform", ["rigid", "affine"])
     def test_a_stretch_is_taken_only_where_it_is_allowed(self, transform):
@@ -159,18 +171,18 @@ class TestPictures:
         moving = pair.moving.with_array(pair.moving.array, affine=grow @ pair.moving.affine)
         found = stage(2)(pair.fixed, moving, transform=transform)
         if transform == "rigid":
-            assert_rigid(found.moving_from_fixed)
+            assert_rigid(found.map.moving_from_fixed)
         else:
             assert found.transform == "affine"
             stretched = dataclasses.replace(pair, moving=moving, truth=grow @ pair.truth)
-            error = stretched.error(found.moving_points(pair.points))
+            error = stretched.error(found.map.points(pair.points))
             assert error < 2.0
             assert error < 0.35 * stretched.error_before
 
     def test_the_same_image_stays_where_it_is(self):
         pair = rigid_pair(2, d=2)
         found = stage(2)(pair.fixed, pair.fixed)
-        shift = found.moving_points(pair.points) - pair.points
+        shift = found.map.points(pair.points) - pair.points
         assert float(np.linalg.norm(shift, axis=1).mean()) < 0.3
         assert found.ok
 
@@ -193,7 +205,7 @@ class TestPictures:
     def test_without_refinement(self):
         pair = rigid_pair(1, d=2)
         found = stage(2, refine_steps=0)(pair.fixed, pair.moving)
-        assert pair.error(found.moving_points(pair.points)) < 0.5 * pair.error_before
+        assert pair.error(found.map.points(pair.points)) < 0.5 * pair.error_before
 
     def test_inputs_are_left_alone(self):
         pair = rigid_pair(1, d=2)
@@ -209,11 +221,11 @@ def test_none_leaves_the_headers(d, volumes):
     pair = volumes if d == 3 else rigid_pair(1, d=2)
     found = stage(d)(pair.fixed, pair.moving, transform="none")
     assert found.transform == "none"
-    np.testing.assert_array_equal(found.moving_from_fixed, np.eye(d + 1))
-    assert float(found.ddf_mm.abs().max()) == 0.0
-    assert found.similarity_before == found.similarity_after
-    np.testing.assert_allclose(found.moving_points(pair.points), pair.points, atol=1e-9)
-    assert found.error_mm > 0  # trusted by the user, and looked at all the same
+    np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(d + 1))
+    assert float(found.map.ddf_mm.abs().max()) == 0.0
+    assert found.evidence.similarity_before == found.evidence.similarity_after
+    np.testing.assert_allclose(found.map.points(pair.points), pair.points, atol=1e-9)
+    assert found.evidence.error_mm > 0  # trusted by the user, and looked at all the same
 
 
 class TestMasks:
@@ -232,14 +244,14 @@ class TestMasks:
     def test_of_the_moving_image(self):
         pair, mask = self.spoilt()
         found = stage(2)(pair.fixed, pair.moving, transform="rigid", moving_mask=mask)
-        assert pair.error(found.moving_points(pair.points)) < 1.5
+        assert pair.error(found.map.points(pair.points)) < 1.5
 
     def test_of_the_reference(self):
         pair, mask = self.spoilt()
         back = np.linalg.inv(pair.truth)
         found = stage(2)(pair.moving, pair.fixed, transform="rigid", fixed_mask=mask)
         points = apply_affine(pair.truth, pair.points)
-        error = np.linalg.norm(found.moving_points(points) - apply_affine(back, points), axis=1)
+        error = np.linalg.norm(found.map.points(points) - apply_affine(back, points), axis=1)
         assert error.mean() < 1.5
 
     def test_an_empty_mask_moves_nothing_and_says_so(self):
@@ -249,7 +261,7 @@ class TestMasks:
         assert not found.ok
         assert "share only 0%" in found.reason
         assert np.isfinite(numbers(found)).all()
-        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
+        np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(3))
 
 
 class TestDoubt:
@@ -281,15 +293,15 @@ class TestSecondOpinions:
 
     @staticmethod
     def found_by_search(monkeypatch, matrix):
-        pose = Pose(matrix, matrix, start=0.5, rigid_score=0.9, score=0.9, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        pose = Pose(matrix, matrix, start=0.5, rigid_score=0.9, score=0.9, distance_penalty=0.0)
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
 
     def test_a_pose_that_spoils_the_structure_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([15.0], [12.0, -9.0], [0.0, 0.0]))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
         assert found.transform == "none"
-        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
+        np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(3))
         assert "headers" in found.reason
 
     @pytest.mark.parametrize("degrees", [1.0, 15.0])
@@ -297,15 +309,15 @@ class TestSecondOpinions:
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([degrees], [2.0, -1.0], [0.0, 0.0]))
         found = stage(2)(pair.fixed, pair.moving)
-        np.testing.assert_array_equal(found.moving_from_fixed, np.eye(3))
-        assert pair.error(found.moving_points(pair.points)) < 1.0
+        np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(3))
+        assert pair.error(found.map.points(pair.points)) < 1.0
 
     @pytest.mark.parametrize(("degrees", "mm"), [(8.0, 6.0), (5.0, 3.0)])
     def test_a_right_pose_is_taken_though_bent_headers_do_well(self, monkeypatch, degrees, mm):
         pair = rigid_pair(2, d=2, degrees=degrees, mm=mm)
         self.found_by_search(monkeypatch, pair.truth)
         found = stage(2)(pair.fixed, pair.moving)
-        np.testing.assert_array_equal(found.moving_from_fixed, pair.truth)
+        np.testing.assert_array_equal(found.map.moving_from_fixed, pair.truth)
 
     @pytest.mark.parametrize(
         ("mm", "explained", "still_seen", "taken"),
@@ -326,10 +338,10 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [mm, 0.0], [0.0, 0.0]))
         left = iter([1.0, 1.0 - explained])
         seen = chain(still_seen, repeat(2.0))  # in mm; the last of them is the result's own
-        monkeypatch.setattr(judge, "left_unexplained", lambda *_: next(left))
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: next(seen)))
+        monkeypatch.setattr(initial_alignment, "unexplained", lambda *_: next(left))
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: next(seen)))
         found = stage(2)(pair.fixed, pair.moving)
-        moved = not np.array_equal(found.moving_from_fixed, np.eye(3))
+        moved = not np.array_equal(found.map.moving_from_fixed, np.eye(3))
         assert moved == taken
 
     @pytest.mark.parametrize(
@@ -350,14 +362,14 @@ class TestSecondOpinions:
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [5.0, 0.0], [0.0, 0.0]))
         asked = []
         seen = chain(still_seen, repeat(2.0))
-        monkeypatch.setattr(Trial, "error_over", lambda *_: next(seen))
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: asked.append(1))
+        monkeypatch.setattr(AlignedPair, "error_over", lambda *_: next(seen))
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: False)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: asked.append(1))
         found = stage(2)(pair.fixed, pair.moving)
         assert bool(asked) == tried
-        assert not np.array_equal(found.moving_from_fixed, np.eye(3))
+        assert not np.array_equal(found.map.moving_from_fixed, np.eye(3))
 
-    def test_pose_and_headers_are_judged_on_closer_nodes(self, monkeypatch):
+    def test_pose_and_initial_alignment_are_tried_on_closer_nodes(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
         asked = []
@@ -368,7 +380,11 @@ class TestSecondOpinions:
 
         monkeypatch.setattr(stages, "refine", refined)
         stage(2)(pair.fixed, pair.moving)
-        assert asked[:3] == [judge.JUDGED, judge.JUDGED, stages._STIFF]
+        assert asked[:3] == [
+            DECISION.trial_smoothness,
+            DECISION.trial_smoothness,
+            DEFORMATION.stiff,
+        ]
 
     @pytest.mark.parametrize(
         ("keys", "still_seen", "falls", "rises", "refinements", "kept"),
@@ -404,7 +420,7 @@ class TestSecondOpinions:
         tried = stage(2)
         lattice = stages.working_lattice(fixed, moving)
         known = torch.ones_like(fixed.array), torch.ones_like(moving.array)
-        placed = tried._placing((fixed, moving), known, lattice)(None)
+        placed = tried._aligner((fixed, moving), known, lattice)(None)
         asked = []
 
         def refined(of_fixed, of_moving, velocity, *, steps, smoothness, information, coarse):
@@ -424,15 +440,15 @@ class TestSecondOpinions:
 
         monkeypatch.setattr(stages, "refine", refined)
         monkeypatch.setattr(Lattice, "dims", 3)  # pictures stand for volumes: they are faster
-        monkeypatch.setattr(Trial, "similarity", property(similarity))
-        monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
+        monkeypatch.setattr(AlignedPair, "similarity", property(similarity))
+        monkeypatch.setattr(AlignedPair, "distance", lambda *_: 1.0)
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: still_seen))
         end = tried._deformed(placed, (fixed, moving))
         assert asked == refinements
         assert ("none", "stiff", "soft")[number(end)] == kept
 
     @pytest.mark.parametrize(
-        ("start", "rigid", "affine", "less_alike", "asked"),
+        ("start", "rigid", "affine", "less_similar", "asked"),
         [
             (0.5, 1.0, 1.0, False, True),  # twice their score
             (0.5, 1.2, 1.2, False, False),  # 2.4 times, and 0.7 nats
@@ -443,28 +459,30 @@ class TestSecondOpinions:
         ],
     )
     def test_headers_are_no_rival_to_a_score_that_is_far_better(
-        self, monkeypatch, start, rigid, affine, less_alike, asked
+        self, monkeypatch, start, rigid, affine, less_similar, asked
     ):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         matrix = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
-        pose = Pose(matrix, matrix, start=start, rigid_score=rigid, score=affine, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: less_alike)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
+        pose = Pose(
+            matrix, matrix, start=start, rigid_score=rigid, score=affine, distance_penalty=0.0
+        )
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: less_similar)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: True)
         found = stage(2)(pair.fixed, pair.moving)
-        assert np.array_equal(found.moving_from_fixed, np.eye(3)) == asked
+        assert np.array_equal(found.map.moving_from_fixed, np.eye(3)) == asked
 
     @pytest.mark.parametrize("same_person", [True, False])
     def test_between_people_any_stretch_counts_and_headers_do_not(self, monkeypatch, same_person):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         rigid = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
         stretched = rigid @ np.diag([1.05, 1.0, 1.0])
-        pose = Pose(rigid, stretched, start=0.9, rigid_score=0.99, score=1.0, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: True)
+        pose = Pose(rigid, stretched, start=0.9, rigid_score=0.99, score=1.0, distance_penalty=0.0)
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: True)
         found = stage(2, same_person=same_person)(pair.fixed, pair.moving)
         kept = np.eye(3) if same_person else stretched
-        np.testing.assert_array_equal(found.moving_from_fixed, kept)
+        np.testing.assert_array_equal(found.map.moving_from_fixed, kept)
 
     @pytest.mark.parametrize(
         ("falls", "rises", "kept"),
@@ -481,7 +499,7 @@ class TestSecondOpinions:
         tried = stage(2, same_person=False)
         images = pair.fixed, pair.moving
         known = torch.ones_like(pair.fixed.array), torch.ones_like(pair.moving.array)
-        placed = tried._placing(images, known, stages.working_lattice(*images))(None)
+        placed = tried._aligner(images, known, stages.working_lattice(*images))(None)
         asked = []
 
         def refined(of_fixed, of_moving, velocity, *, smoothness, information, coarse, **_):
@@ -497,11 +515,11 @@ class TestSecondOpinions:
             return {"nmi": 1.1 + 0.1 * rise, "mind": 1 - fall, "overlap": 1.0}
 
         monkeypatch.setattr(stages, "refine", refined)
-        monkeypatch.setattr(Trial, "similarity", property(similarity))
-        monkeypatch.setattr(Trial, "distance", lambda *_: 1.0)
+        monkeypatch.setattr(AlignedPair, "similarity", property(similarity))
+        monkeypatch.setattr(AlignedPair, "distance", lambda *_: 1.0)
         end = tried._deformed(placed, images)
-        softest = stages._SOFTEST, stages._INFORMATION, False
-        assert asked == [STIFF, (stages._SOFT, stages._INFORMATION, True), softest]
+        softest = DEFORMATION.softest, DEFORMATION.information, False
+        assert asked == [STIFF, (DEFORMATION.soft, DEFORMATION.information, True), softest]
         assert number(end) == kept
 
     @pytest.mark.parametrize(
@@ -527,27 +545,31 @@ class TestSecondOpinions:
         fine = rigid_matrix([0.0] * 3, [9.0 + mm, 0.0, 0.0], [0.0] * 3)
         asked = []
         score = 2.0 if transform == "affine" else 1.0
-        pose = Pose(rough, rough, start=0.3, rigid_score=1.0, score=score, far=0.0)
-        monkeypatch.setattr(stages, "find_pose", lambda *_, **__: pose)
+        pose = Pose(rough, rough, start=0.3, rigid_score=1.0, score=score, distance_penalty=0.0)
+        monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
         monkeypatch.setattr(stages, "polished", lambda *given: asked.append(given) or fine)
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: False)
         monkeypatch.setattr(stages.Register, "_deformed", lambda _, start, __: start.undeformed)
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: still_seen))
-        seen = property(lambda trial: trial.moved.shown.image)
-        monkeypatch.setattr(Trial, "error_map_mm", seen)  # tells on what it was estimated
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: still_seen))
+        seen = property(lambda trial: trial.warped.arrays.image)
+        monkeypatch.setattr(AlignedPair, "error_map_mm", seen)  # tells on what it was estimated
         found = stage(3)(fixed, moving, transform=transform)
-        np.testing.assert_array_equal(found.moving_from_fixed, fine if placed_anew else rough)
-        assert ("polished_mm" in found.details) == placed_anew
+        np.testing.assert_array_equal(found.map.moving_from_fixed, fine if placed_anew else rough)
+        assert ("polished_mm" in found.evidence.details) == placed_anew
         if placed_anew:  # the report speaks of the pose that it holds
-            assert found.details["polished_mm"] == pytest.approx(mm)
+            assert found.evidence.details["polished_mm"] == pytest.approx(mm)
             assert [image.key for image in asked[0][:2]] == list(keys)
             np.testing.assert_array_equal(asked[0][3], rough)
-            again = Pose(fine, fine, start=0.3, rigid_score=1.0, score=score, far=0.0)
-            monkeypatch.setattr(stages, "find_pose", lambda *_, **__: again)
+            again = Pose(fine, fine, start=0.3, rigid_score=1.0, score=score, distance_penalty=0.0)
+            monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: again)
             monkeypatch.setattr(stages, "_can_be_polished", lambda *_: False)
             there = stage(3)(fixed, moving, transform=transform)
-            assert found.similarity_after == pytest.approx(there.similarity_after, abs=1e-6)
-            assert not torch.equal(found.error_map_mm, there.error_map_mm)  # not made anew
+            assert found.evidence.similarity_after == pytest.approx(
+                there.evidence.similarity_after, abs=1e-6
+            )
+            assert not torch.equal(
+                found.evidence.error_map_mm, there.evidence.error_map_mm
+            )  # not made anew
 
     @pytest.mark.parametrize(
         ("key", "refined"), [("pet", False), ("spect", False), ("mr_t2", True), ("ct", True)]
@@ -565,14 +587,14 @@ class TestSecondOpinions:
     def test_pictures_are_not_polished(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0]))
-        monkeypatch.setattr(stages, "_less_alike", lambda *_: False)
-        monkeypatch.setattr(stages, "headers_do_as_well", lambda *_, **__: False)
-        monkeypatch.setattr(Trial, "error_mm", property(lambda _: 1.0))
+        monkeypatch.setattr(stages, "_less_similar", lambda *_: False)
+        monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: False)
+        monkeypatch.setattr(AlignedPair, "error_mm", property(lambda _: 1.0))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
         assert found.transform == "rigid"
-        assert "polished_mm" not in found.details
+        assert "polished_mm" not in found.evidence.details
 
-    def test_a_gate_asks_for_structure_and_for_information(self):
+    def test_a_criterion_asks_for_structure_and_for_information(self):
         @dataclasses.dataclass
         class Shown:
             similarity: dict[str, float]
@@ -580,14 +602,14 @@ class TestSecondOpinions:
         def shown(mind, nmi):
             return Shown({"mind": mind, "nmi": nmi})
 
-        gate, before = Gate(0.03, 0.05), shown(0.5, 1.2)
-        assert gate.lets(shown(0.484, 1.211), before)
-        assert not gate.lets(shown(0.486, 1.211), before)
-        assert not gate.lets(shown(0.484, 1.209), before)
-        both = gate.and_also(Gate(0.01, 0.10))
+        criterion, before = Criterion(0.03, 0.05), shown(0.5, 1.2)
+        assert criterion.accepts(shown(0.484, 1.211), before)
+        assert not criterion.accepts(shown(0.486, 1.211), before)
+        assert not criterion.accepts(shown(0.484, 1.209), before)
+        both = criterion.and_also(Criterion(0.01, 0.10))
         assert (both.structure, both.information) == (0.03, 0.10)
 
-    def test_a_pose_that_makes_a_pet_less_alike_is_not_taken(self, monkeypatch):
+    def test_a_pose_that_makes_a_pet_less_similar_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, -6.0], [0.0, 0.0]))
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
@@ -598,8 +620,8 @@ class TestOptions:
     def test_a_working_spacing_is_taken(self):
         pair = rigid_pair(1, d=2)
         found = stage(2, working_spacing=2.5)(pair.fixed, pair.moving, transform="rigid")
-        assert found.details["working_spacing_mm"] == pytest.approx(2.5)
-        assert pair.error(found.moving_points(pair.points)) < 2.5
+        assert found.evidence.details["working_spacing_mm"] == pytest.approx(2.5)
+        assert pair.error(found.map.points(pair.points)) < 2.5
 
     def test_bad_options_are_refused(self):
         with pytest.raises(ValueError, match="refine_steps >= 0, got -1"):

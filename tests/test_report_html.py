@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from data_phantoms import case_of
-from report_cases import HOT_MM, finished, lattice, paint, result_2d, result_3d
+from report_cases import HOT_MM, finished, lattice, moved_by, paint, result_2d, result_3d
 
+from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.harmonize import Harmonization
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.report import write_report
 from fusion_pipeline.report.facts import known_truth_changes, numbers_tables
 from fusion_pipeline.report.field import field_on
@@ -186,7 +187,7 @@ def test_a_point_is_covered_where_the_mapping_leads():
     result = result_3d()
     shift = np.eye(4)
     shift[0, 3] = 60.0
-    found = replace(result.registrations["pet"], moving_from_fixed=shift)
+    found = moved_by(result.registrations["pet"], shift)
     moved = replace(result, registrations={"pet": found})
     # the PET's lattice ends at 44 mm from the origin
     points = np.array([[0.0, 0.0, 0.0], [-60.0, 0.0, 0.0], [-100.0, 0.0, 0.0]])
@@ -213,7 +214,7 @@ def test_emission_is_shown_black_on_white_and_nowhere_is_neither():
 def test_the_field_on_a_plane_is_that_of_the_mapping():
     grown = np.diag([1.1, 0.9, 1.2, 1.0])
     ddf = torch.zeros(3, 8, 9, 10)
-    found = Registration(grown, ddf, lattice((8, 9, 10), (4.0, 5.0, 6.0), np.eye(4)), "affine")
+    found = WorldMap(grown, ddf, lattice((8, 9, 10), (4.0, 5.0, 6.0), np.eye(4)))
     for plane in planes_through((1.0, 2.0, 3.0), np.full(3, -9.0), np.full(3, 9.0), pixels=12):
         field = field_on(found, plane)
         assert field.determinant == pytest.approx(1.1 * 0.9 * 1.2, rel=1e-5)
@@ -227,7 +228,7 @@ def test_a_fold_has_no_positive_determinant():
     affine = lattice((12, 12, 12), (4.0, 4.0, 4.0), np.eye(4)) @ np.diag([-1.0, 1, 1, 1])
     affine[0, 3] = -22
     plane = planes_through(np.zeros(3), np.full(3, -9.0), np.full(3, 9.0), pixels=12)[0]
-    assert field_on(Registration(np.eye(4), ddf, affine, "deformable"), plane).determinant.max() < 0
+    assert field_on(WorldMap(np.eye(4), ddf, affine), plane).determinant.max() < 0
 
 
 def test_arrows_point_the_way_of_the_picture():
@@ -251,7 +252,9 @@ def test_two_emission_images_or_an_emission_reference_are_drawn_too():
         "spect": paint("spect", affine, shape, "SUV", eye),
         "ct": paint("ct", affine, shape, "HU", eye),
     }
-    still = Registration(eye, torch.zeros(3, 5, 5, 5), np.diag([20.0, 20, 20, 1]), "none")
+    still = Registration(
+        WorldMap(eye, torch.zeros(3, 5, 5, 5), np.diag([20.0, 20, 20, 1])), Evidence("none")
+    )
     case = case_of("emission", "pet", images, {"spect": "none", "ct": "none"})
     result = finished(case, {"spect": still, "ct": still}, ())
     assert alignment_figures(result, "ct", pixels=60).compared.columns[0].name == "Overlay, before"
@@ -297,7 +300,7 @@ def test_a_real_patient_is_quick_and_small(shared_data, tmp_path):
     values = torch.from_numpy(pet.get_fdata(dtype=np.float32).copy())[None]
     pet = replace(result.case.images["pet"], array=values, affine=np.asarray(pet.affine, float))
     case = case_of("sts015", "ct", {"ct": ct, "pet": pet}, {"pet": "none"})
-    still = Registration(np.eye(4), torch.zeros(3, 2, 2, 2), ct.affine, "none")
+    still = Registration(WorldMap(np.eye(4), torch.zeros(3, 2, 2, 2), ct.affine), Evidence("none"))
     result = finished(case, {"pet": still}, ())
     start = time.process_time()
     write_report(result, tmp_path, {})

@@ -7,10 +7,10 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
-from report_cases import SHIFT, TURN, result_2d, result_3d
+from report_cases import SHIFT, TURN, moved_by, result_2d, result_3d
 
-from fusion_pipeline.geometry import apply_affine, rigid_matrix
-from fusion_pipeline.register import Registration
+from fusion_pipeline.geometry import WorldMap, apply_affine, rigid_matrix
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.report.json_report import case_report
 
 KEYS = [
@@ -81,8 +81,8 @@ def test_scale_and_displacement_of_a_known_affine():
     shifted[:3, 3] = 3.0, 4.0, 0.0
     still = result.registrations["pet"]
     registrations = {
-        "mr_t1": replace(still, moving_from_fixed=grown),
-        "pet": replace(still, moving_from_fixed=shifted),
+        "mr_t1": moved_by(still, grown),
+        "pet": moved_by(still, shifted),
     }
     found = case_report(replace(result, registrations=registrations), FILES)["registration"]
     assert found["mr_t1"]["scale"] == pytest.approx(1.1)
@@ -95,7 +95,7 @@ def test_the_angle_is_that_of_the_rotation_in_a_stretched_turn():
     lean = rigid_matrix((20.0, 50.0, -35.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     stretch = lean @ np.diag([1.2, 0.9, 1.05, 1.0]) @ lean.T
     result = result_3d()
-    found = replace(result.registrations["mr_t1"], moving_from_fixed=turn @ stretch)
+    found = moved_by(result.registrations["mr_t1"], turn @ stretch)
     report = case_report(replace(result, registrations={"mr_t1": found}), FILES)
     assert report["registration"]["mr_t1"]["rotation_deg"] == pytest.approx(30)
 
@@ -121,7 +121,9 @@ def test_the_digest_and_the_evaluation_come_last_where_there_are_any():
 def test_odd_values_become_plain():
     result = result_3d()
     details = {"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": ("x", None), "d": np.bool_(1)}
-    found = Registration(np.eye(4), torch.zeros(3, 2, 2, 2), np.eye(4), "none", details=details)
+    found = Registration(
+        WorldMap(np.eye(4), torch.zeros(3, 2, 2, 2), np.eye(4)), Evidence("none", details=details)
+    )
     report = case_report(replace(result, registrations={"pet": found}), FILES)
     expected = {"a": 0.5, "b": [1, 2], "c": ["x", None], "d": True}
     assert report["registration"]["pet"]["details"] == expected

@@ -8,13 +8,14 @@ import torch
 
 from fusion_pipeline.data import load_case, read_datalist, read_displacement
 from fusion_pipeline.geometry import (
+    WorldMap,
     apply_affine,
     identity_points,
     inside,
     jacobian_determinant,
     sample,
 )
-from fusion_pipeline.register.registration import Registration
+from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.synthesis import Tissue, synthetic_patient
 
 CASES = [(3, "head"), (3, "trunk"), (2, "head"), (2, "trunk")]
@@ -83,13 +84,11 @@ def test_the_truth_means_the_same_to_a_registration():
     u = case.series["mr"].displacement.double()
     world = apply_affine(case.fixed.affine, identity_points(case.fixed.shape).double().numpy())
     registration = Registration(
-        moving_from_fixed=np.eye(4),
-        ddf_mm=u.float(),
-        working_affine=case.fixed.affine,
-        transform="deformable",
+        WorldMap(moving_from_fixed=np.eye(4), ddf_mm=u.float(), working_affine=case.fixed.affine),
+        Evidence(transform="deformable"),
     )
     np.testing.assert_allclose(
-        registration.moving_points(world), world + u.movedim(0, -1).numpy(), atol=1e-3
+        registration.map.points(world), world + u.movedim(0, -1).numpy(), atol=1e-3
     )
     warped = registration.warp(case.images["mr"], case.fixed)
     seen = warped.array > 0

@@ -12,10 +12,10 @@ from pipeline_cases import preprocessing
 
 from fusion_pipeline.data import InputError, read_datalist
 from fusion_pipeline.geometry import warp
-from fusion_pipeline.networks.fusion import FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet
-from fusion_pipeline.networks.multimodal import MultimodalNet
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.fusion_net import FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.synthesis import synthetic_patient
 from fusion_pipeline.training import (
     Batch,
@@ -123,7 +123,7 @@ class TestLosses:
             losses, _ = module.losses(batch)
             losses.total.backward()
             optimizer.step()
-        encoders = [f"fusion.encoders.{k}" for k in {"ct", "mr", "nuclear"} - set(batch.kinds)]
+        encoders = [f"fusion.encoders.{k}" for k in {"ct", "mr", "emission"} - set(batch.kinds)]
         without = [
             name
             for name, p in module.network.named_parameters()
@@ -409,10 +409,8 @@ def samples(datalist, shape, seed=0):
 
 class TestCaseSamples:
     def test_a_patch_brings_what_the_case_knows(self, datalist):
-        sample = CaseSamples(
-            read_datalist(datalist, "training"), (33, 24, 28), preprocessing(), spacing=4.0
-        )[0]
-        assert sample.kinds == ("ct", "mr", "nuclear")
+        sample = samples(datalist, (33, 24, 28))[0]
+        assert sample.kinds == ("ct", "mr", "emission")
         assert sample.image.shape == sample.valid.shape == sample.labels.shape == (3, 33, 24, 28)
         assert sample.ddf.shape == (2, 3, 33, 24, 28)
         assert set(sample.valid.unique().tolist()) <= {0.0, 1.0}

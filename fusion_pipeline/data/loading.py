@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import Tensor

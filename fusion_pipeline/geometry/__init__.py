@@ -36,9 +36,11 @@ from fusion_pipeline.geometry.sampling import (
     resize,
     sample,
 )
+from fusion_pipeline.geometry.world_map import WorldMap
 
 __all__ = [
     "PointReader",
+    "WorldMap",
     "apply_affine",
     "compose",
     "ddf_from_ddf_mm",

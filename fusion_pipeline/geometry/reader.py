@@ -11,7 +11,7 @@ class PointReader:
     """Read one image at points, linearly, faster than `sample` where points scatter.
 
     The channels of a voxel lie side by side in memory, so that a point with many channels meets
-    ``2 ** d`` places there and not that many for each channel: on a CPU four times faster with 15
+    ``2 ** d`` rows there and not that many for each channel: on a CPU four times faster with 15
     channels, derivatives included twice. On a lattice's own points `sample` is as fast.
 
     Convention:
@@ -47,9 +47,9 @@ class _Read(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, table: Tensor, points: Tensor, shape: tuple[int, ...]) -> Tensor:
         size = points.new_tensor(shape)
-        place = torch.minimum(points.clamp_min(0.0), size - 1)
-        low = torch.minimum(place.floor(), (size - 2).clamp_min(0.0))
-        part = (place - low).T.contiguous()
+        position = torch.minimum(points.clamp_min(0.0), size - 1)
+        low = torch.minimum(position.floor(), (size - 2).clamp_min(0.0))
+        part = (position - low).T.contiguous()
         strides = [1]
         for n in reversed(shape[1:]):
             strides.insert(0, strides[0] * n)
@@ -58,7 +58,7 @@ class _Read(Function):
             steps += [step + stride * (n > 1) for step in steps]
         rows = (low.long() * low.new_tensor(strides, dtype=torch.long)).sum(1, keepdim=True)
         rows = rows + rows.new_tensor(steps)
-        ctx.save_for_backward(table, rows, part, place == points)
+        ctx.save_for_backward(table, rows, part, position == points)
         return _sums(table, rows, _corner_weights(part))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Read an image at any points: the one place where ``grid_sample`` is called."""
+"""Read an image at any points: only here ``grid_sample`` is called."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fusion_pipeline.losses.box import box_sum_same
+from fusion_pipeline.geometry.filters import box_sum_same
 
 _FLAT = 1e-3
 _TINY = 1e-12
@@ -19,7 +19,7 @@ def lncc(
     beyond.
 
     Convention:
-        - higher is more alike, 1 for the same image; a loss is ``1 − lncc``
+        - higher is more similar, 1 for the same image; a loss is ``1 − lncc``
         - unit: voxels (the window)
 
     Args:

@@ -1,4 +1,4 @@
-"""Self-similarity descriptors that look alike in every modality."""
+"""Self-similarity descriptors that look the same in every modality."""
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion_pipeline.losses.box import box_around, box_sum
+from fusion_pipeline.geometry.filters import box_around, box_sum
 
 _TINY = 1e-12
 
@@ -21,7 +21,7 @@ def mind_ssc(
     mask: Tensor | None = None,
     floor: float = 1e-3,
 ) -> Tensor:
-    """Describe each voxel by how alike the patches around it are: ``exp(−(D − min D) / V)``.
+    """Describe each voxel by the similarity of the patches around it: ``exp(−(D − min D) / V)``.
 
     ``D_c`` is the mean squared difference of the two patches of pair ``c``, ``V`` the mean of all
     ``D_c`` of a voxel, kept within ``floor`` and 1000 times its mean over the image. A pair is two
@@ -30,7 +30,7 @@ def mind_ssc(
     Convention:
         - unit: voxels; the image goes on beyond its border with its last value
         - channels: for axes ``a < b`` the pairs (+a, +b), (−b, −a), (−a, +b), (−b, +a)
-        - ``image`` and ``s · image + t``, s ≠ 0, have the same descriptor; 1 is the most alike pair
+        - ``image`` and ``s · image + t``, s ≠ 0, have the same descriptor; 1: most similar pair
 
     Args:
         image: ``(B, 1, *S)``.
@@ -38,7 +38,7 @@ def mind_ssc(
         dilation: distance of the neighbours from the voxel.
         mask: ``(B, 1, *S)`` 0/1; voxels outside enter no patch, and the descriptor there is 0.
         floor: least ``V`` over its mean. The usual 1/1000 describes the noise in a muscle as
-            sharply as its rim; 1/10 calls all pairs alike where there is little but noise.
+            sharply as its rim; 1/10 calls all pairs similar where there is little but noise.
 
     Returns:
         ``(B, 12, *S)`` in 3D, ``(B, 4, *S)`` in 2D, float32 in [0, 1].
@@ -50,7 +50,7 @@ def mind_ssc(
     if mask is None:
         return _described(image.float(), None, radius, dilation, floor)
     # Beyond the mask there is nothing to describe. One voxel of that around it, so that what goes
-    # on beyond the box is not taken for known.
+    # on beyond the box is not taken for data.
     inside = (mask > 0.5).float().expand(len(image), *mask.shape[1:])
     here = box_around(inside, 1)
     found = _described(image[here].float(), inside[here], radius, dilation, floor)
@@ -107,15 +107,17 @@ def _patch_distances(image: Tensor, inside: Tensor | None, radius: int, dilation
     least = reduce(torch.minimum, supports)
     rim = ((least == 0) & (inside > 0))[:, 0].nonzero(as_tuple=True)
     of_voxels = distance.movedim(1, -1)
-    known = torch.stack([support[:, 0][rim] for support in supports], -1) > 0
-    of_voxels[rim] = _without_gaps(of_voxels[rim], known)
+    supported = torch.stack([support[:, 0][rim] for support in supports], -1) > 0
+    of_voxels[rim] = _without_gaps(of_voxels[rim], supported)
     return distance
 
 
-def _without_gaps(distance: Tensor, known: Tensor) -> Tensor:
+def _without_gaps(distance: Tensor, supported: Tensor) -> Tensor:
     """Pairs without a single voxel inside the mask get the mean of the voxel's other pairs."""
-    mean = (distance * known).sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
-    return torch.where(known, distance, mean)
+    mean = (distance * supported).sum(-1, keepdim=True) / supported.sum(-1, keepdim=True).clamp_min(
+        1
+    )
+    return torch.where(supported, distance, mean)
 
 
 def _offsets(dims: int, dilation: int) -> Iterator[tuple[list[int], list[list[int]]]]:

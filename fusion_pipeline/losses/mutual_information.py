@@ -22,7 +22,7 @@ def mutual_information(
     differentiable in both images. The bins span each image's smallest to largest value in the mask.
 
     Convention:
-        - higher is more alike; normalized: 1 for independent images, at most 2; otherwise nats, ≥ 0
+        - higher is more similar; normalized: 1 for independent images, at most 2; else nats, ≥ 0
         - a constant image shares nothing: 1 or 0, with a finite gradient
         - memory: ``8 · bins`` bytes for each voxel used; whole volumes should be sampled
 
@@ -72,9 +72,9 @@ def _information(pair: Tensor, bins: int, normalized: bool) -> Tensor:
         return pair.sum() + float(normalized)
     with torch.autocast(pair.device.type, enabled=False):  # half precision cannot count voxels
         joint = _bin_weights(pair[0], bins).T @ _bin_weights(pair[1], bins) / pair.shape[1]
-    apart = _entropy(joint.sum(0)) + _entropy(joint.sum(1))
+    difference = _entropy(joint.sum(0)) + _entropy(joint.sum(1))
     together = _entropy(joint)
-    return apart / together if normalized else apart - together
+    return difference / together if normalized else difference - together
 
 
 def _entropy(p: Tensor) -> Tensor:

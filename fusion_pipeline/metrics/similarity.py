@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from fusion_pipeline.geometry.filters import box_around
 from fusion_pipeline.losses import mind_ssc
-from fusion_pipeline.losses.box import box_around
 
 _MIND_REACH = 3  # voxels: the dilation and the radius of its patches
 

@@ -19,7 +19,7 @@ from fusion_pipeline.data import (
     monai_is_the_program,
     one_line_refusals,
 )
-from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.dataset import LoadedCase
 from fusion_pipeline.pipeline.inferer import FusionInferer

@@ -13,7 +13,7 @@ from fusion_pipeline.data import Case, Image, InputError, Prepared, one_line_ref
 from fusion_pipeline.fuse import Fuse, Fusion
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.harmonize import Harmonization, Harmonize
-from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
 from fusion_pipeline.pipeline.result import PipelineResult

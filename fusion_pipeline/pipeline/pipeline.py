@@ -20,7 +20,7 @@ from fusion_pipeline.data import (
 )
 from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.harmonize import Harmonization
-from fusion_pipeline.networks.multimodal import MultimodalNet
+from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
 from fusion_pipeline.pipeline.fingerprint import fingerprint

@@ -10,15 +10,10 @@ from torch import Tensor
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import inverse_affine, resample, rescaled_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.views import grown, smoothed
+from fusion_pipeline.geometry.filters import dilated
+from fusion_pipeline.register.settings import LATTICE
+from fusion_pipeline.register.views import smoothed
 from fusion_pipeline.transforms import NormalizeModality, body_mask
-
-_FINEST_MM = 2.0
-_COARSEST_MM = 4.0
-_MOST_VOXELS = 1_200_000
-_RIM_MM = 10.0
-_BONE_HU = 250.0
-_BONE_BLUR_MM = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,87 +53,89 @@ def working_lattice(fixed: Image, moving: Image, spacing: float | None = None) -
     if spacing is None:
         d = fixed.spatial_dims
         sizes = [float(np.prod(image.spacing)) ** (1 / d) for image in (fixed, moving)]
-        between = float(np.clip(np.mean(sizes), _FINEST_MM, _COARSEST_MM))
+        between = float(np.clip(np.mean(sizes), LATTICE.finest_mm, LATTICE.coarsest_mm))
         spacing = sizes[0] if d == 2 else between
         extent = float(np.prod(fixed.spacing * np.asarray(fixed.shape)))
-        spacing = max(spacing, (extent / _MOST_VOXELS) ** (1 / d))
+        spacing = max(spacing, (extent / LATTICE.most_voxels) ** (1 / d))
     affine, shape = rescaled_affine(fixed.affine, fixed.shape, spacing)
     # one more voxel where a size is even: half the lattice then keeps both corner voxels
-    return Lattice(affine, tuple(max(17, n + 1 - n % 2) for n in shape))
+    return Lattice(affine, tuple(max(LATTICE.smallest_side, n + 1 - n % 2) for n in shape))
 
 
 @dataclass(frozen=True)
-class OnLattice:
-    """An image on the working lattice.
+class LatticeArrays:
+    """An image and its masks on the working lattice.
 
     Attributes:
         image: ``(1, 1, *S)`` normalized.
-        known: ``(1, 1, *S)`` 0..1, inside its field of view (and mask), in the body or near it:
-            beyond, air and padding that has noise on it cannot be told apart.
+        field_of_view: ``(1, 1, *S)`` 0..1, where it is data (inside its mask), in the body or near
+            it: beyond, air cannot be distinguished from padding that has noise on it.
         body: ``(1, 1, *S)`` 0/1.
         bone: ``(1, 1, *S)`` 0/1, in and around the bones of a CT in HU; 0 for all others.
     """
 
     image: Tensor
-    known: Tensor
+    field_of_view: Tensor
     body: Tensor
     bone: Tensor
 
 
-def blurred_for(image: Image, known: Tensor, lattice: Lattice) -> Tensor:
+def blurred_for(image: Image, field_of_view: Tensor, lattice: Lattice) -> Tensor:
     """An image at the lattice's resolution, still on its own grid.
 
     Args:
         image: in its original units.
-        known: ``(1, *S)`` 0/1 on the image's own grid.
+        field_of_view: ``(1, *S)`` 0/1 on the image's own grid.
         lattice: where it is wanted.
 
     Returns:
         ``(*S)``.
     """
-    # half of what would keep all aliasing out: contrast at edges is worth more here
-    sigma = 0.35 * lattice.spacing * (image.spacing < lattice.spacing)
-    return smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
+    # half of what would keep all aliasing out: contrast at edges matters more here
+    sigma = LATTICE.blur * lattice.spacing * (image.spacing < lattice.spacing)
+    return smoothed(
+        image.array[0], field_of_view[0], tuple(float(s) for s in sigma / image.spacing)
+    )
 
 
-def on_lattice(
+def read_on_lattice(
     image: Image,
-    known: Tensor,
+    field_of_view: Tensor,
     lattice: Lattice,
     image_from_fixed: Matrix | None = None,
     *,
     blurred: Tensor | None = None,
     normalize: NormalizeModality | None = None,
-) -> OnLattice:
+) -> LatticeArrays:
     """Read an image on the lattice, blurred to the lattice's resolution first.
 
     Args:
         image: in its original units.
-        known: ``(1, *S)`` 0/1 on the image's own grid.
+        field_of_view: ``(1, *S)`` 0/1 on the image's own grid.
         lattice: where it is wanted.
-        image_from_fixed: pose, world to world; None: the headers.
+        image_from_fixed: pose, world to world; None: the initial alignment.
         blurred: `blurred_for` of these, where several poses are read; None: it is made.
         normalize: brings the values to the scale that the network reads.
     """
     if blurred is None:
-        blurred = blurred_for(image, known, lattice)
+        blurred = blurred_for(image, field_of_view, lattice)
     pose = np.eye(len(lattice.affine)) if image_from_fixed is None else image_from_fixed
     voxels = torch.from_numpy(inverse_affine(image.affine) @ pose @ lattice.affine)
     small = resample(blurred[None, None], voxels, lattice.shape, fill=image.fill_value)[0]
-    seen = resample(known[None], voxels, lattice.shape, fill=0.0)
-    sizes, kind = spacing_of(lattice.affine).tolist(), image.modality
-    body = body_mask(small, sizes, kind, units=image.units) & (seen[0] > 0.5)
+    view = resample(field_of_view[None], voxels, lattice.shape, fill=0.0)
+    kind = {"modality": image.modality, "units": image.units}
+    body = body_mask(small, spacing_of(lattice.affine).tolist(), **kind) & (view[0] > 0.5)
     scale = normalize or NormalizeModality()
-    scaled = scale.scaled(small, body, modality=kind, units=image.units)[0][None]
+    scaled = scale.scaled(small, body, **kind)[0][None]
     solid = body[None].float()
-    near = seen * grown(solid, _RIM_MM / lattice.spacing)
-    return OnLattice(scaled, near, solid, _around_bone(image, small[0], lattice) * near)
+    near = view * dilated(solid, LATTICE.rim_mm / lattice.spacing)
+    return LatticeArrays(scaled, near, solid, _around_bone(image, small[0], lattice) * near)
 
 
 def _around_bone(image: Image, small: Tensor, lattice: Lattice) -> Tensor:
     """``(1, 1, *S)`` 0/1: where a CT on the lattice shows bone, and some 6 mm around it."""
     if image.units != "HU":
         return torch.zeros_like(small)[None, None]
-    bone = (small > _BONE_HU).float().numpy()
-    near = ndimage.gaussian_filter(bone, _BONE_BLUR_MM / lattice.spacing, truncate=2.5) > 0.1
+    bone = (small > LATTICE.bone_hu).float().numpy()
+    near = ndimage.gaussian_filter(bone, LATTICE.bone_blur_mm / lattice.spacing, truncate=2.5) > 0.1
     return torch.from_numpy(near.astype(np.float32))[None, None]

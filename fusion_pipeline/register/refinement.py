@@ -1,70 +1,28 @@
 """Instance optimization: a few steps on one pair's velocity, from where the network left it."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.geometry import identity_points, integrate, resize_ddf, sample
-from fusion_pipeline.losses import (
-    bending_energy,
-    diffusion_energy,
-    mind_ssc,
-    mutual_information,
-)
-from fusion_pipeline.losses.box import averaged
-
-_PATIENCE = 8
-_LEAST_FALL = 1e-3  # of the loss
-_RATE = 0.5  # voxels of the whole lattice
-_CLOSER = 0.4  # of that on the second level after the first one, twice that without it
-_LEAST_NODES = 3  # along an axis, so that it can bend
-_BINS = 24
-# Of the velocity that is compared by; the field that is applied gets 6. Smooth velocities that move
-# by two of their nodes end within 0.05 of a node of that.
-_SQUARINGS = 4
-_EVERY = 3  # of the lattice's voxels enters the histogram of the mutual information
+from fusion_pipeline.geometry.filters import averaged, halved
+from fusion_pipeline.losses import mind_ssc, mutual_information
+from fusion_pipeline.register.settings import REFINEMENT
+from fusion_pipeline.register.smoothness import Smoothness
 
 
-@dataclass(frozen=True)
-class Smoothness:
-    """How rough a velocity may be.
-
-    The descriptors' mean squared distance counts a hundredfold beside the prices.
-
-    Attributes:
-        diffusion: price of the velocity's diffusion energy: of stretching and of bending.
-        bending: price of its bending energy, in distances of its nodes: affine maps are free.
-        nodes: the velocity's nodes lie so many voxels apart: 4, blurred once, or 2, blurred twice.
-    """
-
-    diffusion: float
-    bending: float = 0.0
-    nodes: Literal[2, 4] = 4
-
-    def price(self, velocity: Tensor) -> Tensor:
-        """What a velocity ``(1, d, *Q)`` in voxels of its own lattice costs."""
-        voxels = [1.0] * (velocity.ndim - 2)
-        cost = self.diffusion * diffusion_energy(velocity, voxels).sum()
-        if self.bending:
-            cost = cost + self.bending * bending_energy(velocity, voxels).sum()
-        return cost
-
-
-def describe(image: Tensor, known: Tensor) -> Tensor:
-    """What two images are compared by: the values, MIND-SSC of what is known, and where that is.
+def describe(image: Tensor, field_of_view: Tensor) -> Tensor:
+    """What two images are compared by: the values, MIND-SSC, and the field of view.
 
     Args:
         image: ``(1, 1, *S)`` normalized.
-        known: ``(1, 1, *S)`` 0..1.
+        field_of_view: ``(1, 1, *S)`` 0..1.
 
     Returns:
-        ``(1, C, *S)``: ``image``, the self-similarities, ``known``.
+        ``(1, C, *S)``: ``image``, the self-similarities, ``field_of_view``.
     """
-    return torch.cat([image, mind_ssc(image, mask=known), known], 1)
+    return torch.cat([image, mind_ssc(image, mask=field_of_view), field_of_view], 1)
 
 
 def refine(
@@ -77,15 +35,15 @@ def refine(
     information: float = 0.0,
     coarse: bool = True,
 ) -> Tensor:
-    """Make one pair more alike by changing its velocity field.
+    """Make one pair more similar by changing its velocity field.
 
-    The self-similarity distance falls, and mutual information rises where it is worth something.
+    The self-similarity distance falls, and mutual information rises where it has a weight.
 
     Two levels: averaged descriptors are compared first (a long reach), then those of the whole
     lattice for half of the steps. The velocity has its nodes on a quarter or half of the lattice,
-    is kept smooth by a blur and by what roughness costs, and is integrated, so that nothing folds.
-    It is so smooth that comparing on half the lattice is enough on both levels: an eighth of the
-    voxels in 3D. Stops early when the loss no longer falls.
+    is kept smooth by a blur and by the penalty of roughness, and is integrated, so that nothing
+    folds. It is so smooth that comparing on half the lattice is enough on both levels: an eighth
+    of the voxels in 3D. Stops early when the loss no longer falls.
 
     Convention:
         - lattices: odd sizes, so that half the lattice keeps the corner voxels
@@ -97,9 +55,9 @@ def refine(
         velocity: ``(1, d, *H)`` to start from.
         steps: at most so many on the first level; 0 gives ``velocity`` back.
         smoothness: how rough the velocity may be.
-        information: what a nat of mutual information is worth beside the hundredfold distance; on
-            the second level only, since averages near the border hold what is not known.
-        coarse: whether the first level is gone through; not needed from a start that has been.
+        information: weight of a nat of mutual information beside the hundredfold distance; on the
+            second level only, since averages near the border hold what is not data.
+        coarse: whether the first level runs; not needed from a start that has been through it.
 
     Returns:
         ``(1, d, *H)``.
@@ -111,71 +69,71 @@ def refine(
     if steps == 0:
         return velocity
     half = velocity.shape[2:]
-    quarter = tuple(max(_LEAST_NODES, (n + 1) // 2) for n in half)
+    quarter = tuple(max(REFINEMENT.least_nodes, (n + 1) // 2) for n in half)
     out = resize_ddf(velocity, half if smoothness.nodes == 2 else quarter)
-    rate = _RATE / smoothness.nodes
+    rate = REFINEMENT.rate / smoothness.nodes
     if coarse:
-        unlikeness = _Unlikeness(halved(fixed), halved(moving))
-        out = _optimize(unlikeness, out, steps, rate, smoothness)
+        dissimilarity = _Dissimilarity(halved(fixed), halved(moving))
+        out = _optimize(dissimilarity, out, steps, rate, smoothness)
     every_other = (slice(None), slice(None), *[slice(None, None, 2)] * (fixed.ndim - 2))
-    rate *= _CLOSER if coarse else 2 * _CLOSER
-    finer = _Unlikeness(fixed[every_other], moving, information)
+    rate *= REFINEMENT.second_rate if coarse else 2 * REFINEMENT.second_rate
+    finer = _Dissimilarity(fixed[every_other], moving, information)
     out = _optimize(finer, out, max(1, steps // 2), rate, smoothness)
     return resize_ddf(out, half)
 
 
-class _Unlikeness:
-    """Hundredfold distance of the descriptors over the common field of view, less information.
+class _Dissimilarity:
+    """Hundredfold distance of the descriptors over the overlap, less weighted information.
 
-    Looked at where the fixed image is known, since nothing else counts.
+    Evaluated in the fixed image's field of view, since nothing else counts.
 
     Args:
         fixed: ``(1, C, *S)`` `describe`.
         moving: the same on the lattice of ``fixed`` or on one of half its spacing.
-        information: what a nat of mutual information is worth.
+        information: weight of a nat of mutual information.
     """
 
     def __init__(self, fixed: Tensor, moving: Tensor, information: float = 0.0) -> None:
         self.shape = fixed.shape[2:]
         self.where = (fixed[0, -1].flatten() > 0).nonzero()[:, 0]
         self.fineness = (moving.shape[2] - 1) // (self.shape[0] - 1)
-        self.places = self._there(identity_points(self.shape, device=fixed.device).movedim(-1, 0))
-        self.fixed = self._there(fixed[0])
+        self.points = self._in_view(identity_points(self.shape, device=fixed.device).movedim(-1, 0))
+        self.fixed = self._in_view(fixed[0])
         self.moving = moving
         self.information = information
-        self.some = self.where % _EVERY == 0
+        self.some = self.where % REFINEMENT.histogram_stride == 0
 
-    def _there(self, values: Tensor) -> Tensor:
-        """Values ``(C, *S)`` where the fixed image is known, ``(C, N)``."""
+    def _in_view(self, values: Tensor) -> Tensor:
+        """Values ``(C, *S)`` in the fixed image's field of view, ``(C, N)``."""
         return values.flatten(1)[:, self.where]
 
     def __call__(self, velocity: Tensor) -> Tensor:
-        """What a velocity ``(1, d, *Q)`` in voxels of its own lattice leaves apart."""
-        ddf = resize_ddf(integrate(velocity, _SQUARINGS), self.shape)
-        points = self.fineness * (self.places + self._there(ddf[0])).T
+        """The dissimilarity after a velocity ``(1, d, *Q)`` in voxels of its own lattice."""
+        ddf = resize_ddf(integrate(velocity, REFINEMENT.squarings), self.shape)
+        points = self.fineness * (self.points + self._in_view(ddf[0])).T
         fixed, warped = self.fixed, sample(self.moving, points[None], fill=0.0)[0]
         both = fixed[-1] * warped[-1]
         distance = (fixed[1:-1] - warped[1:-1]).square().mean(0)
-        # divided by what the fixed image knows, not by the overlap: losing overlap must not pay
+        # divided by the fixed image's view, not by the overlap: losing overlap must not pay
         lost = fixed[-1] * (1 - warped[-1])
-        unseen = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
-        total = (distance * both + unseen * lost).sum() / fixed[-1].sum().clamp_min(1.0)
+        typical = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
+        total = (distance * both + typical * lost).sum() / fixed[-1].sum().clamp_min(1.0)
         if not self.information:
             return 100 * total
-        surely = (both > 0.999).float()  # values in part not known would count as others
-        some = [x[self.some][None, None] for x in (fixed[0], warped[0], surely)]
-        shared = mutual_information(*some, bins=_BINS, normalized=False)[0]
+        inner = (both > 0.999).float()  # values mixed with padding would count as others
+        some = [x[self.some][None, None] for x in (fixed[0], warped[0], inner)]
+        shared = mutual_information(*some, bins=REFINEMENT.bins, normalized=False)[0]
         return 100 * total - self.information * shared
 
 
 def _optimize(
-    unlikeness: _Unlikeness,
+    dissimilarity: _Dissimilarity,
     velocity: Tensor,
     steps: int,
     rate: float,
     smoothness: Smoothness,
 ) -> Tensor:
-    """Adam on one level; gives back the best velocity it has seen."""
+    """Adam on one level; gives back the best velocity on its way."""
     blurs = 4 // smoothness.nodes
     current = velocity.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([current], lr=rate)
@@ -183,20 +141,14 @@ def _optimize(
     for _ in range(steps):
         optimizer.zero_grad()
         bent = averaged(current, blurs)
-        loss = unlikeness(bent) + smoothness.price(bent)
+        loss = dissimilarity(bent) + smoothness.penalty(bent)
         loss.backward()
         value = float(loss.detach())
-        falls = math.isinf(lowest) or value < lowest - _LEAST_FALL * abs(lowest)
+        falls = math.isinf(lowest) or value < lowest - REFINEMENT.least_fall * abs(lowest)
         since = 0 if falls else since + 1
         if value < lowest:
             best, lowest = averaged(current.detach(), blurs), value
-        if since >= _PATIENCE:
+        if since >= REFINEMENT.patience:
             break
         optimizer.step()
     return best
-
-
-def halved(image: Tensor) -> Tensor:
-    """Average around every other voxel, corners kept."""
-    pool = F.avg_pool3d if image.ndim == 5 else F.avg_pool2d
-    return pool(image, 3, stride=2, padding=1, count_include_pad=False)

@@ -1,11 +1,10 @@
-"""An image as the pose search sees it: blurred, isotropic, 0..1; what is known, what is tissue."""
+"""An image as the pose search reads it: blurred, isotropic, 0..1, with field of view and tissue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -18,14 +17,10 @@ from fusion_pipeline.geometry import (
     spacing_of,
 )
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.register.settings import VIEW
 from fusion_pipeline.transforms import body_mask, field_of_view
 
-# An emission image's voxels are noisier than its resolution: blur at least this many mm.
-_EMISSION_BLUR_MM = 2.5
-_QUANTILES = 33
-_AIR_RANGE = 0.15
 _TINY = float(torch.finfo(torch.float32).tiny)  # a range may be as small as its unit makes it
-_MOST_VOXELS = 4_000_000  # whole bodies at 2 mm: 300 bytes a voxel, 10 GB
 
 
 @dataclass(frozen=True)
@@ -34,15 +29,15 @@ class View:
 
     Attributes:
         values: ``(1, 1, *S)`` 0..1, blurred.
-        known: ``(1, 1, *S)`` 0..1, inside the field of view (and the mask, where there is one).
-        tissue: ``(1, 1, *S)`` 0/1, known and brighter than air.
+        field_of_view: ``(1, 1, *S)`` 0..1, where it is data (inside the mask, where there is one).
+        tissue: ``(1, 1, *S)`` 0/1, in view and brighter than air.
         affine: ``(d + 1, d + 1)`` world_from_voxel of the isotropic lattice.
         dark_is_doubtful: whether what is dark may be padding with noise on it: in all but CT, whose
             air has a value of its own.
     """
 
     values: Tensor
-    known: Tensor
+    field_of_view: Tensor
     tissue: Tensor
     affine: Matrix
     dark_is_doubtful: bool
@@ -77,7 +72,7 @@ class View:
         back = torch.from_numpy(inverse_affine(self.affine) @ affine)
         return View(
             resample(self.values, back, shape, fill=None),
-            resample(self.known, back, shape, fill=0.0),
+            resample(self.field_of_view, back, shape, fill=0.0),
             resample(self.tissue, back, shape, mode="nearest", fill=0.0),
             affine,
             self.dark_is_doubtful,
@@ -112,7 +107,7 @@ def _shift(voxels: np.ndarray) -> Matrix:
     return out
 
 
-def emission(*images: Image) -> bool:
+def has_emission(*images: Image) -> bool:
     """Whether one of the images shows uptake: little structure, blurred and noisy."""
     return any(image.modality in ("pet", "spect") for image in images)
 
@@ -126,8 +121,8 @@ def prepared(given: Image | Prepared) -> Prepared:
     return Prepared(image, image, field_of_view(image.array), body)
 
 
-def known_region(given: Image | Prepared, mask: Image | None = None) -> Tensor:
-    """Where an image can be believed: its field of view, inside its mask where there is one.
+def masked_field_of_view(given: Image | Prepared, mask: Image | None = None) -> Tensor:
+    """An image's field of view, inside its mask where there is one.
 
     Args:
         given: the image.
@@ -137,36 +132,38 @@ def known_region(given: Image | Prepared, mask: Image | None = None) -> Tensor:
         ``(1, *S)`` float 0/1 on the image's lattice.
     """
     if isinstance(given, Prepared):
-        image, known = given.image, given.field_of_view.float()
+        image, view = given.image, given.field_of_view.float()
     else:
-        image, known = given, field_of_view(given.array).float()
+        image, view = given, field_of_view(given.array).float()
     if mask is None:
-        return known
+        return view
     voxels = torch.from_numpy(inverse_affine(mask.affine) @ image.affine)
     inside = resample(mask.array[None].float(), voxels, image.shape, mode="nearest")[0]
-    return known * (inside > 0.5)
+    return view * (inside > 0.5)
 
 
-def make_view(image: Image, known: Tensor, *, spacing: float, blur_mm: float) -> View:
+def make_view(image: Image, field_of_view: Tensor, *, spacing: float, blur_mm: float) -> View:
     """Blur, bring to isotropic voxels, scale to 0..1.
 
-    Padding must not bleed into the image: the blur is weighted by what is known. Intensities are
-    scaled after the blur, since noise that is compressed first (PET) becomes a bias.
+    Padding must not bleed into the image: the blur is weighted by the field of view. Intensities
+    are scaled after the blur, since noise that is compressed first (PET) becomes a bias.
 
     Args:
         image: the image in its original units.
-        known: ``(1, *S)`` 0/1 on the image's lattice.
+        field_of_view: ``(1, *S)`` 0/1 on the image's lattice.
         spacing: voxel size of the view in mm; larger where it would have over 4 million voxels.
         blur_mm: standard deviation of the blur in mm.
     """
-    sigma = max(blur_mm, _EMISSION_BLUR_MM if emission(image) else 0.0)
-    blurred = smoothed(image.array[0], known[0], tuple(float(s) for s in sigma / image.spacing))
+    sigma = max(blur_mm, VIEW.emission_blur_mm if has_emission(image) else 0.0)
+    blurred = smoothed(
+        image.array[0], field_of_view[0], tuple(float(s) for s in sigma / image.spacing)
+    )
     extent = float(np.prod(image.spacing * np.asarray(image.shape)))
-    spacing = max(spacing, (extent / _MOST_VOXELS) ** (1 / image.spatial_dims))
+    spacing = max(spacing, (extent / VIEW.most_voxels) ** (1 / image.spatial_dims))
     affine, shape = rescaled_affine(image.affine, image.shape, spacing)
     voxels = torch.from_numpy(inverse_affine(image.affine) @ affine)
     small = resample(blurred[None, None], voxels, shape, fill=None)[0]
-    inside = resample(known[None], voxels, shape, fill=0.0)
+    inside = resample(field_of_view[None], voxels, shape, fill=0.0)
     body = body_mask(small, spacing_of(affine).tolist(), image.modality, units=image.units)
     tissue = body.float() * (inside[0] > 0.5)
     return View(_ranked(small, tissue)[None], inside, tissue[None], affine, image.modality != "ct")
@@ -176,32 +173,32 @@ def _ranked(image: Tensor, tissue: Tensor) -> Tensor:
     """Half the value, half its rank in the tissue: fat and muscle are 10 % of a CT's window."""
     inside = image[tissue > 0.5] if bool((tissue > 0.5).any()) else image.flatten()
     part = inside[:: max(1, inside.numel() // 200_000)].sort().values
-    knots = part[torch.linspace(0, len(part) - 1, _QUANTILES).long()].contiguous()
+    knots = part[torch.linspace(0, len(part) - 1, VIEW.quantiles).long()].contiguous()
     rank = torch.searchsorted(knots, image.contiguous()).float()
-    low = knots[(rank - 1).clamp(0, _QUANTILES - 2).long()]
-    high = knots[rank.clamp(1, _QUANTILES - 1).long()]
+    low = knots[(rank - 1).clamp(0, VIEW.quantiles - 2).long()]
+    high = knots[rank.clamp(1, VIEW.quantiles - 1).long()]
     part_way = ((image - low) / (high - low).clamp_min(_TINY)).clamp(0, 1)
-    equal = ((rank - 1).clamp(0, _QUANTILES - 2) + part_way) / (_QUANTILES - 1)
+    equal = ((rank - 1).clamp(0, VIEW.quantiles - 2) + part_way) / (VIEW.quantiles - 1)
     linear = ((image - knots[0]) / (knots[-2] - knots[0]).clamp_min(_TINY)).clamp(0, 1)
     # everything darker than the tissue keeps a share of the range of its own
     air = ((image - image.min()) / (knots[0] - image.min()).clamp_min(_TINY)).clamp(0, 1)
-    return _AIR_RANGE * air + (1 - _AIR_RANGE) * 0.5 * (equal + linear)
+    return VIEW.air_range * air + (1 - VIEW.air_range) * 0.5 * (equal + linear)
 
 
-def smoothed(image: Tensor, known: Tensor, sigma: Sequence[float]) -> Tensor:
-    """Gaussian blur of what is known (normalized convolution).
+def smoothed(image: Tensor, field_of_view: Tensor, sigma: Sequence[float]) -> Tensor:
+    """Gaussian blur within the field of view (normalized convolution).
 
     Args:
         image: ``(*S)``.
-        known: ``(*S)`` 0/1.
+        field_of_view: ``(*S)`` 0/1.
         sigma: standard deviation along each axis in voxels; 0 leaves an axis alone.
 
     Returns:
-        ``(*S)`` float32; values beyond the known region are those of its rim.
+        ``(*S)`` float32; values beyond the field of view are those of its rim.
     """
     if not any(s > 0 for s in sigma):
         return image.float()
-    values, weight = image.float().numpy(), known.numpy()
+    values, weight = image.float().numpy(), field_of_view.numpy()
     if bool((weight == 1).all()):  # a large CT has no padding as a rule
         blurred = ndimage.gaussian_filter(values, sigma, truncate=2.5, mode="nearest")
         return torch.from_numpy(blurred)
@@ -210,19 +207,3 @@ def smoothed(image: Tensor, known: Tensor, sigma: Sequence[float]) -> Tensor:
     blurred = values.copy()
     np.divide(total, share, out=blurred, where=share > 1e-3)
     return torch.from_numpy(blurred)
-
-
-def grown(mask: Tensor, reach: float) -> Tensor:
-    """The mask and a box of so many voxels around each of its voxels.
-
-    Args:
-        mask: ``(1, 1, *S)`` 0/1.
-        reach: voxels, at least one.
-    """
-    n = max(1, round(reach))
-    d = mask.ndim - 2
-    pool = F.max_pool3d if d == 3 else F.max_pool2d
-    for axis in range(d):  # one axis after the other: the same box, many times faster
-        size = [2 * n + 1 if a == axis else 1 for a in range(d)]
-        mask = pool(mask, size, 1, [k // 2 for k in size])
-    return mask

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register import Registration
 from fusion_pipeline.report import pictures
 from fusion_pipeline.report.facts import label, length_unit
 from fusion_pipeline.report.frames import (
@@ -53,7 +53,7 @@ def field_table(result: CaseResult, key: str, planes: Sequence[Plane]) -> FrameT
         None when nothing moved.
     """
     registration = result.registrations[key]
-    fields = [field_on(registration, plane) for plane in planes]
+    fields = [field_on(registration.map, plane) for plane in planes]
     longest = max(float(np.percentile(_length(f), 99.5)) for f in fields)
     if longest < _STILL_MM:
         return None
@@ -73,8 +73,8 @@ def field_table(result: CaseResult, key: str, planes: Sequence[Plane]) -> FrameT
         ColourBar("displacement", pictures.bar_uri("viridis"), ("0", f"{limit:g} {unit}")),
         ColourBar("volume, moving / reference", pictures.bar_uri("bwr"), ("½", "1", "2")),
     ]
-    if registration.error_map_mm is not None:
-        error, affine = registration.error_map_mm, registration.working_affine
+    if registration.evidence.error_map_mm is not None:
+        error, affine = registration.evidence.error_map_mm, registration.map.working_affine
         frames, top = _error_frames(error, affine, looks, planes)
         rows.append((Heading("Estimated error"), frames))
         bars.append(
@@ -124,17 +124,14 @@ def _volume_frames(
     ]
 
 
-def field_on(registration: Registration, plane: Plane) -> Field:
+def field_on(mapping: WorldMap, plane: Plane) -> Field:
     """The mapping on a plane; its Jacobian by central differences of the working lattice."""
     points = plane.points
     d = points.shape[-1]
-    steps = registration.working_affine[:d, :d].T
-    slopes = [
-        (registration.moving_points(points + s) - registration.moving_points(points - s)) / 2
-        for s in steps
-    ]
+    steps = mapping.working_affine[:d, :d].T
+    slopes = [(mapping.points(points + s) - mapping.points(points - s)) / 2 for s in steps]
     volume = np.linalg.det(np.stack(slopes, axis=-2)) / np.linalg.det(steps)
-    return Field(registration.moving_points(points) - points, volume.astype(np.float32))
+    return Field(mapping.points(points) - points, volume.astype(np.float32))
 
 
 def _error_frames(

@@ -60,19 +60,20 @@ def case_report(result: CaseResult, files: FileNames) -> dict[str, Any]:
 
 def _registration(registration: Registration, fixed: Image) -> dict[str, Any]:
     """One moving image's numbers."""
+    evidence = registration.evidence
     points = coarse_content(fixed).points
-    length = np.linalg.norm(registration.moving_points(points) - points, axis=-1)
+    length = np.linalg.norm(registration.map.points(points) - points, axis=-1)
     return {
-        "ok": registration.ok,
-        "reason": registration.reason,
-        "transform": registration.transform,
-        "similarity_before": registration.similarity_before,
-        "similarity_after": registration.similarity_after,
-        "folded_fraction": registration.folded_fraction,
-        "error_mm": registration.error_mm,
-        **_pose(registration.moving_from_fixed, fixed),
+        "ok": evidence.ok,
+        "reason": evidence.reason,
+        "transform": evidence.transform,
+        "similarity_before": evidence.similarity_before,
+        "similarity_after": evidence.similarity_after,
+        "folded_fraction": evidence.folded_fraction,
+        "error_mm": evidence.error_mm,
+        **_pose(registration.map.moving_from_fixed, fixed),
         "displacement_mm": {"mean": length.mean(), "max": length.max()},
-        "details": registration.details,
+        "details": evidence.details,
     }
 
 

@@ -58,7 +58,7 @@ def planes_for(result: CaseResult, key: str, pixels: int) -> tuple[Plane, ...]:
 def covered_by(result: CaseResult, key: str, points: Matrix) -> Mask:
     """Which points of the reference's world lie in the moving image, after registration."""
     moving = result.case.images[key]
-    mapped = result.registrations[key].moving_points(points)
+    mapped = result.registrations[key].map.points(points)
     return _within(moving, mapped)
 
 

@@ -13,12 +13,12 @@ from torchmetrics import MetricCollection
 
 from fusion_pipeline.data import InputError, one_line_refusals
 from fusion_pipeline.geometry import warp
-from fusion_pipeline.losses.fusion import fusion_loss
-from fusion_pipeline.losses.harmonization import harmonization_loss
+from fusion_pipeline.losses.fusion_loss import fusion_loss
+from fusion_pipeline.losses.harmonization_loss import harmonization_loss
 from fusion_pipeline.losses.mutual_information import mutual_information
 from fusion_pipeline.losses.regularization import bending_energy
 from fusion_pipeline.metrics import DiceScore, TargetRegistrationError
-from fusion_pipeline.networks.multimodal import MultimodalNet, MultimodalOutput
+from fusion_pipeline.networks.multimodal_net import MultimodalNet, MultimodalOutput
 from fusion_pipeline.training.samples import Batch
 
 STAGES = ("registration", "harmonization", "fusion")
@@ -100,8 +100,10 @@ class MultimodalTraining(pl.LightningModule):
         """L_final of a batch, and what the network gave."""
         out: MultimodalOutput = self.network.fuse_all(batch.image, batch.kinds, batch.valid)
         weight = self.stage_weights
-        harmonization = harmonization_loss(out.harmonized, out.warped, out.valid, beta=self.beta)
-        fusion = fusion_loss(out.fused, out.harmonized, out.valid)
+        harmonization = harmonization_loss(
+            out.harmonized, out.warped, out.field_of_view, beta=self.beta
+        )
+        fusion = fusion_loss(out.fused, out.harmonized, out.field_of_view)
         return (
             Losses(
                 registration=weight["registration"] * self._registration_loss(batch, out),
@@ -161,7 +163,7 @@ class MultimodalTraining(pl.LightningModule):
         spacing = [batch.spacing] * (batch.image.ndim - 2)
         for m in range(moving):
             ddf, one = out.ddf[:, m], slice(m + 1, m + 2)
-            overlap = out.valid[:, :1] * out.valid[:, one]
+            overlap = out.field_of_view[:, :1] * out.field_of_view[:, one]
             alike = mutual_information(
                 batch.image[:, :1], out.warped[:, one], overlap, samples=_MI_VOXELS
             )

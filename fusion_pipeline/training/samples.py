@@ -31,8 +31,8 @@ from fusion_pipeline.synthesis import (
     random_velocity,
 )
 
-_STYLES: dict[str, Style] = {"ct": "ct", "mr": "mr", "nuclear": "pet"}
-_CHOICES = ("ct", "mr", "nuclear", "mr")
+_STYLES: dict[str, Style] = {"ct": "ct", "mr": "mr", "emission": "pet"}
+_CHOICES = ("ct", "mr", "emission", "mr")
 _BODIES: tuple[Body, ...] = ("head", "trunk", "limb")
 
 

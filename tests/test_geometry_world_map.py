@@ -7,8 +7,15 @@ import torch
 from register_cases import LPS, itk_affine, itk_field, itk_image
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, identity_points, rigid_matrix
-from fusion_pipeline.register import Registration
+from fusion_pipeline.geometry import (
+    WorldMap,
+    apply_affine,
+    ddf_from_ddf_mm,
+    identity_points,
+    jacobian_determinant,
+    rigid_matrix,
+)
+from fusion_pipeline.register import Evidence, Registration
 
 
 def lattice(d, kind):
@@ -47,7 +54,9 @@ def registration(d):
     matrix[:d, :d] *= 1.04
     world = apply_affine(affine, identity_points(shape).numpy())
     waves = [(3.0 + c) * np.sin(world @ np.linspace(0.05, 0.11, d) + c) for c in range(d)]
-    return Registration(matrix, torch.from_numpy(np.stack(waves)).float(), affine, "deformable")
+    return Registration(
+        WorldMap(matrix, torch.from_numpy(np.stack(waves)).float(), affine), Evidence("deformable")
+    )
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -55,14 +64,17 @@ class TestAgainstItk:
     def test_points_go_where_the_field_and_then_the_matrix_send_them(self, d):
         found = registration(d)
         both = sitk.CompositeTransform(
-            [itk_affine(found.moving_from_fixed), itk_field(found.ddf_mm, found.working_affine)]
+            [
+                itk_affine(found.map.moving_from_fixed),
+                itk_field(found.map.ddf_mm, found.map.working_affine),
+            ]
         )
         share = np.random.default_rng(1).uniform(0.1, 0.9, (40, d))
-        voxels = share * (np.asarray(found.ddf_mm.shape[1:]) - 1)
-        points = apply_affine(found.working_affine, voxels)
+        voxels = share * (np.asarray(found.map.ddf_mm.shape[1:]) - 1)
+        points = apply_affine(found.map.working_affine, voxels)
         lps = LPS[d][:d, :d]
         expected = np.array([both.TransformPoint((lps @ p).tolist()) for p in points]) @ lps
-        np.testing.assert_allclose(found.moving_points(points), expected, atol=1e-3)
+        np.testing.assert_allclose(found.map.points(points), expected, atol=1e-3)
 
     @pytest.mark.parametrize("fixed_kind", ["straight", "flipped", "oblique"])
     @pytest.mark.parametrize("moving_kind", ["flipped", "oblique"])
@@ -95,7 +107,7 @@ class TestLaws:
         fixed, moving, found = image(d, "oblique"), image(d, "flipped", seed=4), registration(d)
         whole = found.displacement_mm(fixed), found.warp(moving, fixed).array
         for size in (1, 3 * int(np.prod(fixed.shape[1:]))):
-            monkeypatch.setattr("fusion_pipeline.register.registration._SLAB_VOXELS", size)
+            monkeypatch.setattr("fusion_pipeline.geometry.world_map._SLAB_VOXELS", size)
             torch.testing.assert_close(found.displacement_mm(fixed), whole[0], atol=1e-5, rtol=0)
             torch.testing.assert_close(found.warp(moving, fixed).array, whole[1], atol=1e-3, rtol=0)
 
@@ -105,21 +117,24 @@ class TestLaws:
         far = np.eye(d + 1)
         far[:d, d] = 8000.0
         back = np.linalg.inv(far)
-        found = dataclasses.replace(
-            found,
-            moving_from_fixed=far @ found.moving_from_fixed @ back,
-            working_affine=far @ found.working_affine,
+        moved = dataclasses.replace(
+            found.map,
+            moving_from_fixed=far @ found.map.moving_from_fixed @ back,
+            working_affine=far @ found.map.working_affine,
         )
+        found = dataclasses.replace(found, map=moved)
         fixed = fixed.with_array(fixed.array, affine=far @ fixed.affine)
         world = apply_affine(
             fixed.affine, identity_points(fixed.shape, dtype=torch.float64).numpy()
         )
-        expected = torch.from_numpy(found.moving_points(world) - world).movedim(-1, 0).float()
+        expected = torch.from_numpy(found.map.points(world) - world).movedim(-1, 0).float()
         torch.testing.assert_close(found.displacement_mm(fixed), expected, atol=1e-3, rtol=0)
 
     def test_no_map_on_one_grid_is_the_identity(self, d):
         fixed = image(d, "oblique")
-        still = Registration(np.eye(d + 1), torch.zeros(d, *[2] * d), fixed.affine, "none")
+        still = Registration(
+            WorldMap(np.eye(d + 1), torch.zeros(d, *[2] * d), fixed.affine), Evidence("none")
+        )
         assert float(still.displacement_mm(fixed).abs().max()) == 0.0
         torch.testing.assert_close(still.warp(fixed, fixed).array, fixed.array, atol=1e-2, rtol=0)
 
@@ -127,32 +142,34 @@ class TestLaws:
         turn = rigid_matrix([90.0] if d == 2 else [0.0, 0.0, 90.0], [0.0] * d, [0.0] * d)
         field = torch.zeros(d, *[4] * d)
         field[0] = 5.0
-        found = Registration(turn, field, np.eye(d + 1), "deformable")
+        found = Registration(WorldMap(turn, field, np.eye(d + 1)), Evidence("deformable"))
         point = np.zeros(d)
         point[:2] = 1.0
         expected = np.array([-1.0, 6.0, 0.0])[:d]
-        np.testing.assert_allclose(found.moving_points(point), expected, atol=1e-5)
+        np.testing.assert_allclose(found.map.points(point), expected, atol=1e-5)
 
     def test_points_of_any_leading_shape(self, d):
         found = registration(d)
         points = np.random.default_rng(2).uniform(-10, 20, (3, 4, d))
-        nested = found.moving_points(points)
+        nested = found.map.points(points)
         assert nested.shape == points.shape
         assert nested.dtype == np.float64
-        np.testing.assert_allclose(nested[2, 1], found.moving_points(points[2, 1]), atol=1e-9)
+        np.testing.assert_allclose(nested[2, 1], found.map.points(points[2, 1]), atol=1e-9)
 
     def test_beyond_the_working_lattice_the_border_goes_on(self, d):
         field = torch.full((d, *[3] * d), 2.5)
-        found = Registration(np.eye(d + 1), field, np.eye(d + 1), "deformable")
+        found = Registration(WorldMap(np.eye(d + 1), field, np.eye(d + 1)), Evidence("deformable"))
         far = np.full(d, 100.0)
-        np.testing.assert_allclose(found.moving_points(far), far + 2.5, atol=1e-5)
+        np.testing.assert_allclose(found.map.points(far), far + 2.5, atol=1e-5)
 
     def test_outside_the_moving_image_is_its_air(self, d):
         fixed, moving = image(d, "straight"), image(d, "oblique", key="ct")
-        moving = moving.with_array(moving.array - 900)
+        moving = moving.with_array(moving.array - 900, units="HU")
         away = np.eye(d + 1)
         away[0, d] = 500.0
-        found = Registration(away, torch.zeros(d, *[2] * d), fixed.affine, "rigid")
+        found = Registration(
+            WorldMap(away, torch.zeros(d, *[2] * d), fixed.affine), Evidence("rigid")
+        )
         assert float(moving.fill_value) == -1000.0
         assert bool((found.warp(moving, fixed).array == moving.fill_value).all())
 
@@ -169,3 +186,90 @@ def test_colours_move_with_their_picture():
     torch.testing.assert_close(
         warped.colour[2][inside], 9 - warped.array[0][inside], atol=1e-3, rtol=0
     )
+
+
+@pytest.mark.parametrize("d", [2, 3])
+class TestInverse:
+    @staticmethod
+    def strong(d):
+        """A turn, a shear, and waves of up to 11 mm that stretch and squeeze, but do not fold."""
+        affine, shape = lattice(d, "oblique")
+        angles = [40.0] if d == 2 else [25.0, -30.0, 40.0]
+        matrix = rigid_matrix(angles, [30.0, -20.0, 14.0][:d], [0.0] * d)
+        matrix[0, 1] += 0.2
+        matrix[:d, :d] *= 1.1
+        world = apply_affine(affine, identity_points(shape, dtype=torch.float64).numpy())
+        waves = [
+            (11.0 - 2 * c) * np.sin(0.045 * world[..., (c + 1) % d] + 0.03 * world[..., c] + c)
+            for c in range(d)
+        ]
+        field = torch.from_numpy(np.stack(waves)).float()
+        voxels = ddf_from_ddf_mm(field[None].double(), torch.from_numpy(affine))
+        slope = jacobian_determinant(voxels)
+        assert 0 < float(slope.min()) < 0.6  # truly strong, and no fold
+        assert float(slope.max()) > 1.3
+        return WorldMap(matrix, field, affine)
+
+    @staticmethod
+    def points(found):
+        size = np.asarray(found.ddf_mm.shape[1:])
+        voxels = np.random.default_rng(1).uniform(1, size - 2, (4000, found.spatial_dims))
+        return apply_affine(found.working_affine, voxels)
+
+    def test_there_and_back_is_where_it_was(self, d):
+        found = self.strong(d)
+        points = self.points(found)
+        there = found.points(points)
+        assert np.linalg.norm(there - points, axis=1).min() > 5
+        error = np.linalg.norm(found.inverse().points(there) - points, axis=1)
+        assert error.max() < 0.05
+
+    def test_back_and_there_is_where_it_was(self, d):
+        found = self.strong(d)
+        moving = found.points(self.points(found))
+        error = np.linalg.norm(found.points(found.inverse().points(moving)) - moving, axis=1)
+        assert error.max() < 0.05
+
+    def test_of_an_affine_alone_is_exact(self, d):
+        found = self.strong(d)
+        found = dataclasses.replace(found, ddf_mm=torch.zeros_like(found.ddf_mm))
+        points = 300.0 * np.random.default_rng(3).standard_normal((50, d))
+        np.testing.assert_allclose(found.inverse().points(found.points(points)), points, atol=1e-6)
+
+    def test_an_image_warped_there_and_back_is_the_same(self, d):
+        found, still = self.strong(d), image(d, "oblique")
+        back = found.inverse()
+        affine = found.moving_from_fixed @ still.affine
+        reach = np.asarray(still.shape) // 2  # a grid that holds all that is moved
+        affine = affine @ np.block(
+            [[np.eye(d), -reach[:, None]], [np.zeros((1, d)), np.ones((1, 1))]]
+        )
+        shape = [int(n) for n in still.shape + 2 * reach]
+        there = back.warp(still.array, still.affine, affine, shape)
+        again = found.warp(there, affine, still.affine, still.shape)
+        inner = (slice(None), *[slice(2, -2)] * d)
+        error = (again - still.array)[inner].abs().mean()
+        changed = (there[(slice(None), *map(slice, reach, reach + still.shape))] - still.array)[
+            inner
+        ]
+        assert error < 0.1 * changed.abs().mean()
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_identity_moves_nothing(d):
+    still, fixed = WorldMap.identity(d), image(d, "oblique")
+    points = 200.0 * np.random.default_rng(0).standard_normal((20, d))
+    np.testing.assert_array_equal(still.points(points), points)
+    assert still.spatial_dims == d
+    assert float(still.displacement_mm(fixed.affine, fixed.shape).abs().max()) == 0.0
+
+
+def test_a_saved_map_is_an_itk_field(tmp_path):
+    fixed, found = image(3, "oblique"), registration(3)
+    found.save(tmp_path / "map.nii.gz", fixed)
+    field = sitk.ReadImage(str(tmp_path / "map.nii.gz"), sitk.sitkVectorFloat64)
+    transform = sitk.DisplacementFieldTransform(field)
+    points = apply_affine(fixed.affine, np.array([[4.0, 5.0, 6.0], [11.0, 17.0, 9.0]]))
+    lps = LPS[3][:3, :3]
+    moved = np.array([transform.TransformPoint((lps @ p).tolist()) for p in points]) @ lps
+    np.testing.assert_allclose(moved, found.map.points(points), atol=1e-3)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fusion_pipeline.geometry import warp
-from fusion_pipeline.networks.fusion import FusionNet
-from fusion_pipeline.networks.harmonization import HarmonizationNet
+from fusion_pipeline.networks.fusion_net import FusionNet
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import KINDS
-from fusion_pipeline.networks.registration import RegistrationNet
+from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.networks.warp import Warp
 
 
@@ -21,7 +21,7 @@ class MultimodalOutput:
     Attributes:
         ddf: ``(B, M - 1, d, *S)`` voxels, one field per moving image.
         warped: ``(B, M, *S)`` the reference and the warped moving images, normalized.
-        valid: ``(B, M, *S)`` 0/1, inside the field of view of each image after the warp.
+        field_of_view: ``(B, M, *S)`` 0/1, inside the field of view of each image after the warp.
         harmonized: ``(B, M, *S)`` 0..1.
         weights: ``(B, M, *S)``, sum to one over M.
         fused: ``(B, 1, *S)`` 0..1.
@@ -29,7 +29,7 @@ class MultimodalOutput:
 
     ddf: Tensor
     warped: Tensor
-    valid: Tensor
+    field_of_view: Tensor
     harmonized: Tensor
     weights: Tensor
     fused: Tensor
@@ -48,8 +48,9 @@ class MultimodalNet(nn.Module):
 
     Args:
         registration: ``(fixed (B, 1, *S), moving (B, 1, *S)) → ddf (B, d, *S)``.
-        harmonization: ``(image (B, 1, *S), kind, valid (B, 1, *S)) → (B, 1, *S)`` in 0..1.
-        fusion: ``(images (B, M, *S), kinds, valid) →`` an object with ``fused`` and ``weights``.
+        harmonization: ``(image (B, 1, *S), kind, field_of_view (B, 1, *S)) → (B, 1, *S)`` in 0..1.
+        fusion: ``(images (B, M, *S), kinds, field_of_view) →`` an object with ``fused`` and
+            ``weights``.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class MultimodalNet(nn.Module):
     ) -> None:
         super().__init__()
         self.registration = registration
-        # the border goes on: what lies outside is named by `valid`, not by a value
+        # the border goes on: what lies outside is named by `field_of_view`, not by a value
         self.warp = Warp(fill=None)
         self.harmonization = harmonization
         self.fusion = fusion
@@ -67,7 +68,7 @@ class MultimodalNet(nn.Module):
 
         Args:
             image: ``(B, M, *S)`` normalized, reference first.
-            kinds: kind of each channel; by default ``ct``, ``mr``, ``nuclear`` in this order.
+            kinds: kind of each channel; by default ``ct``, ``mr``, ``emission`` in this order.
 
         Returns:
             ``(B, 1, *S)`` in 0..1.
@@ -75,36 +76,36 @@ class MultimodalNet(nn.Module):
         return self.fuse_all(image, kinds).fused
 
     def fuse_all(
-        self, image: Tensor, kinds: Sequence[str] | None = None, valid: Tensor | None = None
+        self, image: Tensor, kinds: Sequence[str] | None = None, field_of_view: Tensor | None = None
     ) -> MultimodalOutput:
         """The fused image and everything on the way to it.
 
         Args:
             image: ``(B, M, *S)`` normalized, reference first.
-            kinds: kind of each channel; by default ``ct``, ``mr``, ``nuclear`` in this order.
-            valid: ``(B, M, *S)`` 0/1, field of view of each image on its own; None: everywhere.
+            kinds: kind of each channel; by default ``ct``, ``mr``, ``emission`` in this order.
+            field_of_view: ``(B, M, *S)`` 0/1, of each image on its own; None: everywhere.
 
         Raises:
             ValueError: fewer than two channels, or kinds that do not fit them.
         """
         kinds = _checked_kinds(image, kinds)
-        valid = torch.ones_like(image) if valid is None else valid
+        field_of_view = torch.ones_like(image) if field_of_view is None else field_of_view
         ddf = [self.registration(image[:, :1], moving) for moving in image[:, 1:].split(1, dim=1)]
-        warped, moved_valid = [image[:, :1]], [valid[:, :1]]
+        warped, warped_view = [image[:, :1]], [field_of_view[:, :1]]
         for channel, field in enumerate(ddf, start=1):
             one = slice(channel, channel + 1)
             warped.append(self.warp(image[:, one], field))
-            moved_valid.append(warp(valid[:, one], field.detach(), mode="nearest"))
+            warped_view.append(warp(field_of_view[:, one], field.detach(), mode="nearest"))
         harmonized = [
-            self.harmonization(one, kind, seen)
-            for one, kind, seen in zip(warped, kinds, moved_valid, strict=True)
+            self.harmonization(one, kind, in_view)
+            for one, kind, in_view in zip(warped, kinds, warped_view, strict=True)
         ]
-        inside = torch.cat(moved_valid, dim=1)
+        inside = torch.cat(warped_view, dim=1)
         fusion = self.fusion(torch.cat(harmonized, dim=1), kinds, inside)
         return MultimodalOutput(
             ddf=torch.stack(ddf, dim=1),
             warped=torch.cat(warped, dim=1),
-            valid=inside,
+            field_of_view=inside,
             harmonized=torch.cat(harmonized, dim=1),
             weights=fusion.weights,
             fused=fusion.fused,

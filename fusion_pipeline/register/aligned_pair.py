@@ -1,6 +1,6 @@
-"""A pair on its working lattice, and what is seen of it after a deformation.
+"""A pair on its working lattice, and its similarity after a pose or a deformation.
 
-What is dear is made when it is first asked for, and kept.
+What takes long is computed when it is first asked for, and kept.
 """
 
 from dataclasses import dataclass, replace
@@ -11,109 +11,113 @@ from torch import Tensor
 
 from fusion_pipeline.geometry import compose, integrate, resize, resize_ddf, warp
 from fusion_pipeline.metrics import normalized_mutual_information
-from fusion_pipeline.networks.registration import RegistrationNet
-from fusion_pipeline.register.lattice import Lattice, OnLattice
+from fusion_pipeline.networks.registration_net import RegistrationNet
+from fusion_pipeline.register.lattice import Lattice, LatticeArrays
 from fusion_pipeline.register.refinement import describe
-
-_BINS = 32
-_LEAST_VOXELS = 100  # under so few, nothing is said of how alike two images are
+from fusion_pipeline.register.settings import DECISION
 
 
 @dataclass(frozen=True)
-class Side:
-    """One image on the lattice, and what is read off it.
+class LatticeImage:
+    """One image on the lattice, with its descriptors and features.
 
     Attributes:
-        shown: the image there, after pose and deformation.
+        arrays: the image there, after pose and deformation.
         network: describes images and finds the displacement between them.
         device: where the network computes.
     """
 
-    shown: OnLattice
+    arrays: LatticeArrays
     network: RegistrationNet
     device: torch.device | str
 
     @cached_property
     def described(self) -> Tensor:
         """``(1, C, *S)``, see `refinement.describe`."""
-        return describe(self.shown.image, self.shown.known)
+        return describe(self.arrays.image, self.arrays.field_of_view)
 
     @cached_property
     def features(self) -> Tensor:
         """``(1, C, *H)`` the network's, on half the padded lattice."""
         with torch.no_grad():
-            return self.network.features(self.shown.image.to(self.device))
+            return self.network.features(self.arrays.image.to(self.device))
 
-    def warped(self, ddf: Tensor) -> "Side":
+    def deformed(self, ddf: Tensor) -> "LatticeImage":
         """The same image after a deformation ``(1, d, *S)`` in voxels; its masks become shares."""
-        image = warp(self.shown.image, ddf, fill=None)
-        masks = warp(torch.cat([self.shown.known, self.shown.body, self.shown.bone], 1), ddf)
-        return replace(self, shown=OnLattice(image, *masks.split(1, dim=1)))
+        image = warp(self.arrays.image, ddf, fill=None)
+        masks = warp(
+            torch.cat([self.arrays.field_of_view, self.arrays.body, self.arrays.bone], 1), ddf
+        )
+        return replace(self, arrays=LatticeArrays(image, *masks.split(1, dim=1)))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A reference and an image that was moved onto it.
+class AlignedPair:
+    """A reference and an image that was warped onto it.
 
     Attributes:
         fixed: the reference.
-        moved: the other image.
+        warped: the other image.
         spacing: voxel size of the lattice in mm.
         ddf: ``(1, d, *S)`` the deformation that the other image went through; None: none.
     """
 
-    fixed: Side
-    moved: Side
+    fixed: LatticeImage
+    warped: LatticeImage
     spacing: float
     ddf: Tensor | None = None
 
-    def compared(self, *, either: bool = False) -> Tensor:
+    def compared_region(self, *, either: bool = False) -> Tensor:
         """``(1, 1, *S)`` 0/1: the fixed body, or either's, where both images are data."""
-        fixed, moved = self.fixed.shown, self.moved.shown
+        fixed, warped = self.fixed.arrays, self.warped.arrays
         body = fixed.body > 0
         if either:
-            body = body | (moved.body > 0.5)
-        return (body & (fixed.known > 0.5) & (moved.known > 0.5)).float()
+            body = body | (warped.body > 0.5)
+        return (body & (fixed.field_of_view > 0.5) & (warped.field_of_view > 0.5)).float()
 
     @cached_property
-    def _apart(self) -> Tensor:
+    def _difference(self) -> Tensor:
         """``(*S)`` mean absolute difference of the self-similarities."""
-        moved = self.moved.shown
-        # described anew where it is needed only once: descriptors are large
-        described = self.moved.described if self.ddf is None else describe(moved.image, moved.known)
+        warped = self.warped.arrays
+        # not kept where it is needed only once: descriptors are large
+        described = (
+            self.warped.described
+            if self.ddf is None
+            else describe(warped.image, warped.field_of_view)
+        )
         return (self.fixed.described[0, 1:-1] - described[0, 1:-1]).abs().mean(0)
 
     def distance(self, where: Tensor) -> float:
         """Mean absolute difference of the self-similarities over a region; 1 over an empty one.
 
-        Each image's patches end where it is known itself, so that its descriptors serve any region;
+        Each image's patches end where it is data, so that its descriptors serve any region;
         `metrics.mind_distance` ends the patches of both at the region.
         """
         inside = where[0, 0] > 0.5
-        return float(self._apart[inside].mean()) if bool(inside.any()) else 1.0
+        return float(self._difference[inside].mean()) if bool(inside.any()) else 1.0
 
     @cached_property
     def similarity(self) -> dict[str, float]:
         """NMI (more is better), self-similarity distance (less is) over the overlap; its share."""
-        where = self.compared()
-        share = float(where.sum() / self.fixed.shown.body.sum().clamp_min(1.0))
-        if float(where.sum()) < _LEAST_VOXELS:
+        where = self.compared_region()
+        share = float(where.sum() / self.fixed.arrays.body.sum().clamp_min(1.0))
+        if float(where.sum()) < DECISION.least_voxels:
             return {"nmi": 1.0, "mind": 1.0, "overlap": share}
-        fixed, moved = self.fixed.shown.image[0, 0], self.moved.shown.image[0, 0]
-        nmi = normalized_mutual_information(fixed, moved, where[0, 0], _BINS)
+        fixed, warped = self.fixed.arrays.image[0, 0], self.warped.arrays.image[0, 0]
+        nmi = normalized_mutual_information(fixed, warped, where[0, 0], DECISION.bins)
         return {"nmi": nmi, "mind": self.distance(where), "overlap": share}
 
     @cached_property
     def error_map_mm(self) -> Tensor:
         """``(*S)`` how far the network would still move the result, forth and back, in mm."""
-        network, shape = self.fixed.network, self.fixed.shown.image.shape[2:]
-        sides = self.fixed.features, self.moved.features
+        network, shape = self.fixed.network, self.fixed.arrays.image.shape[2:]
+        features = self.fixed.features, self.warped.features
         half = [n // 2 for n in shape]  # so smooth that every other voxel is enough
         nodes = [slice(n + 1) for n in half]
         with torch.no_grad():
             forth, back = (
                 integrate(network.match(*pair)[0], network.integration_steps)[:, :, *nodes]
-                for pair in (sides, sides[::-1])
+                for pair in (features, features[::-1])
             )
             lengths = [x.square().sum(1).sqrt() for x in (forth, back, compose(forth, back))]
             length = 2 * self.spacing * torch.stack(lengths, 1).mean(1, keepdim=True)
@@ -122,8 +126,8 @@ class Trial:
 
     @cached_property
     def error_mm(self) -> float:
-        """Its mean over what is compared; NaN where nothing is. Estimates the remaining error."""
-        return self.error_over(self.compared())
+        """Its mean over the compared region, NaN where that is empty: the estimated error."""
+        return self.error_over(self.compared_region())
 
     def error_over(self, where: Tensor) -> float:
         """Its mean over a region ``(1, 1, *S)``; NaN over an empty one."""
@@ -132,7 +136,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """Both images on the lattice, after the pose.
 
     Attributes:
@@ -141,16 +145,16 @@ class Pair:
         lattice: where both are sampled.
     """
 
-    fixed: Side
-    moving: Side
+    fixed: LatticeImage
+    moving: LatticeImage
     lattice: Lattice
 
     @cached_property
-    def undeformed(self) -> Trial:
+    def undeformed(self) -> AlignedPair:
         """The pair as the pose left it."""
-        return Trial(self.fixed, self.moving, self.lattice.spacing)
+        return AlignedPair(self.fixed, self.moving, self.lattice.spacing)
 
-    def trial(self, velocity: Tensor) -> Trial:
+    def deformed(self, velocity: Tensor) -> AlignedPair:
         """The pair after a velocity ``(1, d, *H)`` on half the lattice, in voxels of that."""
         ddf = resize_ddf(integrate(velocity), self.lattice.shape)
-        return Trial(self.fixed, self.moving.warped(ddf), self.lattice.spacing, ddf)
+        return AlignedPair(self.fixed, self.moving.deformed(ddf), self.lattice.spacing, ddf)

@@ -5,15 +5,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from fusion_pipeline.geometry.filters import block_mean, box_mean
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
-STRIDE = 4  # voxels of a coarse place, along each axis
+STRIDE = 4  # voxels of the input in one coarse voxel, along each axis
 _AIR = 0.06  # what is no brighter shows nothing
-_WINDOWS = (5, 13)
-_FILLED_BY = (11, 3, 1)  # coarse places whose means go on beyond a field of view
+_WINDOWS = (5, 13)  # voxels, in which details are measured
+_LINEAR = {2: "bilinear", 3: "trilinear"}
+_FILLED_BY = (11, 3, 1)  # windows in coarse voxels whose means go on beyond a field of view
 _CONTRAST = 7  # voxels of the window in which contrast is measured
 # brings details to the size of the other features, so that they are learned as fast
 _GAIN = 8.0
@@ -25,7 +28,7 @@ class FusionOutput(NamedTuple):
     Attributes:
         fused: ``(B, 1, *S)`` in [0, 1].
         weights: ``(B, M, *S)``, positive, summing to 1 over the modalities present at a voxel, 0
-            where a modality is not valid; in the order of the input.
+            outside a modality's field of view; in the order of the input.
     """
 
     fused: Tensor
@@ -38,14 +41,14 @@ class FusionNet(nn.Module):
     ``F_k = E_kind(I_k)``; at the coarse level channels are gated by their mean over what the image
     shows, the modalities of each voxel look at each other (self-attention over modalities), and a
     decoder with skips turns ``F_k``, the image and its local contrast into one logit per voxel
-    (attention over space). Their softmax over the valid modalities is ``w_k``.
+    (attention over space). Their softmax over the modalities in view is ``w_k``.
     ``fused = Σ w_k I_k + m · b · tanh(D(Σ w_k F_k, details))`` with ``m`` the brightest source, so
     far as it keeps its weight: nothing appears where no source shows anything. ``b`` is the
     ``bound``. Details are what the sources have and a mean takes away.
 
     Where a field of view ends, an image's share takes its weight away, and its details fade with
-    it. Features see the image go on with the mean of what is near, and are heard by those of the
-    other images for some 20 voxels: so no weight follows a border.
+    it. Beyond it, features are made of the mean of the voxels nearby, and the other images attend
+    to them for some 20 voxels: so no weight follows a border.
 
     Logits and residual begin at zero: an untrained network is the average. The result does not
     depend on the order of the modalities, to the last bit, since sums run in an order of the
@@ -71,9 +74,9 @@ class FusionNet(nn.Module):
             raise ValueError(f"expected channels of three levels, got {tuple(channels)}")
         self.spatial_dims, self.bound = spatial_dims, bound
         fine, _, coarse = channels
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        conv = Conv[Conv.CONV, spatial_dims]
         self.encoders = nn.ModuleDict({k: _Encoder(spatial_dims, channels) for k in KINDS})
-        self.across = _ModalityAttention(spatial_dims, coarse)
+        self.modality_attention = _ModalityAttention(spatial_dims, coarse)
         self.decoder = _Decoder(spatial_dims, channels)
         self.logit = conv(fine + 2, 1, 1)
         details = 2 * len(_WINDOWS)
@@ -81,40 +84,41 @@ class FusionNet(nn.Module):
         self.change = conv(fine + details, 1, 3, padding=1)
         for last in (self.logit, self.change):
             nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)
 
     def forward(
         self,
         images: Tensor,
         kinds: str | Sequence[str],
-        valid: Tensor | None = None,
+        field_of_view: Tensor | None = None,
         summary: Tensor | None = None,
     ) -> FusionOutput:
         """Fuse.
 
         Args:
             images: ``(B, M, *S)`` harmonized, in [0, 1]; M ≥ 1 images in any order.
-            kinds: one for all, or M of ``ct``, ``mr``, ``nuclear``.
-            valid: ``(B, M, *S)`` each image's field of view: 0 outside, in it the share of its
+            kinds: one for all, or M of ``ct``, ``mr``, ``emission``.
+            field_of_view: ``(B, M, *S)``: 0 outside each image's view, inside the share of its
                 weight that the image keeps, up to 1; all of it by default.
             summary: ``(B, M, C + 1)`` of the whole images where these are a part of them, see
                 `summarize`; by default of these.
 
         Returns:
-            The fused image and the weights; both 0 where no image is valid.
+            The fused image and the weights; both 0 outside every field of view.
 
         Raises:
             ValueError: shapes that do not fit, or shares outside 0..1.
         """
-        index, images, kept = self._check(images, kinds, valid)
+        index, images, kept = self._check(images, kinds, field_of_view)
         if summary is not None and summary.shape[:2] != images.shape[:2]:
             raise ValueError(
                 f"expected a summary of {images.shape[1]} images, got {tuple(summary.shape)}"
             )
         order = _canonical_order(images, index)
         picked, kept = (torch.stack([x[:, m] for m in order], 1) for x in (images, kept))
-        told = None if summary is None else torch.stack([summary[:, m] for m in order], 1)
-        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], kept, told)
+        if summary is not None:
+            summary = torch.stack([summary[:, m] for m in order], 1)
+        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], kept, summary)
         back = sorted(range(len(order)), key=order.__getitem__)
         return FusionOutput(fused, torch.stack([weights[:, m] for m in back], 1))
 
@@ -122,7 +126,7 @@ class FusionNet(nn.Module):
         self,
         images: Tensor,
         kinds: str | Sequence[str],
-        valid: Tensor | None = None,
+        field_of_view: Tensor | None = None,
         where: Tensor | None = None,
     ) -> Tensor:
         """What gates the channels: the summaries of the parts of images add up to the whole's.
@@ -130,22 +134,22 @@ class FusionNet(nn.Module):
         Args:
             images: as in `forward`.
             kinds: as in `forward`.
-            valid: as in `forward`.
+            field_of_view: as in `forward`.
             where: ``(B, 1, *S)`` 0/1: what counts; everything by default.
 
         Returns:
             ``(B, M, C + 1)``: per image, the sum of each coarse channel, weighed by how bright the
-            image is there, less 0.06, and the sum of these weights. Air and what an image does not
-            see say nothing.
+            image is there, less 0.06, and the sum of these weights. Air and what lies outside an
+            image's field of view have no weight.
 
         Raises:
             ValueError: as in `forward`.
         """
-        index, images, kept = self._check(images, kinds, valid)
-        seen = (kept > 0).to(images.dtype)
-        counted = seen if where is None else seen * where
-        images, seen, counted = (_whole_places(x) for x in (images, seen, counted))
-        filled = _filled(images, seen)
+        index, images, kept = self._check(images, kinds, field_of_view)
+        in_view = (kept > 0).to(images.dtype)
+        counted = in_view if where is None else in_view * where
+        images, in_view, counted = (_padded_to_stride(x) for x in (images, in_view, counted))
+        filled = _filled(images, in_view)
         coarse = [
             self.encoders[KINDS[index[m]]](filled[:, m : m + 1])[-1] for m in range(images.shape[1])
         ]
@@ -156,19 +160,19 @@ class FusionNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Fuse images that are in order and zero outside their fields of view."""
         shape = images.shape[2:]
-        images, kept = _whole_places(images), _whole_places(kept)
-        share, seen = _shares(kept), (kept > 0).to(images.dtype)
-        filled = _filled(images, seen)
+        images, kept = _padded_to_stride(images), _padded_to_stride(kept)
+        share, in_view = _shares(kept), (kept > 0).to(images.dtype)
+        filled = _filled(images, in_view)
         levels = [self.encoders[kind](filled[:, m : m + 1]) for m, kind in enumerate(kinds)]
         del filled
         coarse = torch.stack([level[-1] for level in levels], 1)
         if summary is None:
-            summary = _summary(coarse, images, seen)
+            summary = _summary(coarse, images, in_view)
         gates = self._gates(summary, kinds)
         coarse = coarse * gates.view(*gates.shape, *[1] * self.spatial_dims)
-        mixed = self.across(coarse, _heard(seen))
+        mixed = self.modality_attention(coarse, _attention_mask(in_view))
         features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
-        salience = torch.stack([images, _contrast(images, seen)], 2)
+        salience = torch.stack([images, _contrast(images, in_view)], 2)
         logits = [self.logit(torch.cat([f, salience[:, m]], 1)) for m, f in enumerate(features)]
         weights = _masked_softmax(_bounded(torch.cat(logits, 1)), kept)
         pooled = torch.zeros_like(features[0])
@@ -177,7 +181,7 @@ class FusionNet(nn.Module):
         del levels, features, own  # most of the memory, where no gradient needs them
         base = (weights * images).sum(1, keepdim=True)
         brightest = (share * images).amax(1, keepdim=True)
-        details = _details(images, seen, share, weights)
+        details = _details(images, in_view, share, weights)
         hidden = F.leaky_relu(self.hidden(torch.cat([pooled, base, brightest, details], 1)), 0.1)
         change = self.change(torch.cat([hidden, details], 1))
         fused = base + self.bound * brightest * torch.tanh(change)
@@ -193,23 +197,23 @@ class FusionNet(nn.Module):
         return torch.stack(gates, 1)
 
     def _check(
-        self, images: Tensor, kinds: str | Sequence[str], valid: Tensor | None
+        self, images: Tensor, kinds: str | Sequence[str], field_of_view: Tensor | None
     ) -> tuple[list[int], Tensor, Tensor]:
-        """The kinds as numbers, the images, zero where they see nothing, and what they keep."""
+        """The kinds as numbers, the images, zero outside their view, and their shares."""
         if images.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected images (B, M, *S) with {self.spatial_dims} spatial axes, "
                 f"got {tuple(images.shape)}"
             )
-        if valid is not None and valid.shape != images.shape:
+        if field_of_view is not None and field_of_view.shape != images.shape:
             raise ValueError(
-                f"expected valid of the images' shape {tuple(images.shape)}, "
-                f"got {tuple(valid.shape)}"
+                f"expected field_of_view of the images' shape {tuple(images.shape)}, "
+                f"got {tuple(field_of_view.shape)}"
             )
         index = kind_indices(kinds, images.shape[1])
-        kept = torch.ones_like(images) if valid is None else valid.to(images.dtype)
+        kept = torch.ones_like(images) if field_of_view is None else field_of_view.to(images.dtype)
         if not is_exporting() and not bool(((kept >= 0) & (kept <= 1)).all()):
-            raise ValueError("expected valid between 0 and 1")
+            raise ValueError("expected field_of_view between 0 and 1")
         return index, torch.where(kept > 0, images, 0.0), kept
 
 
@@ -218,7 +222,7 @@ class _Encoder(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: Sequence[int]) -> None:
         super().__init__()
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        conv = Conv[Conv.CONV, spatial_dims]
         fine, middle, coarse = channels
         self.fine = conv(1, fine, 3, padding=1)
         self.middle = conv(fine, middle, 3, stride=2, padding=1)
@@ -242,18 +246,18 @@ class _Encoder(nn.Module):
 
 
 class _ModalityAttention(nn.Module):
-    """Self-attention among the modalities of one place; blind to their order."""
+    """Self-attention among the modalities of one voxel; their order changes nothing."""
 
     def __init__(self, spatial_dims: int, channels: int) -> None:
         super().__init__()
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        conv = Conv[Conv.CONV, spatial_dims]
         self.query = conv(channels, channels, 1)
         self.key = conv(channels, channels, 1)
         self.value = conv(channels, channels, 1)
         self.out = conv(channels, channels, 3, padding=1)
 
-    def forward(self, features: Tensor, heard: Tensor) -> Tensor:
-        """``(B, M, C, *S)`` and how far each place is heard ``(B, M, *S)`` to the same shape."""
+    def forward(self, features: Tensor, attention_mask: Tensor) -> Tensor:
+        """``(B, M, C, *S)`` and the mask of the keys ``(B, M, *S)``, 0..1, to the same shape."""
         count, channels = features.shape[1], features.shape[2]
         query, key, value = (
             torch.stack([part(features[:, m]) for m in range(count)], 1)
@@ -262,9 +266,9 @@ class _ModalityAttention(nn.Module):
         mixed = []
         for m in range(count):
             score = (query[:, m : m + 1] * key).sum(2) / channels**0.5
-            weight = _masked_softmax(score, heard)
-            told = (weight.unsqueeze(2) * value).sum(1)
-            mixed.append(features[:, m] + self.out(F.leaky_relu(told, 0.1)))
+            weight = _masked_softmax(score, attention_mask)
+            attended = (weight.unsqueeze(2) * value).sum(1)
+            mixed.append(features[:, m] + self.out(F.leaky_relu(attended, 0.1)))
         return torch.stack(mixed, 1)
 
 
@@ -273,9 +277,9 @@ class _Decoder(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: Sequence[int]) -> None:
         super().__init__()
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        conv = Conv[Conv.CONV, spatial_dims]
         fine, middle, coarse = channels
-        self.mode = "trilinear" if spatial_dims == 3 else "bilinear"
+        self.mode = _LINEAR[spatial_dims]
         self.narrow = conv(coarse, middle, 1)
         self.middle = conv(middle, middle, 3, padding=1)
         self.narrower = conv(middle, fine, 1)
@@ -293,14 +297,14 @@ class _Decoder(nn.Module):
         return F.interpolate(features, size=like.shape[2:], mode=self.mode, align_corners=False)
 
 
-def _details(images: Tensor, seen: Tensor, share: Tensor, weights: Tensor) -> Tensor:
+def _details(images: Tensor, in_view: Tensor, share: Tensor, weights: Tensor) -> Tensor:
     """What a mean takes away: details of the sources, as weighted and the strongest, at two scales.
 
     They are measured within each field of view, whose border is no detail, and fade towards it.
     """
     parts = []
     for window in _WINDOWS:
-        local = _box_mean(images, window) / _box_mean(seen, window).clamp_min(1e-3)
+        local = _box_mean(images, window) / _box_mean(in_view, window).clamp_min(1e-3)
         detail = _GAIN * (images - local) * share
         strongest = detail[:, :1]
         for m in range(1, detail.shape[1]):
@@ -310,53 +314,47 @@ def _details(images: Tensor, seen: Tensor, share: Tensor, weights: Tensor) -> Te
     return torch.cat(parts, 1)
 
 
-def _contrast(images: Tensor, seen: Tensor) -> Tensor:
+def _contrast(images: Tensor, in_view: Tensor) -> Tensor:
     """Local standard deviation of each image within its field of view."""
-    covered = _box_mean(seen, _CONTRAST).clamp_min(1e-3)
+    covered = _box_mean(in_view, _CONTRAST).clamp_min(1e-3)
     mean = _box_mean(images, _CONTRAST) / covered
     variance = _box_mean(images.square(), _CONTRAST) / covered - mean.square()
-    return variance.clamp_min(1e-8).sqrt() * seen
+    return variance.clamp_min(1e-8).sqrt() * in_view
 
 
-def _heard(seen: Tensor) -> Tensor:
-    """At coarse places, how far an image is heard by the others: where it is seen, and around.
+def _attention_mask(in_view: Tensor) -> Tensor:
+    """How far the other images attend to an image, 0..1, at coarse voxels.
 
-    All of it within its field of view, or what the others make of it would tell where that ends;
-    less and less beyond, so that no window hears what another does not.
+    1 within its field of view, or what the others make of it would tell where that ends; less and
+    less beyond, so that no window attends to what another does not.
     """
-    covered = _shrink(seen)
+    covered = block_mean(in_view, STRIDE)
     return torch.where(covered > 0, 1.0, (4 * _box_mean(covered, _FILLED_BY[0])).clamp_max(1.0))
 
 
-def _filled(images: Tensor, seen: Tensor) -> Tensor:
-    """Images of whole coarse places that go on beyond their fields of view: the mean nearby.
+def _filled(images: Tensor, in_view: Tensor) -> Tensor:
+    """Images that go on beyond their fields of view with the mean nearby.
 
     So the features do not tell where a field of view ends: from them, weights could learn to rise
     or fall along its border.
     """
-    if not is_exporting() and bool((seen > 0).all()):  # the same without the work
+    if not is_exporting() and bool((in_view > 0).all()):  # the same without the work
         return images
-    sums, covers = _shrink(images), _shrink(seen)
+    sums, covers = block_mean(images, STRIDE), block_mean(in_view, STRIDE)
     axes = list(range(2, images.ndim))
     around = sums.sum(axes, keepdim=True) / covers.sum(axes, keepdim=True).clamp_min(1e-6)
     for window in _FILLED_BY:  # the near over the far
         covered = _box_mean(covers, window)
         near = _box_mean(sums, window) / covered.clamp_min(1e-6)
         around = torch.where(covered > 1e-6, near, around)
-    mode = "trilinear" if images.ndim == 5 else "bilinear"
+    mode = _LINEAR[images.ndim - 2]
     around = F.interpolate(around, size=images.shape[2:], mode=mode, align_corners=False)
-    return torch.where(seen > 0, images, around)
+    return torch.where(in_view > 0, images, around)
 
 
 def _box_mean(images: Tensor, window: int) -> Tensor:
-    """Mean over boxes, zeros beyond the border; one axis after the other, to be fast."""
-    pool = F.avg_pool3d if images.ndim == 5 else F.avg_pool2d
-    d = images.ndim - 2
-    for axis in range(d):
-        n = images.shape[2 + axis]
-        size = [min(window, n - 1 + n % 2) if a == axis else 1 for a in range(d)]
-        images = pool(images, size, 1, [n // 2 for n in size])
-    return images
+    """Mean over boxes, zeros beyond the border."""
+    return box_mean(images, window, zeros_beyond=True)
 
 
 def _canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
@@ -374,18 +372,18 @@ def _canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
 
 
 def _bounded(logits: Tensor) -> Tensor:
-    """Within ±8, so that no valid modality's weight is lost to rounding.
+    """Within ±8, so that no modality's weight is lost to rounding.
 
     The factor makes the last layer learn as fast as the others, whose output is small.
     """
     return 8.0 * torch.tanh(4.0 * logits / 8.0)
 
 
-def _masked_softmax(logits: Tensor, seen: Tensor) -> Tensor:
-    """Softmax over axis 1 among those with positive ``seen``; all zero where there is none."""
-    blind = seen <= 0
-    top = logits.detach().masked_fill(blind, -1e4).amax(1, keepdim=True)
-    raised = torch.exp((logits - top).masked_fill(blind, -100.0)) * seen
+def _masked_softmax(logits: Tensor, in_view: Tensor) -> Tensor:
+    """Softmax over axis 1 among those with positive ``in_view``; all zero where there is none."""
+    absent = in_view <= 0
+    top = logits.detach().masked_fill(absent, -1e4).amax(1, keepdim=True)
+    raised = torch.exp((logits - top).masked_fill(absent, -100.0)) * in_view
     return raised / raised.sum(1, keepdim=True).clamp_min(1e-12)
 
 
@@ -394,24 +392,18 @@ def _shares(kept: Tensor) -> Tensor:
     return kept / kept.amax(1, keepdim=True).clamp_min(1e-6)
 
 
-def _summary(coarse: Tensor, images: Tensor, seen: Tensor) -> Tensor:
+def _summary(coarse: Tensor, images: Tensor, in_view: Tensor) -> Tensor:
     """``(B, M, C, *S)`` summed over ``*S``, weighed by what each image shows; and the weights."""
-    shown = _shrink((images - _AIR).clamp_min(0) * seen).flatten(2)
+    shown = block_mean((images - _AIR).clamp_min(0) * in_view, STRIDE).flatten(2)
     sums = (coarse.flatten(3) * shown.unsqueeze(2)).sum(3)
     return torch.cat([sums, shown.sum(2, keepdim=True)], 2)
 
 
-def _shrink(values: Tensor) -> Tensor:
-    """The mean in each coarse place."""
-    pool = F.avg_pool3d if values.ndim == 5 else F.avg_pool2d
-    return pool(values, STRIDE)
+def _padded_to_stride(values: Tensor) -> Tensor:
+    """Zeros at the far end of each axis, up to a multiple of the stride.
 
-
-def _whole_places(values: Tensor) -> Tensor:
-    """Zeros at the far end of each axis, up to whole coarse places.
-
-    So the levels lie on one another, and a part that begins at a whole place gives what the whole
-    gives there.
+    So the levels lie on one another, and a part that begins at a multiple of the stride gives what
+    the whole gives there.
     """
     beyond = [p for n in values.shape[:1:-1] for p in (0, -n % STRIDE)]
     return F.pad(values, beyond) if any(beyond) else values

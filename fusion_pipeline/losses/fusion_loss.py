@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fusion_pipeline.losses.harmonization import box_mean, gradients
+from fusion_pipeline.geometry.filters import box_mean, dilated, gradients
 
 _WINDOW = 7
 _C1, _C2 = 0.01**2, 0.03**2
@@ -47,7 +46,7 @@ class FusionLossTerms:
 def fusion_loss(
     fused: Tensor,
     sources: Tensor,
-    valid: Tensor | None = None,
+    field_of_view: Tensor | None = None,
     *,
     structure: float = 1.0,
     kept: float = 1.0,
@@ -60,8 +59,8 @@ def fusion_loss(
     Args:
         fused: ``(B, 1, *S)`` in [0, 1].
         sources: ``(B, M, *S)`` harmonized, in [0, 1].
-        valid: ``(B, M, *S)`` fields of view: 0 outside, in them the share of its weight that a
-            source keeps (`FusionNet`), up to 1: so far it is judged.
+        field_of_view: ``(B, M, *S)``: 0 outside each source's view, inside the share of its weight
+            that the source keeps (`FusionNet`), up to 1: so far it is judged.
         structure: weight of SSIM.
         kept: weight of visual information, and of the edge transfer.
         gradient: weight of the gradients, which are some hundredths in size.
@@ -71,7 +70,7 @@ def fusion_loss(
     Returns:
         ``(B,)``.
     """
-    terms = fusion_loss_terms(fused, sources, valid)
+    terms = fusion_loss_terms(fused, sources, field_of_view)
     return (
         structure * terms.structure
         + kept * (terms.information + terms.edges)
@@ -82,14 +81,14 @@ def fusion_loss(
 
 
 def fusion_loss_terms(
-    fused: Tensor, sources: Tensor, valid: Tensor | None = None, *, worst: float = 0.5
+    fused: Tensor, sources: Tensor, field_of_view: Tensor | None = None, *, worst: float = 0.5
 ) -> FusionLossTerms:
     """The parts of L_fusion, unweighted.
 
     Args:
         fused: ``(B, 1, *S)`` in [0, 1].
         sources: ``(B, M, *S)`` harmonized, in [0, 1].
-        valid: ``(B, M, *S)``, as in `fusion_loss`.
+        field_of_view: ``(B, M, *S)``, as in `fusion_loss`.
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
 
     Raises:
@@ -97,23 +96,23 @@ def fusion_loss_terms(
     """
     if not 0 <= worst <= 1:
         raise ValueError(f"expected worst between 0 and 1, got {worst}")
-    kept = torch.ones_like(sources) if valid is None else valid.to(sources.dtype)
+    kept = torch.ones_like(sources) if field_of_view is None else field_of_view.to(sources.dtype)
     share = kept / kept.amax(1, keepdim=True).clamp_min(1e-6)
-    seen = (kept > 0).to(sources.dtype)
-    images = sources * seen
-    edged = share * _surrounded(seen)
+    in_view = (kept > 0).to(sources.dtype)
+    images = sources * in_view
+    edged = share * _surrounded(in_view)
     vector, strongest = _strongest_gradient(images, edged)
-    inside = seen.amax(1, keepdim=True)
+    inside = in_view.amax(1, keepdim=True)
     within = inside * _surrounded(inside)  # where all end, the fused image has to
     mine = gradients(fused)
     excess = (_length(mine) - strongest).clamp_min(0)
-    top, bottom = images.amax(1, keepdim=True), _lowest(images, seen)
+    top, bottom = images.amax(1, keepdim=True), _lowest(images, in_view)
     beyond = (fused - top).clamp_min(0) + (bottom - fused).clamp_min(0)
-    regions = _regions(seen)
+    regions = _regions(in_view)
 
     def lost(score: _Score, judged: Tensor) -> Tensor:
         scored = [
-            score(fused, *(t[:, m : m + 1] for t in (images, seen, judged)))
+            score(fused, *(t[:, m : m + 1] for t in (images, in_view, judged)))
             for m in range(images.shape[1])
         ]
         return _lost(scored, share, regions, worst)
@@ -123,16 +122,16 @@ def fusion_loss_terms(
         information=lost(_information_kept, share),
         edges=lost(_edges_kept, edged),
         gradient=_mean((mine - vector).abs().mean(1, keepdim=True), within),
-        intensity=_mean((fused - _salient(images, seen, share)).abs(), inside),
+        intensity=_mean((fused - _salient(images, in_view, share)).abs(), inside),
         added=_mean(excess, within) + _mean(beyond, inside),
     )
 
 
-def _regions(seen: Tensor) -> list[Tensor]:
+def _regions(in_view: Tensor) -> list[Tensor]:
     """``(B, 1, *S)`` boolean each: where the same sources see something."""
-    number = torch.zeros_like(seen[:, :1])
-    for m in range(seen.shape[1]):
-        number = 2 * number + seen[:, m : m + 1]
+    number = torch.zeros_like(in_view[:, :1])
+    for m in range(in_view.shape[1]):
+        number = 2 * number + in_view[:, m : m + 1]
     return [number == n for n in number.unique().tolist() if n > 0]
 
 
@@ -144,8 +143,8 @@ def _lost(
 ) -> Tensor:
     """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
 
-    Sources are weighed against each other where they are seen together. Over each one's whole field
-    of view, the one that is alone elsewhere could be given up wherever it is not.
+    Sources are weighed against each other where they are in view together. Over each one's whole
+    field of view, the one that is alone elsewhere could be given up wherever it is not.
 
     Args:
         scored: per source, two maps ``(B, 1, *S)`` the ratio of whose sums is its score.
@@ -170,15 +169,14 @@ def _lost(
     return total
 
 
-def _surrounded(seen: Tensor) -> Tensor:
-    """Where the next voxels are seen as well, so that a difference is one of the image."""
-    pool = F.max_pool3d if seen.ndim == 5 else F.max_pool2d
-    return 1 - pool(1 - seen, 3, 1, 1)
+def _surrounded(in_view: Tensor) -> Tensor:
+    """Where the next voxels are in view as well, so that a difference is one of the image."""
+    return 1 - dilated(1 - in_view, 1)
 
 
-def _ssim(fused: Tensor, source: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _ssim(fused: Tensor, source: Tensor, in_view: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Structural similarity, data range 1, where the source shows something."""
-    (mf, ms), (vf, vs, cov) = _moments(fused, source, seen)
+    (mf, ms), (vf, vs, cov) = _moments(fused, source, in_view)
     luminance = (2 * mf * ms + _C1) / (mf * mf + ms * ms + _C1)
     index = luminance * (2 * cov + _C2) / (vf + vs + _C2)
     counted = weight * _shown(fused, source)
@@ -186,10 +184,10 @@ def _ssim(fused: Tensor, source: Tensor, seen: Tensor, weight: Tensor) -> tuple[
 
 
 def _information_kept(
-    fused: Tensor, source: Tensor, seen: Tensor, weight: Tensor
+    fused: Tensor, source: Tensor, in_view: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Visual information fidelity of the source in the fused image, on the finest scale."""
-    _, (vf, vs, cov) = _moments(fused, source, seen)
+    _, (vf, vs, cov) = _moments(fused, source, in_view)
     gain = (cov / (vs + 1e-6)).clamp_min(0)
     left = (vf - gain * cov).clamp_min(0)
     vs = (vs - 1e-6).clamp_min(0)  # of an even source only rounding is left
@@ -197,7 +195,7 @@ def _information_kept(
 
 
 def _edges_kept(
-    fused: Tensor, source: Tensor, seen: Tensor, weight: Tensor
+    fused: Tensor, source: Tensor, in_view: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Edge transfer: strength and direction of each edge of the source, weighed by its strength."""
     there, here = gradients(source), gradients(fused)
@@ -214,11 +212,11 @@ def _edges_kept(
 
 
 def _moments(
-    a: Tensor, b: Tensor, seen: Tensor
+    a: Tensor, b: Tensor, in_view: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Local means, variances and covariance, within a field of view."""
-    covered = _box(seen).clamp_min(1e-3)
-    a, b = a * seen, b * seen
+    covered = _box(in_view).clamp_min(1e-3)
+    a, b = a * in_view, b * in_view
     ma, mb, aa, bb, ab = (_box(t) / covered for t in (a, b, a * a, b * b, a * b))
     return (ma, mb), ((aa - ma * ma).clamp_min(0), (bb - mb * mb).clamp_min(0), ab - ma * mb)
 
@@ -245,10 +243,10 @@ def _strongest_gradient(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     return best, longest
 
 
-def _salient(images: Tensor, seen: Tensor, share: Tensor) -> Tensor:
+def _salient(images: Tensor, in_view: Tensor, share: Tensor) -> Tensor:
     """The intensity of the more salient source: bright, and rich in local contrast."""
-    covered = _box(seen).clamp_min(1e-3)
-    mean, square = (_box(t * seen) / covered for t in (images, images * images))
+    covered = _box(in_view).clamp_min(1e-3)
+    mean, square = (_box(t * in_view) / covered for t in (images, images * images))
     contrast = (square - mean * mean).clamp_min(1e-8).sqrt()
     score = 8.0 * (images + 2.0 * contrast) + share.clamp_min(1e-12).log()
     return (score.softmax(1) * images).sum(1, keepdim=True)
@@ -259,9 +257,9 @@ def _length(vectors: Tensor) -> Tensor:
     return (vectors.square().sum(1, keepdim=True) + 1e-10).sqrt()
 
 
-def _lowest(images: Tensor, seen: Tensor) -> Tensor:
-    """The darkest valid source; 0 where there is none."""
-    lowest = images.masked_fill(seen <= 0, 2.0).amin(1, keepdim=True)
+def _lowest(images: Tensor, in_view: Tensor) -> Tensor:
+    """The darkest source in view; 0 where there is none."""
+    lowest = images.masked_fill(in_view <= 0, 2.0).amin(1, keepdim=True)
     return torch.where(lowest > 1.0, torch.zeros_like(lowest), lowest)
 
 

@@ -5,11 +5,12 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from fusion_pipeline.geometry import integrate, resize, resize_ddf
-from fusion_pipeline.losses.box import averaged, box_sum_same
+from fusion_pipeline.geometry.filters import averaged, box_sum_same, halved
 from fusion_pipeline.losses.mind import mind_ssc
 
 _LEVELS = 4
@@ -59,7 +60,7 @@ class RegistrationNet(nn.Module):
         self.spatial_dims = spatial_dims
         self.radius = radius
         self.integration_steps = integration_steps
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        conv = Conv[Conv.CONV, spatial_dims]
         similarities = 12 if spatial_dims == 3 else 4
         described = similarities + learned_features
         shifts = (2 * radius + 1) ** spatial_dims
@@ -163,7 +164,7 @@ class RegistrationNet(nn.Module):
         """
         skip = self.encode[0](torch.cat([fixed, moving], 1))
         quarter = self.encode[1](skip)
-        cost, shift, spread, belief = self._search(_halve(fixed), _halve(moving))
+        cost, shift, spread, belief = self._search(halved(fixed), halved(moving))
         found = self.search(torch.cat([cost, shift], 1))
         quarter = torch.cat([quarter, found], 1)
         eighth = self.encode[2](quarter)
@@ -190,8 +191,8 @@ class RegistrationNet(nn.Module):
             ``(B, C, *H)`` with ``H = (padded S + 1) / 2``.
         """
         padded = _extended(image, _padded(image.shape[2:]))
-        similar = _halve(mind_ssc(padded))
-        learned = self.describe(torch.cat([similar, _halve(padded)], 1))
+        similar = halved(mind_ssc(padded))
+        learned = self.describe(torch.cat([similar, halved(padded)], 1))
         return torch.cat([similar, torch.tanh(learned)], 1)
 
     def _search(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -237,16 +238,10 @@ def _extended(image: Tensor, shape: Sequence[int]) -> Tensor:
     return image
 
 
-def _halve(image: Tensor) -> Tensor:
-    """Average around every other voxel, corners included: size 2 n + 1 becomes n + 1."""
-    pool = F.avg_pool3d if image.ndim == 5 else F.avg_pool2d
-    return pool(image, 3, stride=2, padding=1, count_include_pad=False)
-
-
 def _block(spatial_dims: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Convolution, normalization per image (batches are small), leaky ReLU."""
-    conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-    norm = nn.InstanceNorm3d if spatial_dims == 3 else nn.InstanceNorm2d
+    conv = Conv[Conv.CONV, spatial_dims]
+    norm = Norm[Norm.INSTANCE, spatial_dims]
     return nn.Sequential(
         conv(inputs, outputs, 3, stride=stride, padding=1, padding_mode="zeros"),
         norm(outputs, affine=True),

@@ -1,8 +1,9 @@
 """Agree with the reference, and stay what it was: the harmonization loss (METHOD 4.2 to 4.4)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fusion_pipeline.geometry.filters import box_mean, gradients
 
 _WINDOW = 7
 
@@ -13,7 +14,7 @@ def intensity_agreement(fixed: Tensor, moving: Tensor, weight: Tensor | None = N
     Args:
         fixed: ``(B, 1, *S)`` harmonized reference, in [0, 1].
         moving: ``(B, 1, *S)`` harmonized other image.
-        weight: ``(B, 1, *S)`` ≥ 0; zero where an image is not valid.
+        weight: ``(B, 1, *S)`` ≥ 0; zero outside an image's field of view.
 
     Returns:
         ``(B,)`` in [0, 1].
@@ -30,7 +31,7 @@ def edge_agreement(fixed: Tensor, moving: Tensor, weight: Tensor | None = None) 
     Args:
         fixed: ``(B, 1, *S)`` harmonized reference, in [0, 1].
         moving: ``(B, 1, *S)`` harmonized other image.
-        weight: ``(B, 1, *S)`` ≥ 0; zero where an image is not valid.
+        weight: ``(B, 1, *S)`` ≥ 0; zero outside an image's field of view.
 
     Returns:
         ``(B,)`` in [0, 2], gray levels per voxel.
@@ -113,7 +114,9 @@ def spread_lost(output: Tensor, mask: Tensor | None = None, spread: float = 0.12
     return (1 - (variance + 1e-8).sqrt() / spread).clamp_min(0)
 
 
-def shared_structure(fixed: Tensor, moving: Tensor, valid: Tensor, floor: float = 0.2) -> Tensor:
+def shared_structure(
+    fixed: Tensor, moving: Tensor, field_of_view: Tensor, floor: float = 0.2
+) -> Tensor:
     """Where two images show the same structure: the square of their positive local correlation.
 
     (4.4) acts there. Rising curves cannot turn a contrast round, and pulling opposite edges
@@ -122,23 +125,23 @@ def shared_structure(fixed: Tensor, moving: Tensor, valid: Tensor, floor: float 
     Args:
         fixed: ``(B, 1, *S)`` normalized.
         moving: ``(B, 1, *S)`` normalized.
-        valid: ``(B, 1, *S)`` 0/1, both fields of view.
+        field_of_view: ``(B, 1, *S)`` 0/1, both fields of view.
         floor: weight of voxels that share nothing.
 
     Returns:
-        ``(B, 1, *S)`` in [0, 1], without gradient; 0 outside ``valid``.
+        ``(B, 1, *S)`` in [0, 1], without gradient; 0 outside ``field_of_view``.
     """
     with torch.no_grad():
-        share = box_mean(valid, _WINDOW).clamp_min(1e-3)
+        share = box_mean(field_of_view, _WINDOW).clamp_min(1e-3)
 
         def mean(values: Tensor) -> Tensor:
-            return box_mean(values * valid, _WINDOW) / share
+            return box_mean(values * field_of_view, _WINDOW) / share
 
         a, b = fixed - mean(fixed), moving - mean(moving)
         # the constant keeps noise from correlating: a tenth of the body's deviation
         power = (mean(a * a) + 0.01) * (mean(b * b) + 0.01)
-        alike = (mean(a * b).clamp_min(0) ** 2 / power).clamp_max(1)
-    return (floor + (1 - floor) * alike) * valid
+        similarity = (mean(a * b).clamp_min(0) ** 2 / power).clamp_max(1)
+    return (floor + (1 - floor) * similarity) * field_of_view
 
 
 def protocol_difference(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -158,7 +161,7 @@ def protocol_difference(first: Tensor, second: Tensor, mask: Tensor | None = Non
 def harmonization_loss(
     harmonized: Tensor,
     normalized: Tensor,
-    valid: Tensor | None = None,
+    field_of_view: Tensor | None = None,
     body: Tensor | None = None,
     *,
     beta: float = 0.5,
@@ -177,8 +180,8 @@ def harmonization_loss(
     Args:
         harmonized: ``(B, M, *S)`` in [0, 1], the reference first.
         normalized: ``(B, M, *S)`` what it was made from, z-scored.
-        valid: ``(B, M, *S)`` 0/1: where the images are compared.
-        body: ``(B, M, *S)`` 0/1: where each is held to its own input; ``valid`` by default.
+        field_of_view: ``(B, M, *S)`` 0/1: where the images are compared.
+        body: ``(B, M, *S)`` 0/1: where each is held to its own input; ``field_of_view`` by default.
         beta: weight of the edges in (4.4).
         likeness: weight of the correlation.
         hold: weight of each holding term.
@@ -187,8 +190,8 @@ def harmonization_loss(
     Returns:
         ``(B,)``.
     """
-    seen = torch.ones_like(harmonized) if valid is None else valid
-    held = seen if body is None else seen * body
+    in_view = torch.ones_like(harmonized) if field_of_view is None else field_of_view
+    held = in_view if body is None else in_view * body
     count = harmonized.shape[1]
     total = harmonized.new_zeros(harmonized.shape[0])
     for m in range(count):
@@ -197,53 +200,14 @@ def harmonization_loss(
         lost = lost + contrast_lost(output, source, mask)
         total = total + hold * (lost + spread_lost(output, mask, spread)) / count
     for m in range(1, count):
-        pair = seen[:, :1] * seen[:, m : m + 1]
+        pair = in_view[:, :1] * in_view[:, m : m + 1]
         weight = shared_structure(normalized[:, :1], normalized[:, m : m + 1], pair)
         fixed, moving = harmonized[:, :1], harmonized[:, m : m + 1]
-        apart = intensity_agreement(fixed, moving, weight)
-        apart = apart + beta * edge_agreement(fixed, moving, weight)
-        apart = apart + likeness * information_lost(fixed, moving, pair)
-        total = total + apart / (count - 1)
+        difference = intensity_agreement(fixed, moving, weight)
+        difference = difference + beta * edge_agreement(fixed, moving, weight)
+        difference = difference + likeness * information_lost(fixed, moving, pair)
+        total = total + difference / (count - 1)
     return total
-
-
-def gradients(image: Tensor) -> Tensor:
-    """Forward differences along each axis, 0 at the far border.
-
-    Args:
-        image: ``(B, 1, *S)``.
-
-    Returns:
-        ``(B, d, *S)`` per voxel.
-
-    >>> gradients(torch.tensor([[[[0.0, 3.0], [1.0, 4.0]]]]))[0].tolist()
-    [[[1.0, 1.0], [0.0, 0.0]], [[3.0, 0.0], [3.0, 0.0]]]
-    """
-    parts = []
-    for axis in range(2, image.ndim):
-        last = image.narrow(axis, image.shape[axis] - 1, 1)
-        parts.append(torch.diff(image, dim=axis, append=last))
-    return torch.cat(parts, 1)
-
-
-def box_mean(image: Tensor, window: int) -> Tensor:
-    """Mean over boxes around each voxel, over fewer voxels at the border.
-
-    Args:
-        image: ``(B, C, *S)``.
-        window: an odd number of voxels.
-
-    Returns:
-        ``(B, C, *S)``.
-    """
-    pool = F.avg_pool3d if image.ndim == 5 else F.avg_pool2d
-    d = image.ndim - 2
-    for axis in range(d):  # one axis after the other: six times faster than the whole box at once
-        n = image.shape[2 + axis]
-        size = [min(window, n - 1 + n % 2) if a == axis else 1 for a in range(d)]
-        half = [n // 2 for n in size]
-        image = pool(image, size, 1, half, count_include_pad=False)
-    return image
 
 
 def _where(image: Tensor, mask: Tensor | None) -> Tensor:

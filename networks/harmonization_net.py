@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
@@ -46,7 +47,7 @@ class HarmonizationNet(nn.Module):
             raise ValueError(f"expected 2 or 3 spatial dimensions, got {spatial_dims}")
         self.spatial_dims, self.intervals = spatial_dims, intervals
         self.cells, self.small_size = cells, small_size
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        conv = Conv[Conv.CONV, spatial_dims]
         self.kind = nn.Embedding(len(KINDS), channels)
         self.stem = conv(intervals + 2, channels, 1)
         self.local = nn.ModuleList([conv(channels, channels, 3, padding=1) for _ in range(2)])
@@ -58,41 +59,41 @@ class HarmonizationNet(nn.Module):
         self.mix = conv(channels, channels, 1)
         self.head = conv(channels, intervals, 1)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, image: Tensor, kinds: str | Sequence[str], valid: Tensor | None = None
+        self, image: Tensor, kinds: str | Sequence[str], field_of_view: Tensor | None = None
     ) -> Tensor:
         """Map normalized images to a common scale.
 
         Args:
             image: ``(B, 1, *S)`` z-scored, in [−4, 4].
-            kinds: ``ct``, ``mr`` or ``nuclear``: one for all, or one for each image of the batch.
-            valid: ``(B, 1, *S)`` 0/1; what lies outside the field of view does not count, and is 0
-                in the result.
+            kinds: ``ct``, ``mr`` or ``emission``: one for all, or one for each image of the batch.
+            field_of_view: ``(B, 1, *S)`` 0/1; what lies outside does not count, and is 0 in the
+                result.
 
         Returns:
             ``(B, 1, *S)`` in [0, 1].
         """
-        out = apply_curves(image, self.curves(image, kinds, valid))
-        return out if valid is None else out * valid
+        out = apply_curves(image, self.curves(image, kinds, field_of_view))
+        return out if field_of_view is None else out * field_of_view
 
     def curves(
-        self, image: Tensor, kinds: str | Sequence[str], valid: Tensor | None = None
+        self, image: Tensor, kinds: str | Sequence[str], field_of_view: Tensor | None = None
     ) -> Tensor:
         """The rise of each curve from knot to knot, in each cell.
 
         Args:
             image: as in `forward`.
             kinds: as in `forward`.
-            valid: as in `forward`.
+            field_of_view: as in `forward`.
 
         Returns:
             ``(B, intervals, *cells)``, positive, summing to 1 over the intervals.
         """
         self._check(image)
         index = torch.tensor(kind_indices(kinds, image.shape[0]), device=image.device)
-        histogram, coverage = self._histograms(image, valid)
+        histogram, coverage = self._histograms(image, field_of_view)
         flat = (image.shape[0], -1, *[1] * self.spatial_dims)
         kind = self.kind(index)
         features = self.stem(torch.cat([histogram, coverage], 1)) + kind.view(flat)
@@ -102,11 +103,7 @@ class HarmonizationNet(nn.Module):
         share = (histogram * coverage).sum(axes) / coverage.sum(axes).clamp_min(1e-6)
         shared = self.shared(torch.cat([share, kind], 1)).view(flat)
         features = F.leaky_relu(self.mix(F.leaky_relu(features, 0.1)) + shared, 0.1)
-        features = (
-            F.adaptive_avg_pool3d(features, self.cells)
-            if self.spatial_dims == 3
-            else (F.adaptive_avg_pool2d(features, self.cells))
-        )
+        features = Pool[Pool.ADAPTIVEAVG, self.spatial_dims](self.cells)(features)
         rise = self.head(features).softmax(1)
         return (1 - _FLOOR) * rise + _FLOOR / self.intervals
 
@@ -118,13 +115,13 @@ class HarmonizationNet(nn.Module):
                 f"got {tuple(image.shape)}"
             )
 
-    def _histograms(self, image: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Soft histograms of the valid voxels in twice as many cells as there are curves."""
-        pool = nn.AdaptiveAvgPool3d if self.spatial_dims == 3 else nn.AdaptiveAvgPool2d
+    def _histograms(self, image: Tensor, field_of_view: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Soft histograms of the voxels in view in twice as many cells as there are curves."""
+        pool = Pool[Pool.ADAPTIVEAVG, self.spatial_dims]
         size = tuple(min(n, self.small_size) for n in image.shape[2:])
-        seen = torch.ones_like(image) if valid is None else valid.to(image.dtype)
-        share = pool(size)(seen)
-        values = pool(size)(image * seen) / share.clamp_min(1e-6)
+        in_view = torch.ones_like(image) if field_of_view is None else field_of_view.to(image.dtype)
+        share = pool(size)(in_view)
+        values = pool(size)(image * in_view) / share.clamp_min(1e-6)
         step = (HIGHEST - LOWEST) / self.intervals
         knots = torch.linspace(LOWEST, HIGHEST, self.intervals + 1, device=image.device)
         distance = (values - knots.view(1, -1, *[1] * self.spatial_dims)) / step
@@ -168,9 +165,9 @@ def apply_curves(
 
 def _spline_weights(first: int, count: int, length: int, cells: int) -> Tensor:
     """Cubic B-spline weights of the cells at each voxel, ``(count, cells)``; rows sum to 1."""
-    place = (torch.arange(first, first + count) + 0.5) / length * cells - 0.5
-    base = place.floor()
-    t = place - base
+    position = (torch.arange(first, first + count) + 0.5) / length * cells - 0.5
+    base = position.floor()
+    t = position - base
     pieces = torch.stack(
         [
             (1 - t) ** 3 / 6,

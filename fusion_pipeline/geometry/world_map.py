@@ -1,0 +1,225 @@
+"""`WorldMap`: from the fixed image's world to a moving image's, an affine after a deformation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_pipeline.geometry.affines import Matrix, apply_affine, inverse_affine
+from fusion_pipeline.geometry.sampling import Mode, sample
+
+_SLAB_VOXELS = 4_000_000  # of the fixed grid at a time, so that memory stays bounded
+# of the iteration that inverts: slopes of the deformation up to 1.85 converge, without it below 1
+_DAMPING = 0.7
+_ITERATIONS = 200
+_INVERTED_MM = 1e-4
+
+
+@dataclass(frozen=True)
+class WorldMap:
+    """The mapping from the fixed image's world to a moving image's world.
+
+    ``φ(x) = moving_from_fixed @ (x + d(x))``: the deformation comes first, the affine after it.
+
+    Convention:
+        - direction: pull-back; a point of the fixed world goes to the point of the moving world
+          whose intensity belongs there
+        - unit: world mm, RAS+
+        - outside: beyond its lattice the deformation goes on with the value of its border
+
+    Attributes:
+        moving_from_fixed: ``(d + 1, d + 1)`` world to world, rigid or affine.
+        ddf_mm: ``(d, *W)`` deformation d on the working lattice, mm; zeros where there is none.
+        working_affine: ``(d + 1, d + 1)`` world_from_voxel of the working lattice.
+    """
+
+    moving_from_fixed: Matrix
+    ddf_mm: Tensor
+    working_affine: Matrix
+
+    @classmethod
+    def identity(cls, spatial_dims: int) -> "WorldMap":
+        """The map that moves nothing.
+
+        Args:
+            spatial_dims: 2 or 3.
+
+        >>> WorldMap.identity(2).points([3.0, 4.0]).tolist()
+        [3.0, 4.0]
+        """
+        eye = np.eye(spatial_dims + 1)
+        return cls(eye, torch.zeros(spatial_dims, *[2] * spatial_dims), eye)
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return len(self.moving_from_fixed) - 1
+
+    def points(self, fixed_points: Sequence[float] | Matrix) -> Matrix:
+        """Map points of the fixed world to the moving world.
+
+        Args:
+            fixed_points: ``(..., d)`` RAS mm.
+
+        Returns:
+            ``(..., d)`` RAS mm, float64.
+        """
+        points = np.asarray(fixed_points, dtype=np.float64)
+        voxels = apply_affine(inverse_affine(self.working_affine), points)
+        d = points.shape[-1]
+        flat = torch.from_numpy(voxels.reshape(1, -1, d)).float()
+        shift = sample(self.ddf_mm[None].float(), flat)[0].T.double().numpy()
+        return apply_affine(self.moving_from_fixed, points + shift.reshape(points.shape))
+
+    def displacement_mm(self, fixed_affine: Matrix, fixed_shape: Sequence[int]) -> Tensor:
+        """The whole mapping as a displacement on a grid of the fixed world.
+
+        Args:
+            fixed_affine: ``(d + 1, d + 1)`` world_from_voxel of the grid.
+            fixed_shape: its spatial shape.
+
+        Returns:
+            ``(d, *fixed_shape)`` float32, RAS mm: ``φ(x) − x``.
+        """
+        out = torch.empty((len(fixed_shape), *fixed_shape))
+        identity = np.eye(len(fixed_shape) + 1)
+        slabs = self._slabs(fixed_affine, fixed_shape, identity, minus=identity)
+        for start, stop, displacement in slabs:
+            out[:, start:stop] = displacement
+        return out
+
+    def warp(
+        self,
+        array: Tensor,
+        moving_affine: Matrix,
+        fixed_affine: Matrix,
+        fixed_shape: Sequence[int],
+        *,
+        fill: float = 0.0,
+        mode: Mode = "bilinear",
+    ) -> Tensor:
+        """Bring an image of the moving world to a grid of the fixed one, in one interpolation.
+
+        Args:
+            array: ``(C, *S)``.
+            moving_affine: ``(d + 1, d + 1)`` world_from_voxel of ``array``.
+            fixed_affine: ``(d + 1, d + 1)`` world_from_voxel of the grid that is wanted.
+            fixed_shape: its spatial shape.
+            fill: value outside the moving image.
+            mode: linear, or nearest (labels).
+
+        Returns:
+            ``(C, *fixed_shape)`` float32.
+        """
+        out = torch.empty((len(array), *fixed_shape))
+        voxel_from_world = inverse_affine(moving_affine)
+        for start, stop, voxels in self._slabs(fixed_affine, fixed_shape, voxel_from_world):
+            points = voxels.movedim(0, -1)[None]
+            out[:, start:stop] = sample(array[None].float(), points, mode=mode, fill=fill)[0]
+        return out
+
+    def inverse(self) -> "WorldMap":
+        """The map back, from the moving world to the fixed one.
+
+        With ``A`` the affine, ``φ⁻¹(y) = A⁻¹ (y + e(y))``. The deformation ``e`` is found by
+        damped fixed-point iteration on a lattice of half the spacing that also holds what the
+        deformation moves over the rim. The deformation must not fold.
+
+        Returns:
+            A map whose working lattice lies in the moving world. Between its nodes it is linear,
+            which leaves some hundredths of a millimetre for a smooth deformation.
+
+        References:
+            Chen et al., "A simple fixed-point approach to invert a deformation field", Med Phys
+            2008.
+        """
+        d = self.spatial_dims
+        moving_lattice = self.moving_from_fixed @ self.working_affine
+        if not bool(self.ddf_mm.any()):
+            nothing = torch.zeros(d, *[2] * d)
+            return WorldMap(inverse_affine(self.moving_from_fixed), nothing, moving_lattice)
+        voxel_from_world = inverse_affine(self.working_affine)
+        linear = torch.from_numpy(voxel_from_world[:d, :d]).float()
+        ddf = torch.einsum("ij,j...->i...", linear, self.ddf_mm.float())
+        reach = np.ceil(ddf.abs().flatten(1).amax(1).numpy()).astype(int)
+        voxel_from_finer = np.diag([*[0.5] * d, 1.0])
+        voxel_from_finer[:d, d] = -reach
+        shape = [2 * (n - 1 + 2 * r) + 1 for n, r in zip(ddf.shape[1:], reach, strict=True)]
+        nodes = _affine_grid(voxel_from_finer, shape, 0).movedim(0, -1)
+        back = _inverted(ddf, nodes, float(np.linalg.norm(self.working_affine[:d, :d], 2)))
+        turn = torch.from_numpy(moving_lattice[:d, :d]).float()
+        return WorldMap(
+            inverse_affine(self.moving_from_fixed),
+            torch.einsum("ij,...j->i...", turn, back),
+            moving_lattice @ voxel_from_finer,
+        )
+
+    def _slabs(
+        self,
+        fixed_affine: Matrix,
+        shape: Sequence[int],
+        target_from_moving: Matrix,
+        minus: Matrix | None = None,
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """``target_from_moving @ φ(x)``, less ``minus @ x``, at the voxels of a grid.
+
+        Args:
+            fixed_affine: world_from_voxel of the grid.
+            shape: its spatial shape.
+            target_from_moving: ``(d + 1, d + 1)``, from the moving world in mm.
+            minus: ``(d + 1, d + 1)``, from the fixed world in mm; nothing by default.
+
+        Yields:
+            Start, stop and values ``(d, stop - start, *S[1:])`` float32 of runs along the first
+            axis, so that memory stays bounded.
+        """
+        d = len(shape)
+        target_from_fixed = target_from_moving @ self.moving_from_fixed
+        affine = (target_from_fixed - (0 if minus is None else minus)) @ fixed_affine
+        turn = torch.from_numpy(target_from_fixed[:d, :d]).float()
+        lattice_from_voxels = inverse_affine(self.working_affine) @ fixed_affine
+        deformed = bool(self.ddf_mm.any())
+        thickness = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
+        for start in range(0, shape[0], thickness):
+            stop = min(start + thickness, shape[0])
+            run = (stop - start, *shape[1:])
+            out = _affine_grid(affine, run, start)
+            if deformed:
+                points = _affine_grid(lattice_from_voxels, run, start).movedim(0, -1)
+                shift = sample(self.ddf_mm[None].float(), points[None])[0]
+                out += torch.einsum("ij,j...->i...", turn, shift)
+            yield start, stop, out
+
+
+def _inverted(ddf: Tensor, nodes: Tensor, mm: float) -> Tensor:
+    """``e`` with ``e(z) = −ddf(z + e(z))`` at nodes ``(*T, d)``, all in voxels of ``ddf``."""
+    nodes = nodes[None]
+    back = torch.zeros_like(nodes)
+    for _ in range(_ITERATIONS):
+        wrong = back + sample(ddf[None], nodes + back).movedim(1, -1)
+        back = back - _DAMPING * wrong
+        if mm * float(wrong.abs().max()) < _INVERTED_MM:
+            break
+    return back[0]
+
+
+def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int) -> Tensor:
+    """An affine of the voxels of a lattice, ``(d, *shape)`` float32, the first axis from ``start``.
+
+    The terms of the axes are made in float64 and added in float32.
+    """
+    d = len(shape)
+    rows = []
+    for row in matrix[:d]:
+        total = torch.zeros(tuple(shape))
+        for axis, n in enumerate(shape):
+            along = row[axis] * (np.arange(n) + (start if axis == 0 else 0))
+            if axis == 0:
+                along = along + row[d]
+            total += (
+                torch.from_numpy(along).float().view([-1 if a == axis else 1 for a in range(d)])
+            )
+        rows.append(total)
+    return torch.stack(rows)

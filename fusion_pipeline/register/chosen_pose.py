@@ -1,0 +1,75 @@
+"""The pose that the stage goes on from: the one that the search found, or the initial alignment."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fusion_pipeline.data import Image, TransformKind
+from fusion_pipeline.geometry import apply_affine
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.register.pose import find_pose
+from fusion_pipeline.register.settings import DECISION
+
+
+@dataclass(frozen=True)
+class ChosenPose:
+    """The pose to go on from.
+
+    Attributes:
+        matrix: moving_from_fixed.
+        kind: ``rigid`` or ``affine``; ``none``: the initial alignment, from the image headers.
+        details: scores, for the report.
+        undisputed: whether it is far better than the initial alignment.
+    """
+
+    matrix: Matrix
+    kind: TransformKind
+    details: dict[str, float]
+    undisputed: bool = False
+
+    def refused(self) -> "ChosenPose":
+        """The initial alignment, with the same details."""
+        return ChosenPose(np.eye(len(self.matrix)), "none", dict(self.details))
+
+
+def choose_pose(
+    fixed: Image,
+    moving: Image,
+    fields_of_view: tuple[Tensor, Tensor],
+    *,
+    affine: bool,
+    stretch_gain: float,
+) -> ChosenPose:
+    """The pose whose score is clearly above the initial alignment's, or that.
+
+    Args:
+        fixed: the reference.
+        moving: the image to be placed.
+        fields_of_view: `views.masked_field_of_view` of both.
+        affine: whether the result may stretch and shear.
+        stretch_gain: an affine pose is taken where its score is so many times a rigid one's.
+    """
+    pose = find_pose(fixed, moving, fields_of_view, affine=affine)
+    details = {
+        "pose_score_start": pose.start,
+        "pose_score_rigid": pose.rigid_score,
+        "pose_score": pose.score,
+    }
+    stretched = affine and pose.score > pose.rigid_score * stretch_gain
+    matrix, score = (pose.matrix, pose.score) if stretched else (pose.rigid, pose.rigid_score)
+    needed = DECISION.pose_gain_nats + pose.distance_penalty
+    if mean_move(fixed, matrix) < DECISION.small_move_mm:
+        needed = min(needed, DECISION.small_gain * pose.start)
+    if score - pose.start < needed:
+        return ChosenPose(np.eye(len(matrix)), "none", details)
+    far_better = max(DECISION.undisputed * pose.start, pose.start + DECISION.undisputed_nats)
+    return ChosenPose(matrix, "affine" if stretched else "rigid", details, score >= far_better)
+
+
+def mean_move(fixed: Image, matrix: Matrix) -> float:
+    """Mean distance in mm that the fixed image's own box is moved, over a lattice of its points."""
+    axes = [np.linspace(0, n - 1, 5) for n in fixed.shape]
+    voxels = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, fixed.spatial_dims)
+    world = apply_affine(fixed.affine, voxels)
+    return float(np.linalg.norm(apply_affine(matrix, world) - world, axis=1).mean())

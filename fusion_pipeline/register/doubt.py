@@ -1,0 +1,81 @@
+"""Put the parts of a registration together, and doubt them where there is reason to."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_pipeline.data import Prepared
+from fusion_pipeline.geometry import WorldMap, ddf_mm_from_ddf, jacobian_determinant
+from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair
+from fusion_pipeline.register.chosen_pose import ChosenPose
+from fusion_pipeline.register.evidence import Evidence, Registration
+from fusion_pipeline.register.settings import DECISION
+
+
+def registration_of(
+    start: ImagePair,
+    end: AlignedPair,
+    chosen: ChosenPose,
+    *,
+    reason: str = "",
+    estimated_on: AlignedPair,
+    body_mm: float,
+) -> Registration:
+    """Put the parts together and doubt them where there is reason to.
+
+    Args:
+        start: the images in their initial alignment, on the working lattice.
+        end: the result; its ``ddf`` ``(1, d, *S)`` in voxels of that lattice, or None.
+        chosen: the affine part, how far the registration went, and numbers for the report.
+        reason: why it did not go further, or nothing.
+        estimated_on: what the error is estimated on: ``end``, or what it was before its polish.
+        body_mm: how much body the moving image shows, see `body_mm3`.
+    """
+    lattice = start.lattice
+    d = len(lattice.shape)
+    field = torch.zeros((1, d, *lattice.shape)) if end.ddf is None else end.ddf
+    before, after = start.undeformed.similarity, end.similarity
+    fixed_mm = float(end.fixed.arrays.body.sum()) * lattice.spacing**d
+    shared = after["overlap"] * max(1.0, fixed_mm / body_mm)
+    doubt = doubt_about(before, after, estimated_on.error_mm, shared)
+    ddf_mm = ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0]
+    evidence = Evidence(
+        transform=chosen.kind,
+        ok=not doubt,
+        reason="; ".join(part for part in (doubt, reason) if part),
+        similarity_before=before,
+        similarity_after=after,
+        folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
+        error_mm=estimated_on.error_mm,
+        error_map_mm=estimated_on.error_map_mm,
+        details={**chosen.details, "working_spacing_mm": lattice.spacing},
+    )
+    return Registration(WorldMap(chosen.matrix, ddf_mm, lattice.affine), evidence)
+
+
+def body_mm3(given: Prepared, field_of_view: Tensor) -> float:
+    """How much body an image shows, in mm³ (mm² in 2D), at least one voxel."""
+    body = given.body & (field_of_view > 0.5)
+    return max(1.0, float(body.sum())) * float(np.prod(given.image.spacing))
+
+
+def doubt_about(
+    before: Mapping[str, float], after: Mapping[str, float], error_mm: float, shared: float
+) -> str:
+    """Why a result is probably wrong; empty where nothing speaks against it.
+
+    Args:
+        before: similarity of the initial alignment.
+        after: similarity of the result.
+        error_mm: the network's estimate.
+        shared: how much of the smaller body both images show.
+    """
+    if shared < DECISION.least_overlap:
+        return f"the images share only {shared:.0%} of the smaller body"
+    if after["nmi"] < before["nmi"] and after["mind"] > before["mind"]:
+        return "the images are less similar than before"
+    if error_mm > DECISION.doubtful_mm:
+        return f"the network would move the result by another {error_mm:.0f} mm: look at it"
+    return ""

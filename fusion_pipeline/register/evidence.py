@@ -1,0 +1,112 @@
+"""What the register stage hands on: the map, and the evidence for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusion_pipeline.data import Image, TransformKind, write_displacement
+from fusion_pipeline.geometry import WorldMap
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a map, and against it.
+
+    Attributes:
+        transform: how far the registration went: none, rigid, affine or deformable.
+        ok: False when the result is probably wrong.
+        reason: why it is not ok, or what was not done and why; may be empty.
+        similarity_before: name → value: ``nmi`` (1..2, higher is better), ``mind`` (0..1, lower is
+            better) and ``overlap``, the share (0..1) of the reference's body where both images are
+            data: there the other two are measured.
+        similarity_after: the same names.
+        folded_fraction: share of voxels with a Jacobian determinant ≤ 0.
+        error_mm: estimated mean remaining error in mm; NaN when there is no estimate.
+        error_map_mm: ``(*W)`` the same per voxel of the map's working lattice, or None.
+        details: other numbers for the report.
+    """
+
+    transform: TransformKind
+    ok: bool = True
+    reason: str = ""
+    similarity_before: Mapping[str, float] = field(default_factory=dict)
+    similarity_after: Mapping[str, float] = field(default_factory=dict)
+    folded_fraction: float = 0.0
+    error_mm: float = float("nan")
+    error_map_mm: Tensor | None = None
+    details: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered pair: where each point went, and what speaks for it.
+
+    Attributes:
+        map: from the reference's world to the moving image's world.
+        evidence: similarities, the estimated error, and whether the map is to be trusted.
+    """
+
+    map: WorldMap
+    evidence: Evidence
+
+    @property
+    def ok(self) -> bool:
+        """False when the result is probably wrong."""
+        return self.evidence.ok
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ok, or what was not done and why."""
+        return self.evidence.reason
+
+    @property
+    def transform(self) -> TransformKind:
+        """How far the registration went: none, rigid, affine or deformable."""
+        return self.evidence.transform
+
+    def displacement_mm(self, fixed: Image) -> Tensor:
+        """The whole mapping as a displacement on the fixed image's native grid.
+
+        Args:
+            fixed: the reference image.
+
+        Returns:
+            ``(d, *S)`` float32, RAS mm: ``φ(x) − x``.
+        """
+        return self.map.displacement_mm(fixed.affine, fixed.shape)
+
+    def warp(self, moving: Image, fixed: Image, *, nearest: bool = False) -> Image:
+        """Bring the moving image to the fixed image's native grid, in one interpolation.
+
+        Args:
+            moving: the image in its original units.
+            fixed: the image whose grid is wanted.
+            nearest: for labels and masks.
+
+        Returns:
+            The moving image with the fixed image's shape and affine; ``moving.fill_value`` outside.
+        """
+        grey, colour = moving.array, moving.colour
+        warped = self.map.warp(
+            grey if colour is None else torch.cat([grey.float(), colour.float()]),
+            moving.affine,
+            fixed.affine,
+            fixed.shape,
+            fill=moving.fill_value,
+            mode="nearest" if nearest else "bilinear",
+        )
+        return moving.with_array(
+            warped[:1], affine=fixed.affine, colour=None if colour is None else warped[1:]
+        )
+
+    def save(self, path: str | Path, fixed: Image) -> None:
+        """Write the map as a displacement field that ITK, Slicer and ANTs open.
+
+        Args:
+            path: ends in ``.nii`` or ``.nii.gz``.
+            fixed: the reference image, on whose grid the field lies.
+        """
+        write_displacement(self.displacement_mm(fixed), fixed.affine, Path(path))
