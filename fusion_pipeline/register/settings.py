@@ -146,9 +146,8 @@ class DecisionSettings:
     pose_gain_nats: float = 0.03  # nats that a pose must gain beside its distance penalty
     small_gain: float = 0.02  # share of the score that is enough for a small move
     small_move_mm: float = 2.0  # mm, mean move under which a move is small
-    affine_gain: float = (
-        1.15  # times the rigid score; smaller gains: worse as often as not (train.)
-    )
+    # times the rigid score; smaller gains came with worse poses as often as not (training)
+    affine_gain: float = 1.15
     # a pose so many times and nats above the initial alignment is not tried against it: on
     # training patients the initial alignment never won beyond 1.96 times and 0.55 nats
     undisputed: float = 2.2
@@ -167,9 +166,8 @@ class DecisionSettings:
     initial_error_mm: float = 15.0  # mm, as far as the initial alignment is often wrong
     disagreement: float = 0.1  # weight of the logarithm of the estimated error beside it
     least_overlap: float = 0.1  # share of the smaller body that both images must show
-    doubtful_mm: float = (
-        4.0  # mm estimated; of 55 training results 17 beyond, 14 of them > 5 mm off
-    )
+    # mm estimated; of 55 training results 17 are beyond, 14 of them more than 5 mm off
+    doubtful_mm: float = 4.0
     least_voxels: int = 100  # voxels; under so few no similarity is measured
     bins: int = 32  # of each image in the NMI
 
