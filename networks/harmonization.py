@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
@@ -102,11 +103,7 @@ class HarmonizationNet(nn.Module):
         share = (histogram * coverage).sum(axes) / coverage.sum(axes).clamp_min(1e-6)
         shared = self.shared(torch.cat([share, kind], 1)).view(flat)
         features = F.leaky_relu(self.mix(F.leaky_relu(features, 0.1)) + shared, 0.1)
-        features = (
-            F.adaptive_avg_pool3d(features, self.cells)
-            if self.spatial_dims == 3
-            else (F.adaptive_avg_pool2d(features, self.cells))
-        )
+        features = _cell_means(features, [self.cells] * self.spatial_dims)
         rise = self.head(features).softmax(1)
         return (1 - _FLOOR) * rise + _FLOOR / self.intervals
 
@@ -120,18 +117,17 @@ class HarmonizationNet(nn.Module):
 
     def _histograms(self, image: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Soft histograms of the valid voxels in twice as many cells as there are curves."""
-        pool = nn.AdaptiveAvgPool3d if self.spatial_dims == 3 else nn.AdaptiveAvgPool2d
         size = tuple(min(n, self.small_size) for n in image.shape[2:])
         seen = torch.ones_like(image) if valid is None else valid.to(image.dtype)
-        share = pool(size)(seen)
-        values = pool(size)(image * seen) / share.clamp_min(1e-6)
+        share = _cell_means(seen, size)
+        values = _cell_means(image * seen, size) / share.clamp_min(1e-6)
         step = (HIGHEST - LOWEST) / self.intervals
         knots = torch.linspace(LOWEST, HIGHEST, self.intervals + 1, device=image.device)
         distance = (values - knots.view(1, -1, *[1] * self.spatial_dims)) / step
         hats = (1 - distance.abs()).clamp_min(0) * share
-        cells = 2 * self.cells
-        coverage = pool(cells)(share)
-        return pool(cells)(hats) / coverage.clamp_min(1e-6), coverage
+        cells = [2 * self.cells] * self.spatial_dims
+        coverage = _cell_means(share, cells)
+        return _cell_means(hats, cells) / coverage.clamp_min(1e-6), coverage
 
 
 def apply_curves(
@@ -164,6 +160,21 @@ def apply_curves(
         part = ((image - (LOWEST + k * step)) / step).clamp(0, 1)
         total = total + rise[:, k : k + 1] * part
     return total.clamp(0, 1)
+
+
+def _cell_means(values: Tensor, cells: Sequence[int]) -> Tensor:
+    """Adaptive average pooling; as products of matrices in a graph, since ONNX lacks it."""
+    if not is_exporting():
+        pool = F.adaptive_avg_pool3d if len(cells) == 3 else F.adaptive_avg_pool2d
+        return pool(values, list(cells))
+    for size, count in zip(values.shape[2:], cells, strict=True):
+        cell, voxel = torch.arange(count)[:, None], torch.arange(size)
+        # first ≤ voxel < end with first = ⌊cell · size / count⌋, end = ⌈(cell + 1) · size / count⌉
+        inside = ((voxel + 1) * count > cell * size) & (voxel * count < (cell + 1) * size)
+        weights = inside.to(values)
+        weights = weights / weights.sum(1, keepdim=True)
+        values = torch.tensordot(values, weights, dims=([2], [1]))
+    return values
 
 
 def _spline_weights(first: int, count: int, length: int, cells: int) -> Tensor:
