@@ -166,7 +166,7 @@ def _cell_means(values: Tensor, cells: Sequence[int]) -> Tensor:
     """Adaptive average pooling; as products of matrices in a graph, since ONNX lacks it."""
     if not is_exporting():
         pool = F.adaptive_avg_pool3d if len(cells) == 3 else F.adaptive_avg_pool2d
-        return pool(values, list(cells))
+        return pool(values, list(cells))  # type: ignore[arg-type]
     for size, count in zip(values.shape[2:], cells, strict=True):
         cell, voxel = torch.arange(count)[:, None], torch.arange(size)
         # first ≤ voxel < end with first = ⌊cell · size / count⌋, end = ⌈(cell + 1) · size / count⌉
