@@ -1,7 +1,7 @@
 """Write the networks of a bundle as graphs that run without this package: ``torch.export``, ONNX.
 
-The graphs take images of any size, which MONAI's ``ckpt_export`` and ``onnx_export`` do not: those
-record one size.
+The graphs take images of any size. Those of MONAI's ``ckpt_export`` are right at one size alone,
+and wrong at others without a word.
 """
 
 from collections.abc import Callable, Sequence

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
@@ -103,7 +104,7 @@ class HarmonizationNet(nn.Module):
         share = (histogram * coverage).sum(axes) / coverage.sum(axes).clamp_min(1e-6)
         shared = self.shared(torch.cat([share, kind], 1)).view(flat)
         features = F.leaky_relu(self.mix(F.leaky_relu(features, 0.1)) + shared, 0.1)
-        features = Pool[Pool.ADAPTIVEAVG, self.spatial_dims](self.cells)(features)
+        features = _cell_means(features, [self.cells] * self.spatial_dims)
         rise = self.head(features).softmax(1)
         return (1 - _FLOOR) * rise + _FLOOR / self.intervals
 
@@ -117,18 +118,17 @@ class HarmonizationNet(nn.Module):
 
     def _histograms(self, image: Tensor, field_of_view: Tensor | None) -> tuple[Tensor, Tensor]:
         """Soft histograms of the voxels in view in twice as many cells as there are curves."""
-        pool = Pool[Pool.ADAPTIVEAVG, self.spatial_dims]
         size = tuple(min(n, self.small_size) for n in image.shape[2:])
         in_view = torch.ones_like(image) if field_of_view is None else field_of_view.to(image.dtype)
-        share = pool(size)(in_view)
-        values = pool(size)(image * in_view) / share.clamp_min(1e-6)
+        share = _cell_means(in_view, size)
+        values = _cell_means(image * in_view, size) / share.clamp_min(1e-6)
         step = (HIGHEST - LOWEST) / self.intervals
         knots = torch.linspace(LOWEST, HIGHEST, self.intervals + 1, device=image.device)
         distance = (values - knots.view(1, -1, *[1] * self.spatial_dims)) / step
         hats = (1 - distance.abs()).clamp_min(0) * share
-        cells = 2 * self.cells
-        coverage = pool(cells)(share)
-        return pool(cells)(hats) / coverage.clamp_min(1e-6), coverage
+        cells = [2 * self.cells] * self.spatial_dims
+        coverage = _cell_means(share, cells)
+        return _cell_means(hats, cells) / coverage.clamp_min(1e-6), coverage
 
 
 def apply_curves(
@@ -161,6 +161,20 @@ def apply_curves(
         part = ((image - (LOWEST + k * step)) / step).clamp(0, 1)
         total = total + rise[:, k : k + 1] * part
     return total.clamp(0, 1)
+
+
+def _cell_means(values: Tensor, cells: Sequence[int]) -> Tensor:
+    """Adaptive average pooling; as products of matrices in a graph, since ONNX lacks it."""
+    if not is_exporting():
+        return Pool[Pool.ADAPTIVEAVG, len(cells)](tuple(cells))(values)
+    for size, count in zip(values.shape[2:], cells, strict=True):
+        cell, voxel = torch.arange(count)[:, None], torch.arange(size)
+        # first ≤ voxel < end with first = ⌊cell · size / count⌋, end = ⌈(cell + 1) · size / count⌉
+        inside = ((voxel + 1) * count > cell * size) & (voxel * count < (cell + 1) * size)
+        weights = inside.to(values)
+        weights = weights / weights.sum(1, keepdim=True)
+        values = torch.tensordot(values, weights, dims=([2], [1]))
+    return values
 
 
 def _spline_weights(first: int, count: int, length: int, cells: int) -> Tensor:
