@@ -62,23 +62,30 @@ def ours(
     *,
     same_person: bool = True,
     working_spacing: float | None = None,
+    denoise: bool = False,
 ) -> Method:
-    """The register stage of a bundle."""
+    """The preprocessing and the register stage of a bundle."""
     pipeline = FusionPipeline.from_bundle(
         bundle,
         refine_steps=refine_steps,
         same_person=same_person,
         working_spacing=working_spacing,
+        denoise=denoise,
     )
     settings: Any = pipeline.settings
     network = pipeline.network.registration
     stage = Register(network, **settings)
     limit = "" if transform == "deformable" else f", {transform}"
     limit += "" if same_person else ", different people"
+    limit += ", denoised" if denoise else ""
     return Method(
         f"ours, {settings['refine_steps']} steps{limit}",
         _version(_package_sources(), network),
-        lambda fixed, moving: stage(fixed, moving, transform=transform),  # type: ignore[arg-type]
+        lambda fixed, moving: stage(
+            pipeline.prepare(fixed),
+            pipeline.prepare(moving),
+            transform=transform,  # type: ignore[arg-type]
+        ),
     )
 
 
@@ -322,6 +329,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--any-version", action="store_true", help="keep rows of other weights, code"
     )
+    parser.add_argument("--denoise", action="store_true", help="with the bundle's denoising on")
     parser.add_argument("--plot", action="store_true", help="also a PNG beside the JSON")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -336,7 +344,7 @@ def main() -> None:
         chosen = [pair for pair in chosen if args.only.lower() in pair.group.lower()]
     if not chosen:
         raise SystemExit(f"--only {args.only}: no such group")
-    methods = [ours(args.bundle, args.refine_steps, args.transform)]
+    methods = [ours(args.bundle, args.refine_steps, args.transform, denoise=args.denoise)]
     if args.baseline:
         methods.append(baseline())
     wanted = peers.PEERS if "all" in args.peers else dict.fromkeys(args.peers)

@@ -13,10 +13,12 @@ from fusion_pipeline.data import (
     CaseFiles,
     Image,
     InputError,
+    Prepared,
     case_from_entry,
     check_output_folder,
     load_case,
     prepare_case,
+    prepare_image,
 )
 from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.harmonize import Harmonization
@@ -119,6 +121,15 @@ class FusionPipeline:
             return prepare_case(case, self._prepare)
         files = case_from_entry(case) if isinstance(case, Mapping) else case
         return load_case(files, self._prepare)
+
+    def prepare(self, image: Image) -> Prepared:
+        """One image after preprocessing, as the stages take it."""
+        prepared = prepare_image(image, image.key, self._prepare).prepared
+        if prepared is None:
+            raise InputError(
+                "preprocessing: expected FieldOfViewd and BodyMaskd in it, got neither; add them"
+            )
+        return prepared
 
     def register(self, case: CaseLike) -> dict[str, Registration]:
         """The register stage alone: per moving key the map from the reference's world to its."""
