@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data.utils import iter_patch_slices
+from monai.networks.layers.factories import Pool
 from scipy import ndimage
 from torch import Tensor
 
@@ -220,9 +221,8 @@ def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:
     # depth is smooth, so a coarse lattice will do; blocks of voxels that reach beyond the image
     factors = [max(1, min(int(_DEPTH_ON_MM / s), n)) for n, s in zip(shape, spacing, strict=True)]
     beyond = [p for n, f in zip(shape[::-1], factors[::-1], strict=True) for p in (0, -n % f)]
-    pool = F.avg_pool3d if d == 3 else F.avg_pool2d
     whole = F.pad(seen[None, None].float(), beyond, mode="replicate")
-    blocks = (pool(whole, factors, factors)[0, 0] >= 0.5).numpy()
+    blocks = (Pool[Pool.AVG, d](factors)(whole)[0, 0] >= 0.5).numpy()
     if blocks.all():
         return seen
     sizes = [f * s for f, s in zip(factors, spacing, strict=True)]

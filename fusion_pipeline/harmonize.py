@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
+from monai.networks.layers.factories import Pool
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
@@ -135,10 +135,11 @@ class _Small:
     def of(cls, normalized: Tensor, harmonized: Tensor, valid: Tensor, body: Tensor) -> "_Small":
         """Block means; what is partly outside is outside."""
         factors = tuple(max(1, -(-n // _SCORE_SIZE)) for n in normalized.shape[1:])
-        pool = F.avg_pool3d if normalized.ndim == 4 else F.avg_pool2d
+        pool = Pool[Pool.AVG, normalized.ndim - 1](factors)
 
         def shrunk(array: Tensor) -> Tensor:
-            return pool(array[None].float(), factors, ceil_mode=False)
+            means: Tensor = pool(array[None].float())
+            return means
 
         inside, held = shrunk(valid) > 0.99, shrunk(body) > 0.5
         return cls(shrunk(normalized), shrunk(harmonized), inside.float(), (inside & held).float())

@@ -402,31 +402,32 @@ def itk_image(array, affine):
     return image
 
 
+@pytest.fixture
+def images():
+    """Axes that a NIfTI, ITK and a matrix hold exactly; stored along other axes than RAS."""
+    rng = np.random.default_rng(8)
+    made = {}
+    for key, spacing, order in (
+        ("ct", (1.5, 2.0, 3.0), (1, 0, 2)),
+        ("mr", (2, 2, 2.5), (2, 0, 1)),
+    ):
+        affine = np.zeros((4, 4))
+        for column, row in enumerate(order):
+            affine[row, column] = spacing[column] * (-1 if column == 1 else 1)
+        affine[:, 3] = (0, 0, 0, 1)
+        shape = (26, 28, 18) if key == "ct" else (22, 20, 26)
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+        index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+        world = index @ affine[:3, :3].T + affine[:3, 3]
+        ball = np.linalg.norm(world / [16, 14, 18], axis=-1) < 1
+        noise = 0.03 * rng.standard_normal(shape)
+        array = (ball + noise) * 1000 - (1000 if key == "ct" else 0)
+        made[key] = (array.astype(np.float32), affine)
+    return made
+
+
 class TestSources:
     """Whatever an image comes as, the same comes out, bit for bit."""
-
-    @pytest.fixture
-    def images(self):
-        """Axes that a NIfTI, ITK and a matrix hold exactly; stored along other axes than RAS."""
-        rng = np.random.default_rng(8)
-        made = {}
-        for key, spacing, order in (
-            ("ct", (1.5, 2.0, 3.0), (1, 0, 2)),
-            ("mr", (2, 2, 2.5), (2, 0, 1)),
-        ):
-            affine = np.zeros((4, 4))
-            for column, row in enumerate(order):
-                affine[row, column] = spacing[column] * (-1 if column == 1 else 1)
-            affine[:, 3] = (0, 0, 0, 1)
-            shape = (26, 28, 18) if key == "ct" else (22, 20, 26)
-            affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-            index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-            world = index @ affine[:3, :3].T + affine[:3, 3]
-            ball = np.linalg.norm(world / [16, 14, 18], axis=-1) < 1
-            noise = 0.03 * rng.standard_normal(shape)
-            array = (ball + noise) * 1000 - (1000 if key == "ct" else 0)
-            made[key] = (array.astype(np.float32), affine)
-        return made
 
     def sources(self, images, kind, folder):
         made = {}
@@ -509,6 +510,37 @@ class TestStages:
         fused = pipeline.fuse({k: whole.harmonized[k] for k in ("ct", "mr")})
         assert fused.fused.shape == whole.fusion.fused.shape
         np.testing.assert_array_equal(fused.fused.affine, whole.fused.affine)
+
+    def test_they_are_the_graph_that_is_trained(self, pipeline, images, monkeypatch):
+        """On one grid, not moved: what training calls gives what inference gives."""
+        array, affine = images["ct"]
+        other = np.sqrt(np.abs(array + 1000)).astype(np.float32) + 3
+        case = {"ct": (array, affine), "mr": (other, affine), "mr_transform": "none"}
+        loaded = pipeline.load(case)
+        result = pipeline.infer(loaded)
+        normalize = pipeline.preprocessing.transforms[-1].transforms[0]
+        scaled = [
+            normalize.scaled(
+                one.image.array,
+                one.prepared.body,
+                modality=one.image.modality,
+                units=one.image.units,
+            )[0]
+            for one in loaded.series.values()
+        ]
+        network = pipeline.network
+        monkeypatch.setattr(
+            network.registration,
+            "forward",
+            lambda fixed, _: fixed.new_zeros(1, 3, *fixed.shape[2:]),
+        )
+        with torch.no_grad():
+            trained = network.fuse_all(torch.cat(scaled)[None], ["ct", "mr"])
+        for key, expected in zip(("ct", "mr"), trained.harmonized[0], strict=True):
+            found = result.harmonization.images[key].in_canonical_axes().array[0]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        fused = result.fusion.fused.in_canonical_axes().array
+        torch.testing.assert_close(fused, trained.fused[0], atol=1e-4, rtol=0)
 
     def test_another_grid_is_refused(self, pipeline, files):
         with pytest.raises(InputError, match=r"expected an image on the grid of ct .*register it"):

@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fusion_pipeline.geometry import compose, integrate, resize, resize_ddf, warp
+from fusion_pipeline.geometry import compose, integrate, resize, resize_ddf
 from fusion_pipeline.metrics import normalized_mutual_information
 from fusion_pipeline.networks.registration_net import RegistrationNet
+from fusion_pipeline.networks.warp import Warp
 from fusion_pipeline.register.lattice import Lattice, LatticeArrays
 from fusion_pipeline.register.refinement import describe
 from fusion_pipeline.register.settings import DECISION
@@ -44,10 +45,9 @@ class LatticeImage:
 
     def deformed(self, ddf: Tensor) -> "LatticeImage":
         """The same image after a deformation ``(1, d, *S)`` in voxels; its masks become shares."""
-        image = warp(self.arrays.image, ddf, fill=None)
-        masks = warp(
-            torch.cat([self.arrays.field_of_view, self.arrays.body, self.arrays.bone], 1), ddf
-        )
+        arrays = self.arrays
+        image = Warp(fill=None)(arrays.image, ddf)  # the very layer of `MultimodalNet`
+        masks = Warp()(torch.cat([arrays.field_of_view, arrays.body, arrays.bone], 1), ddf)
         return replace(self, arrays=LatticeArrays(image, *masks.split(1, dim=1)))
 
 
