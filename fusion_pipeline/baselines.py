@@ -114,15 +114,17 @@ class Nyul:
 class HarmonizeByZScore:
     """The harmonize stage without a network: z-score of each modality's usual scale."""
 
-    def __call__(self, images: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Harmonization:
+    def __call__(
+        self, images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Harmonization:
         """See `Harmonize`; no scores."""
         out = {}
         for key, image in images.items():
-            seen = valid[key] > 0.5
+            view = fields_of_view[key] > 0.5
             kind = {"modality": image.modality, "units": image.units}
-            body = body_mask(image.array, image.spacing.tolist(), **kind) & seen
+            body = body_mask(image.array, image.spacing.tolist(), **kind) & view
             normalized, _ = NormalizeModality().scaled(image.array, body, **kind)
-            out[key] = image.with_array(((normalized + 4) / 8) * seen, units="a.u.")
+            out[key] = image.with_array(((normalized + 4) / 8) * view, units="a.u.")
         return Harmonization(images=out, scores={})
 
 
@@ -136,48 +138,50 @@ class FuseBy:
     def __init__(self, rule: FusionRule) -> None:
         self._rule = rule
 
-    def __call__(self, harmonized: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Fusion:
+    def __call__(
+        self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Fusion:
         """See `Fuse`; no scores."""
         images = torch.cat([image.array for image in harmonized.values()])
-        seen = torch.cat([(valid[key] > 0.5).float() for key in harmonized])
-        fused, weights = self._rule(images * seen, seen)
+        view = torch.cat([(fields_of_view[key] > 0.5).float() for key in harmonized])
+        fused, weights = self._rule(images * view, view)
         reference = next(iter(harmonized.values()))
         return Fusion(Image(fused.clamp(0, 1), reference.affine, key="fused"), weights, {})
 
 
-def average(images: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def average(images: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of the sources that see a voxel.
 
     Args:
         images: ``(M, *S)`` in [0, 1], 0 outside the fields of view.
-        seen: ``(M, *S)`` 0/1.
+        view: ``(M, *S)`` 0/1.
 
     Returns:
         Fused ``(1, *S)`` and weights ``(M, *S)``.
     """
-    return _weighted(images, seen)
+    return _weighted(images, view)
 
 
-def maximum(images: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def maximum(images: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
     """The brightest source at each voxel; arguments and results as in `average`."""
     fused = images.amax(0, keepdim=True)
-    return fused, _weighted(images, (images == fused) * seen)[1]
+    return fused, _weighted(images, (images == fused) * view)[1]
 
 
-def pca(images: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def pca(images: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
     """Weights from the first principal component of the voxels that all see.
 
     Arguments and results as in `average`.
     """
-    inside = images[:, seen.amin(0) > 0]
+    inside = images[:, view.amin(0) > 0]
     share = torch.ones(images.shape[0])
     if inside.shape[1] > 1:
         _, vectors = torch.linalg.eigh(torch.cov(inside.double()).reshape([images.shape[0]] * 2))
         share = vectors[:, -1].abs().float()
-    return _weighted(images, seen * share.view(-1, *[1] * (images.ndim - 1)))
+    return _weighted(images, view * share.view(-1, *[1] * (images.ndim - 1)))
 
 
-def laplacian_pyramid(images: Tensor, seen: Tensor, levels: int = 4) -> tuple[Tensor, Tensor]:
+def laplacian_pyramid(images: Tensor, view: Tensor, levels: int = 4) -> tuple[Tensor, Tensor]:
     """The strongest detail at each voxel and level, the mean of the coarsest level.
 
     Arguments and results as in `average`; the weights tell which source gave the finest detail.
@@ -197,9 +201,9 @@ def laplacian_pyramid(images: Tensor, seen: Tensor, levels: int = 4) -> tuple[Te
         best = part.abs().argmax(0, keepdim=True)
         fused = resize(fused, part.shape[2:]) + part.gather(0, best)
     finest = parts[0][:, 0] if parts else images
-    strength = finest.abs().masked_fill(seen <= 0, -1.0)
-    chosen = (strength == strength.amax(0, keepdim=True)) * seen
-    return (fused[0] * seen.amax(0)).clamp(0, 1), _weighted(images, chosen)[1]
+    strength = finest.abs().masked_fill(view <= 0, -1.0)
+    chosen = (strength == strength.amax(0, keepdim=True)) * view
+    return (fused[0] * view.amax(0)).clamp(0, 1), _weighted(images, chosen)[1]
 
 
 def _halved(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
-from fusion_pipeline.data.image import along_axes_of
+from fusion_pipeline.data.image import along_axes_of, check_one_grid
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import box_around
 from fusion_pipeline.metrics.fusion import fusion_scores
@@ -86,23 +86,25 @@ class Fuse:
         self._window = window
 
     @torch.no_grad()
-    def __call__(self, harmonized: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Fusion:
+    def __call__(
+        self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Fusion:
         """Fuse.
 
         Args:
             harmonized: the reference first; all on one grid, in [0, 1].
-            valid: per key, ``(1, *S)``: the field of view.
+            fields_of_view: per key, ``(1, *S)``: where the image has data.
 
         Raises:
             ValueError: images of different shapes, or no field of view for one of them.
         """
-        _check(harmonized, valid)
+        check_one_grid(harmonized, fields_of_view)
         keys = list(harmonized)
         reference = harmonized[keys[0]]
         spacing = reference.spacing.tolist()
         kept = torch.empty((len(keys), *reference.shape))
         for key, one in zip(keys, kept, strict=True):
-            one.copy_(faded((valid[key][0] > 0.5).float(), spacing))
+            one.copy_(faded((fields_of_view[key][0] > 0.5).float(), spacing))
         images = torch.cat([harmonized[k].array for k in keys]).mul_(kept > 0)
         kinds = [kind_of(harmonized[k].modality) for k in keys]
         fused, weights = self._windows(images, kept, kinds)
@@ -200,7 +202,7 @@ def _by_shares(images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     return fused, weights
 
 
-def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:
+def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     """What an image keeps of its weight: all deep in its field of view, nearly none at its edge.
 
     Where a modality ends, its weight goes to the others over 10 mm, so that the fused image has no
@@ -208,23 +210,23 @@ def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:
     the lattice itself ends there is no edge.
 
     Args:
-        seen: ``(*S)`` 0/1.
+        view: ``(*S)`` 0/1.
         spacing: mm along each axis.
 
     Returns:
         ``(*S)`` 0 outside, 0.01 to 1 inside: the square of the depth of a voxel's centre over that
         of the fade. Then a weight of about a half, which others share, falls evenly.
     """
-    shape, d = seen.shape, seen.ndim
-    if bool((seen > 0).all()) or not bool(seen.any()):
-        return seen
+    shape, d = view.shape, view.ndim
+    if bool((view > 0).all()) or not bool(view.any()):
+        return view
     # depth is smooth, so a coarse lattice will do; blocks of voxels that reach beyond the image
     factors = [max(1, min(int(_DEPTH_ON_MM / s), n)) for n, s in zip(shape, spacing, strict=True)]
     beyond = [p for n, f in zip(shape[::-1], factors[::-1], strict=True) for p in (0, -n % f)]
-    whole = F.pad(seen[None, None].float(), beyond, mode="replicate")
+    whole = F.pad(view[None, None].float(), beyond, mode="replicate")
     blocks = (Pool[Pool.AVG, d](factors)(whole)[0, 0] >= 0.5).numpy()
     if blocks.all():
-        return seen
+        return view
     sizes = [f * s for f, s in zip(factors, spacing, strict=True)]
     nearest = ndimage.distance_transform_edt(
         blocks, sampling=sizes, return_distances=False, return_indices=True
@@ -243,7 +245,7 @@ def faded(seen: Tensor, spacing: Sequence[float]) -> Tensor:
     mode = "trilinear" if d == 3 else "bilinear"
     kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
     kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0).square()
-    return kept.clamp_min(_LEAST_KEPT) * (seen > 0)
+    return kept.clamp_min(_LEAST_KEPT) * (view > 0)
 
 
 def _finished(fused: Tensor, sources: list[Image], reference: Image) -> Image:
@@ -279,14 +281,3 @@ def _judged_slices(shown: Tensor) -> list[int]:
     shares = (torch.arange(_JUDGED_SLICES) + 0.5).double() / _JUDGED_SLICES
     found = torch.searchsorted(up_to_middle, shares * area.sum()).clamp_max(len(area) - 1)
     return sorted(set(found.tolist()))
-
-
-def _check(harmonized: Mapping[str, Image], valid: Mapping[str, Tensor]) -> None:
-    """Refuse what does not lie on one grid."""
-    shapes = {key: image.shape for key, image in harmonized.items()}
-    if len(set(shapes.values())) != 1:
-        raise ValueError(f"expected harmonized images of one shape, got {shapes}")
-    for key, shape in shapes.items():
-        if key not in valid or tuple(valid[key].shape) != (1, *shape):
-            came = tuple(valid[key].shape) if key in valid else "nothing"
-            raise ValueError(f"expected valid[{key!r}] of shape {(1, *shape)}, got {came}")

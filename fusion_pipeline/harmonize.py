@@ -8,6 +8,7 @@ from monai.networks.layers.factories import Pool
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
+from fusion_pipeline.data.image import check_one_grid
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lost
 from fusion_pipeline.networks.harmonization_net import (
@@ -70,33 +71,35 @@ class Harmonize:
         self._normalize = normalize or NormalizeModality()
 
     @torch.no_grad()
-    def __call__(self, images: Mapping[str, Image], valid: Mapping[str, Tensor]) -> Harmonization:
+    def __call__(
+        self, images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Harmonization:
         """Harmonize.
 
         Args:
             images: the reference first, then the registered images, all in original units on the
                 reference's native grid.
-            valid: per key, ``(1, *S)``: the field of view.
+            fields_of_view: per key, ``(1, *S)``: where the image has data.
 
         Raises:
             ValueError: images of different shapes, or no field of view for one of them.
         """
-        _check(images, valid)
+        check_one_grid(images, fields_of_view)
         harmonized: dict[str, Image] = {}
         small: dict[str, _Small] = {}
         for key, image in images.items():
-            seen = valid[key] > 0.5
+            view = fields_of_view[key] > 0.5
             body = (
                 body_mask(image.array, image.spacing.tolist(), image.modality, units=image.units)
-                & seen
+                & view
             )
-            body = body if body.any() else seen
+            body = body if body.any() else view
             normalized, _ = self._normalize.scaled(
                 image.array, body, modality=image.modality, units=image.units
             )
-            array = self._mapped(normalized, image, seen)
+            array = self._mapped(normalized, image, view)
             harmonized[key] = _finished(image, array)
-            small[key] = _Small.of(normalized, array, seen, body)
+            small[key] = _Small.of(normalized, array, view, body)
         reference = next(iter(images))
         return Harmonization(
             images=harmonized,
@@ -106,11 +109,11 @@ class Harmonize:
             },
         )
 
-    def _mapped(self, normalized: Tensor, image: Image, seen: Tensor) -> Tensor:
+    def _mapped(self, normalized: Tensor, image: Image, view: Tensor) -> Tensor:
         """The harmonized array ``(1, *S)``."""
         kind = kind_of(image.modality)
         curves = self._network.curves(
-            normalized[None].to(self._device), kind, seen[None].float().to(self._device)
+            normalized[None].to(self._device), kind, view[None].float().to(self._device)
         )
         out = torch.empty_like(normalized)
         length = normalized.shape[1]
@@ -119,7 +122,7 @@ class Harmonize:
             slab = normalized[None, :, first : first + thickness].to(self._device)
             part = apply_curves(slab, curves, first=first, length=length)
             out[:, first : first + thickness] = part[0].cpu()
-        return out * seen
+        return out * view
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,11 @@ class _Small:
 
     normalized: Tensor
     harmonized: Tensor
-    valid: Tensor
+    view: Tensor
     body: Tensor
 
     @classmethod
-    def of(cls, normalized: Tensor, harmonized: Tensor, valid: Tensor, body: Tensor) -> "_Small":
+    def of(cls, normalized: Tensor, harmonized: Tensor, view: Tensor, body: Tensor) -> "_Small":
         """Block means; what is partly outside is outside."""
         factors = tuple(max(1, -(-n // _SCORE_SIZE)) for n in normalized.shape[1:])
         pool = Pool[Pool.AVG, normalized.ndim - 1](factors)
@@ -141,7 +144,7 @@ class _Small:
             means: Tensor = pool(array[None].float())
             return means
 
-        inside, held = shrunk(valid) > 0.99, shrunk(body) > 0.5
+        inside, held = shrunk(view) > 0.99, shrunk(body) > 0.5
         return cls(shrunk(normalized), shrunk(harmonized), inside.float(), (inside & held).float())
 
 
@@ -154,7 +157,7 @@ def _scores(own: _Small, reference: _Small | None) -> dict[str, float]:
         "spread": float(inside.std(correction=0)) if inside.numel() else 0.0,
     }
     if reference is not None:
-        both = own.valid * reference.valid
+        both = own.view * reference.view
         before = information_lost(own.normalized, reference.normalized, both)
         after = information_lost(own.harmonized, reference.harmonized, both)
         scores["agreement_before"] = 1 - float(before)
@@ -175,14 +178,3 @@ def _finished(image: Image, array: Tensor) -> Image:
     """The harmonized image; a colour picture with its own hue."""
     colour = None if image.colour is None else recolour(255 * array, image.colour)
     return image.with_array(array, units="a.u.", colour=colour)
-
-
-def _check(images: Mapping[str, Image], valid: Mapping[str, Tensor]) -> None:
-    """Refuse what does not lie on one grid."""
-    shapes = {key: image.shape for key, image in images.items()}
-    if len(set(shapes.values())) != 1:
-        raise ValueError(f"expected images of one shape, the reference's, got {shapes}")
-    for key, shape in shapes.items():
-        if key not in valid or tuple(valid[key].shape) != (1, *shape):
-            came = tuple(valid[key].shape) if key in valid else "nothing"
-            raise ValueError(f"expected valid[{key!r}] of shape {(1, *shape)}, got {came}")

@@ -351,10 +351,10 @@ def test_bad_options(options, message):
 def test_errors_say_what_came():
     images, valid = _case()
     run = Fuse(_network())
-    with pytest.raises(ValueError, match=r"expected valid\['pet'\] of shape .*, got nothing"):
+    with pytest.raises(ValueError, match=r"expected a field of view of pet, .*, got nothing"):
         run(images, {"ct": valid["ct"], "mr": valid["mr"]})
     with pytest.raises(ValueError, match=r"got \(1, 3, 3, 3\)"):
         run(images, {**valid, "mr": torch.ones(1, 3, 3, 3)})
     images["mr"] = images["mr"].with_array(images["mr"].array[:, :-1])
-    with pytest.raises(ValueError, match="expected harmonized images of one shape"):
+    with pytest.raises(ValueError, match="expected images of one shape"):
         run(images, valid)

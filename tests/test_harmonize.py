@@ -160,7 +160,7 @@ def test_straight_line():
 def test_errors_say_what_came():
     images, valid = _patient()
     run = Harmonize(_network())
-    with pytest.raises(ValueError, match=r"expected valid\['pet'\] of shape .*, got nothing"):
+    with pytest.raises(ValueError, match=r"expected a field of view of pet, .*, got nothing"):
         run(images, {"ct": valid["ct"], "mr": valid["mr"]})
     images["mr"] = images["mr"].with_array(images["mr"].array[:, :-1])
     with pytest.raises(ValueError, match=r"expected images of one shape.*\(31, 30, 22\)"):

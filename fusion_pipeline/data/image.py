@@ -271,6 +271,26 @@ class Case:
         return {key: image for key, image in self.images.items() if key != self.reference}
 
 
+def check_one_grid(images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]) -> None:
+    """Refuse images of different shapes, and one without a field of view of its shape.
+
+    Args:
+        images: by key.
+        fields_of_view: per key ``(1, *S)``.
+
+    Raises:
+        ValueError: they do not lie on one grid.
+    """
+    shapes = {key: image.shape for key, image in images.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"expected images of one shape, the reference's, got {shapes}")
+    for key, shape in shapes.items():
+        field = fields_of_view.get(key)
+        if field is None or tuple(field.shape) != (1, *shape):
+            came = "nothing" if field is None else tuple(field.shape)
+            raise ValueError(f"expected a field of view of {key}, {(1, *shape)}, got {came}")
+
+
 def fill_value_of(units: str) -> float:
     """What lies outside an image in these units: air in HU, nothing in all others.
 
@@ -309,6 +329,7 @@ __all__ = [
     "Series",
     "TransformKind",
     "along_axes_of",
+    "check_one_grid",
     "fill_value_of",
     "is_in_hu",
     "meta_tensor",

@@ -53,11 +53,9 @@ def find_pose(
 ) -> Pose:
     """Search the rigid (then affine) map between two images from many starts.
 
-    Hundreds of poses up to 35° and 45 mm around the initial alignment by the headers, and around
-    the centres of mass laid on each other, are scored on coarse views; the best few climb; the best
-    of those climb on finer views. The initial alignment is always among those that climb. At last
-    the winner climbs under a prior on the initial alignment's error (maximum a posteriori), which
-    keeps it where the images cannot distinguish positions.
+    Hundreds of poses around the initial alignment, and around the centres of mass laid on each
+    other, are scored on coarse views. The best climb there and on finer views, the initial
+    alignment always among them; the winner last under a prior on the initial alignment's error.
 
     Args:
         fixed: the reference.
@@ -68,19 +66,9 @@ def find_pose(
         spacing: voxel size of the coarse views in mm.
 
     Returns:
-        The pose; it is the caller's to decide whether it is better enough than the start.
+        The pose; whether it is better enough than the start, the caller decides.
     """
-    sizes = [
-        (POSE.coarse_size, POSE.coarse_blur),
-        *[(level.size, level.blur) for level in (POSE.middle, POSE.fine)],
-    ]
-    coarse, middle, fine = (
-        [
-            make_view(image, view, spacing=size * spacing, blur_mm=blur * spacing)
-            for image, view in zip((fixed, moving), fields_of_view, strict=True)
-        ]
-        for size, blur in sizes
-    )
+    coarse, middle, fine = _views_of((fixed, moving), fields_of_view, spacing)
     backward = coarse[1].tissue_extent < coarse[0].tissue_extent
     if backward:
         coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
@@ -89,20 +77,9 @@ def find_pose(
     volumes = fixed.spatial_dims == 3
     beside_emission = has_emission(fixed, moving)
     score = PointScore(Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes), coarse[1])
-    with torch.no_grad():
-        poses = _start_poses(score, starts)
-        values = torch.cat([score(matrices_of(part)) for part in poses.split(100)])
-    poses = poses[_distinct(poses, values - _distance_penalty(poses), POSE.climbing)]
-    poses, values = _climb(score, poses, steps=16, rate=2.5)
-    poses = poses[
-        _distinct(poses, values - _distance_penalty(poses), POSE.climbing_on)[: POSE.climbing_on]
-    ]
-    found = [(pose[None], score) for pose in poses]
-    levels = (
-        (middle, volumes, POSE.middle),
-        (fine, volumes and beside_emission, POSE.fine),
-    )
-    for views, blind, level in levels:
+    found = [(pose[None], score) for pose in _best_of_many(score, starts)]
+    on_fine = volumes and beside_emission
+    for views, blind, level in ((middle, volumes, POSE.middle), (fine, on_fine, POSE.fine)):
         points = Points(views[0], level.points, seed=1, blind=blind)
         climbed = [
             _climb_anew(points, views[1], pose, score.centre, steps=20, rate=level.rate)
@@ -114,19 +91,43 @@ def find_pose(
     prior = POSE.prior_nats_emission if beside_emission else POSE.prior_nats
     rigid, values = _climb(score, rigid, steps=30, rate=0.6, prior=prior)
     rigid_score = float(values)
-    best, best_score = rigid, rigid_score
+    best = rigid
     if affine:
         best, values = _climb(score, rigid, steps=40, rate=0.4, strain=True, prior=prior)
-        best_score = float(values)
     with torch.no_grad():
         initial = PointScore(points, fine[1], room_mm=POSE.room_mm)
         start = float(initial(matrices_of(torch.zeros_like(rigid)))[0])
     matrices = [world_matrix(pose, score.centre) for pose in (rigid, best)]
     if backward:
         matrices = [inverse_affine(m) for m in matrices]
-    return Pose(
-        matrices[0], matrices[1], start, rigid_score, best_score, float(_distance_penalty(rigid))
+    far = float(_distance_penalty(rigid))
+    return Pose(matrices[0], matrices[1], start, rigid_score, float(values), far)
+
+
+def _views_of(
+    images: tuple[Image, Image], fields_of_view: tuple[Tensor, Tensor], spacing: float
+) -> tuple[list[View], ...]:
+    """Both images on the coarse, the middle and the fine level."""
+    levels = [(POSE.coarse_size, POSE.coarse_blur)]
+    levels += [(level.size, level.blur) for level in (POSE.middle, POSE.fine)]
+    return tuple(
+        [
+            make_view(image, view, spacing=size * spacing, blur_mm=blur * spacing)
+            for image, view in zip(images, fields_of_view, strict=True)
+        ]
+        for size, blur in levels
     )
+
+
+def _best_of_many(score: PointScore, starts: int) -> Tensor:
+    """The poses that go on from the coarse level, after a climb of the best starts."""
+    with torch.no_grad():
+        poses = _start_poses(score, starts)
+        values = torch.cat([score(matrices_of(part)) for part in poses.split(100)])
+    poses = poses[_distinct(poses, values - _distance_penalty(poses), POSE.climbing)]
+    poses, values = _climb(score, poses, steps=16, rate=2.5)
+    best = _distinct(poses, values - _distance_penalty(poses), POSE.climbing_on)
+    return poses[best[: POSE.climbing_on]]
 
 
 def polished(

@@ -98,31 +98,22 @@ class Register:
             raise ValueError(
                 f"expected two images of {fixed.spatial_dims} dimensions, got {moving.spatial_dims}"
             )
-        masks = fixed_mask, moving_mask
-        views = [masked_field_of_view(*one) for one in zip(given, masks, strict=True)]
-        fields_of_view = views[0], views[1]
-        lattice = working_lattice(fixed, moving, self.working_spacing)
-        align = self._aligner(images, fields_of_view, lattice)
+        fields_of_view = (
+            masked_field_of_view(given[0], fixed_mask),
+            masked_field_of_view(given[1], moving_mask),
+        )
+        align = self._aligner(images, fields_of_view)
         start = align(None)
         body_mm = body_mm3(given[1], fields_of_view[1])
         if transform == "none":
-            unmoved = np.eye(fixed.spatial_dims + 1)
             still = start.undeformed
-            chosen = ChosenPose(unmoved, "none", {})
+            chosen = ChosenPose(np.eye(fixed.spatial_dims + 1), "none", {})
             return registration_of(start, still, chosen, estimated_on=still, body_mm=body_mm)
-        deforms = transform == "deformable"
-        stretch_gain = DECISION.affine_gain if self.same_person else 1.0
-        affine = transform != "rigid"
-        found = choose_pose(fixed, moving, fields_of_view, affine=affine, stretch_gain=stretch_gain)
-        pair = start if found.kind == "none" else align(found.matrix)
-        if self._initial_alignment_wins(
-            start, pair, found, images, fields_of_view, deforms=deforms
-        ):
-            found, pair = found.refused(), start
+        found, pair = self._posed(start, align, images, fields_of_view, transform)
         matrix, kept, details = found.matrix, found.kind, found.details
         reason = _NOT_MOVED if kept == "none" else ""
         end = pair.undeformed
-        if deforms:
+        if transform == "deformable":
             end = self._deformed(pair, images)
             where = pair.undeformed.compared_region() * end.compared_region()
             details["mind_pose"] = pair.undeformed.distance(where)
@@ -131,8 +122,7 @@ class Register:
                 details["mind_deformed"] = end.distance(where)
             elif not reason:
                 reason = "a deformation would not have been clearly better than the pose alone"
-        # the estimate is not made anew after a polish: that moves by less than the network can tell
-        estimated_on = end
+        estimated_on = end  # not made anew after a polish, which moves by less than it can tell
         if kept == "rigid" and _can_be_polished(end, images):
             matrix, end = _placed_exactly(align, end, matrix, images, fields_of_view, details)
         chosen = ChosenPose(matrix, kept, details)
@@ -140,10 +130,34 @@ class Register:
             start, end, chosen, reason=reason, estimated_on=estimated_on, body_mm=body_mm
         )
 
+    def _posed(
+        self,
+        start: ImagePair,
+        align: Callable[[Matrix | None], ImagePair],
+        images: tuple[Image, Image],
+        fields_of_view: tuple[Tensor, Tensor],
+        transform: TransformKind,
+    ) -> tuple[ChosenPose, ImagePair]:
+        """The pose to go on from, the initial alignment included, and the pair after it."""
+        stretch_gain = DECISION.affine_gain if self.same_person else 1.0
+        affine = transform != "rigid"
+        found = choose_pose(*images, fields_of_view, affine=affine, stretch_gain=stretch_gain)
+        pair = start if found.kind == "none" else align(found.matrix)
+        deforms = transform == "deformable"
+        if self._initial_alignment_wins(
+            start, pair, found, images, fields_of_view, deforms=deforms
+        ):
+            return found.refused(), start
+        return found, pair
+
     def _aligner(
-        self, images: tuple[Image, Image], fields_of_view: tuple[Tensor, Tensor], lattice: Lattice
+        self,
+        images: tuple[Image, Image],
+        fields_of_view: tuple[Tensor, Tensor],
+        lattice: Lattice | None = None,
     ) -> Callable[[Matrix | None], ImagePair]:
         """Reads both images on a lattice, the moving one after a pose (None: its headers')."""
+        lattice = lattice or working_lattice(*images, self.working_spacing)
         blurred = [blurred_for(*one, lattice) for one in zip(images, fields_of_view, strict=True)]
 
         def image(number: int, pose: Matrix | None) -> LatticeImage:
