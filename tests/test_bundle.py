@@ -21,7 +21,7 @@ from monai.bundle import (
 from monai.data import Dataset
 from monai.engines import Evaluator
 from monai.inferers import Inferer
-from monai.transforms import Compose
+from monai.transforms import Compose, GaussianSmoothd
 from pipeline_cases import ShiftRegister, small_network, write_case
 
 import fusion_pipeline
@@ -311,6 +311,30 @@ class TestOverrides:
             bundle_root=str(BUNDLE),
         )
         assert found.inferer.settings["refine_steps"] == 0
+
+    @pytest.mark.parametrize("suffix", ["json", "yaml"])
+    def test_another_transform_takes_a_place_by_a_nested_id(self, tmp_path, suffix):
+        """As the Model Zoo's second config files do it."""
+        step = {"_target_": "GaussianSmoothd", "keys": "image", "sigma": 2.0}
+        more = tmp_path / f"more.{suffix}"
+        more.write_text(json.dumps({"preprocessing#transforms#3": step}))  # YAML holds JSON
+        found = create_workflow(
+            config_file=[str(CONFIGS / "inference.json"), str(more)],
+            workflow_type="inference",
+            logging_file=False,
+            meta_file=str(CONFIGS / "metadata.json"),
+            bundle_root=str(BUNDLE),
+        )
+        assert isinstance(found.preprocessing.transforms[3], GaussianSmoothd)
+        direct = workflow(**{"preprocessing#transforms#3": step})
+        assert isinstance(direct.preprocessing.transforms[3], GaussianSmoothd)
+        with pytest.raises(RuntimeError) as caught:
+            workflow(**{"preprocessing#transforms#3": {**step, "sigmas": 1.0}})
+        assert "did you mean preprocessing#transforms#3#sigma?" in str(caught.value.__cause__)
+
+    def test_values_that_a_component_does_not_take_are_told(self):
+        with pytest.raises(InputError, match=r"inference\.json: expected values .* lower < upper"):
+            FusionPipeline.from_bundle(**{"preprocessing#transforms#6#window_hu": [5, 1]})
 
     def test_a_config_may_come_as_a_path(self):
         create_workflow(

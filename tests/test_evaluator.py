@@ -4,8 +4,11 @@ import csv
 import dataclasses
 import json
 import logging
+import pickle
 
 import pytest
+from monai.data import DataLoader
+from monai.data.utils import no_collation
 from pipeline_cases import (
     ShiftRegister,
     brief_report,  # noqa: F401 - a fixture
@@ -19,6 +22,7 @@ import fusion_pipeline.pipeline.inferer as inferer_module
 import fusion_pipeline.pipeline.result as result_module
 from fusion_pipeline.data import InputError, case_from_paths
 from fusion_pipeline.pipeline import (
+    FusionEvaluator,
     Outcome,
     SyntheticCases,
     case_list,
@@ -89,6 +93,24 @@ class TestManyCases:
         assert [o.status for o in run([files], tmp_path, resume="true")] == ["ok"]
         assert [o.status for o in run([files], tmp_path, resume=True)] == ["skipped"]
         assert [o.status for o in run([files], tmp_path, resume=True, seed=1)] == ["ok"]
+
+    def test_a_batch_of_two_cases_is_refused(self, files, tmp_path):
+        """One of them would be left out."""
+        made = evaluator([files], tmp_path)
+        pair = DataLoader(made.data_loader.dataset, batch_size=2, collate_fn=no_collation)
+        with pytest.raises(InputError, match="dataloader: expected batch_size 1, got 2"):
+            FusionEvaluator(
+                val_data_loader=pair,
+                network=made.pipeline.network,
+                inferer=made.pipeline.inferer,
+                preprocessing=made.pipeline.preprocessing,
+                postprocessing=made.save,
+                output_dir=tmp_path,
+            )
+
+    def test_the_dataset_can_be_sent_to_workers(self, files, tmp_path):
+        dataset = pickle.loads(pickle.dumps(evaluator([files], tmp_path).data_loader.dataset))
+        assert dataset[0].case.id == "p1"
 
     def test_a_word_that_is_no_switch(self, files, tmp_path):
         with pytest.raises(InputError, match="expected resume true or false, got 'maybe'"):

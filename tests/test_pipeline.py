@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Spacing
 from pipeline_cases import (
     ShiftRegister,
     body,
@@ -27,18 +28,22 @@ import fusion_pipeline.pipeline.folder as folder_module
 import fusion_pipeline.pipeline.inferer as inferer_module
 from fusion_pipeline.data import (
     CaseFiles,
+    InMemory,
     InputError,
     SeriesFiles,
     Source,
+    as_meta_tensor,
     case_from_entry,
     case_from_paths,
     load_case,
     read_datalist,
     read_displacement,
+    read_image,
     write_displacement,
 )
 from fusion_pipeline.geometry import WorldMap, rigid_matrix
 from fusion_pipeline.pipeline import FusionInferer
+from fusion_pipeline.pipeline.fingerprint import _of_transform
 from fusion_pipeline.pipeline.folder import deliver
 from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.synthesis import synthetic_patient
@@ -269,6 +274,20 @@ class TestFingerprint:
         ]
         assert len({pipeline.fingerprint(files), *others}) == len(others) + 1
 
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (lambda x: x, lambda x: x * 2),
+            ({"a": 1}, {"a": 2}),
+            (np.zeros(2), np.ones(2)),
+            (Spacing(pixdim=2.0), Spacing(pixdim=4.0)),
+        ],
+        ids=["function", "mapping", "array", "transform"],
+    )
+    def test_any_setting_of_preprocessing_counts(self, one, other):
+        assert _of_transform(one) == _of_transform(one)
+        assert _of_transform(one) != _of_transform(other)
+
     def test_roles_count(self, pipeline, files, paths):
         entries = [
             CaseFiles(
@@ -486,11 +505,55 @@ class TestSources:
             (np.zeros((3, 4, 5)), r"ndarray without an affine; give \(array, affine\)"),
             ((np.zeros((3, 4, 5)), np.eye(3)), r"got shapes \(3, 4, 5\) and \(3, 3\)"),
             (5, "a path for mr, got 5"),
+            (
+                (np.zeros((3, 4, 5)), "A"),
+                "of numbers, got ndarray and str",
+            ),
+            ([Path("a"), Path("b")], "a path for mr, got"),
+            (
+                MetaTensor(torch.zeros(2, 4, 5, 6)),
+                "one channel on 3 spatial axes",
+            ),
+            (MetaTensor(torch.zeros(3, 4, 5, 6)), r"expected one channel on 3 spatial axes"),
         ],
     )
     def test_what_is_no_image_is_refused(self, pipeline, images, wrong, message):
         with pytest.raises(InputError, match=message):
             pipeline({"ct": images["ct"], "mr": wrong})
+
+    def test_a_case_that_is_none_is_refused(self, pipeline):
+        with pytest.raises(InputError, match=r"expected a case, .* got str; name two or more"):
+            pipeline("ct.nii.gz")
+
+    def test_lps_is_turned_into_ras(self, images):
+        array, affine = images["ct"]
+        flipped = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        given = MetaTensor(torch.from_numpy(array)[None], affine=flipped, meta={"space": "LPS"})
+        np.testing.assert_array_equal(as_meta_tensor(given).affine, affine)
+
+    def test_nibabel_is_read_by_the_rules_of_files(self, tmp_path):
+        """Units that we noted, lengths in metres, a trailing axis of one."""
+        rng = np.random.default_rng(0)
+        image = nib.Nifti1Image(
+            rng.random((9, 10, 8, 1), np.float32), np.diag([1e-3, 2e-3, 2e-3, 1])
+        )
+        image.header.set_xyzt_units("meter")
+        image.header["descrip"] = b"units=SUV"
+        nib.save(image, tmp_path / "pet.nii.gz")
+        by_path, told = read_image(str(tmp_path / "pet.nii.gz"), "pet")
+        in_memory, said = read_image(InMemory(image), "pet")
+        assert torch.equal(by_path.array, in_memory.array)
+        np.testing.assert_array_equal(by_path.affine, in_memory.affine)
+        assert by_path.units == in_memory.units == "SUV"
+        assert len(told) == len(said) == 1
+
+    def test_monais_2d_images_keep_their_plane(self):
+        """MONAI gives them a 4 x 4 affine."""
+        affine = np.diag([2.0, 3.0, 1.0, 1.0])
+        for shape in ((1, 5, 6), (3, 5, 6)):
+            found = as_meta_tensor(MetaTensor(torch.zeros(shape), affine=affine))
+            assert found.shape == shape
+            np.testing.assert_array_equal(found.affine, np.diag([2.0, 3.0, 1.0]))
 
 
 class TestStages:
@@ -506,10 +569,16 @@ class TestStages:
         ct = files.images["ct"].path
         harmonized = pipeline.harmonize({"ct": ct, "mr": whole.registered["mr"]})
         expected = whole.harmonized["ct"].as_tensor()
-        assert torch.equal(harmonized.images["ct"].array, expected)
+        assert torch.equal(harmonized["ct"].as_tensor(), expected)
         fused = pipeline.fuse({k: whole.harmonized[k] for k in ("ct", "mr")})
-        assert fused.fused.shape == whole.fusion.fused.shape
-        np.testing.assert_array_equal(fused.fused.affine, whole.fused.affine)
+        assert fused.image.shape == whole.fused.shape
+        assert fused.weights.shape == whole.weights.shape
+        np.testing.assert_array_equal(fused.image.affine, whole.fused.affine)
+
+    def test_what_is_not_harmonized_is_not_fused(self, pipeline, images):
+        array, affine = images["ct"]
+        with pytest.raises(InputError, match=r"ct: expected harmonized values in 0\.\.1, got -1"):
+            pipeline.fuse({"ct": (array, affine), "mr": (array + 1000, affine)})
 
     def test_they_are_the_graph_that_is_trained(self, pipeline, images, monkeypatch):
         """On one grid, not moved: what training calls gives what inference gives."""

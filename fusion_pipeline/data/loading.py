@@ -131,7 +131,9 @@ def prepare_image(
     Raises:
         InputError: the image cannot be used; the message names case, key and file.
     """
-    given = source.as_meta_tensor() if isinstance(source, Image) else source
+    given: object = str(source) if isinstance(source, Source) else source
+    if isinstance(source, Image):
+        given = source.as_meta_tensor()
     path = source.path if isinstance(source, Image) else str(source)
     prefix = where(case_id, key, "").removesuffix("()")
     try:
@@ -140,7 +142,9 @@ def prepare_image(
         found = refusal_within(error)
         if found is None:
             raise cause_of(error) from error
-        raise type(found)(f"{prefix}{found}") from error
+        text = str(found)
+        gap = "" if text.startswith("(") else f"({path}): "
+        raise type(found)(f"{prefix}{gap}{text}") from error
     return _loaded(data, key, path, prefix)
 
 

@@ -5,18 +5,27 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+import torch
 from monai import transforms
 from monai.config import KeysCollection
-from monai.data import ImageReader
+from monai.data import ImageReader, MetaTensor
 from torch import Tensor
 
 from fusion_pipeline.data.checks import RawImage
 from fusion_pipeline.data.dicom import has_dicom_mark, read_series
+from fusion_pipeline.data.image import meta_tensor
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES, read_picture
 from fusion_pipeline.data.refusals import quiet, refusal
 from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor, is_in_memory
-from fusion_pipeline.data.volumes import ITK_SUFFIXES, NIFTI_SUFFIXES, read_itk, read_nifti
+from fusion_pipeline.data.volumes import (
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    nifti_values,
+    read_itk,
+    read_nifti,
+)
 
 _FORMATS = "NIfTI, NRRD, MetaImage, a DICOM folder or PNG"
 Names = Sequence[PathLike[str] | str] | PathLike[str] | str
@@ -181,9 +190,19 @@ class LoadImaged(transforms.LoadImaged):
         out = dict(data)
         for key in self.key_iterator(out):
             given = out[key].content if isinstance(out[key], InMemory) else out[key]
-            in_memory = isinstance(given, Tensor) or is_in_memory(given)
-            out[key] = as_meta_tensor(given) if in_memory else self._loader(str(given), reader)
+            if isinstance(given, nib.Nifti1Pair):
+                out[key] = _of_nibabel(given)
+            elif isinstance(given, Tensor) or is_in_memory(given):
+                out[key] = as_meta_tensor(given)
+            else:
+                out[key] = self._loader(str(given), reader)
         return out
+
+
+def _of_nibabel(image: nib.Nifti1Pair) -> MetaTensor:
+    """A NIfTI image that nibabel has opened, by the rules of `NiftiReader`."""
+    values, meta = NiftiReader().get_data(nifti_values(image, "(nibabel image in memory)"))
+    return meta_tensor(torch.from_numpy(values), meta.pop("affine"), **meta)
 
 
 def read_raw(source: Source, place: str) -> RawImage:

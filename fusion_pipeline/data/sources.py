@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from fusion_pipeline.data.image import InputError, meta_tensor
+from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
 
 _SEPARATOR = "::"
@@ -65,10 +66,9 @@ def is_in_memory(value: object) -> bool:
     >>> is_in_memory("ct.nii.gz"), is_in_memory((np.zeros((3, 3)), np.eye(3)))
     (False, True)
     """
-    pair = isinstance(value, tuple | list) and len(value) == 2 and not isinstance(value[0], str)
-    return pair or isinstance(
-        value, Tensor | np.ndarray | nib.spatialimages.SpatialImage | sitk.Image
-    )
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and not isinstance(value[0], str | PathLike)
+    return isinstance(value, Tensor | np.ndarray | nib.spatialimages.SpatialImage | sitk.Image)
 
 
 def as_meta_tensor(content: Any) -> MetaTensor:  # noqa: ANN401 - any kind of image
@@ -110,36 +110,66 @@ def itk_affine(image: sitk.Image) -> Matrix:
     lps = np.eye(d + 1)
     lps[:d, :d] = np.reshape(image.GetDirection(), (d, d)) * np.asarray(image.GetSpacing())
     lps[:d, d] = image.GetOrigin()
-    return np.asarray(np.diag([-1.0, -1.0, *[1.0] * (d - 1)]) @ lps)
+    return np.asarray(lps_from_ras(d) @ lps)
 
 
 def _of_meta_tensor(content: MetaTensor) -> MetaTensor:
-    """Channel first, with what its meta says; a MetaTensor knows its affine."""
+    """Channel first, RAS, with what its meta says; a MetaTensor knows its affine."""
     values = content.as_tensor().detach().cpu()
-    d = len(content.affine) - 1
-    if values.ndim == d:
-        values = values[None]
+    d = _spatial_dims(content)
+    values = values[None] if values.ndim == d else values
+    if values.ndim != d + 1 or len(values) not in ((1, 3) if d == 2 else (1,)):
+        raise InputError(
+            f"expected one channel on {d} spatial axes (three channels for colour in 2D), got a "
+            f"MetaTensor of shape {tuple(content.shape)}; pick one channel"
+        )
     known = ("modality", "units", "frame_of_reference", "filename_or_obj")
     meta = {name: content.meta[name] for name in known if name in content.meta}
-    affine = content.affine.detach().cpu().numpy()
-    if values.ndim == 3 and d == 3:  # MONAI keeps 4 x 4 for 2D images as well
-        affine = affine[np.ix_([0, 1, 3], [0, 1, 3])]
-    return meta_tensor(values.float(), np.asarray(affine, dtype=np.float64), **meta)
+    affine = _fitted(content.affine.detach().cpu().numpy(), d)
+    if str(content.meta.get("space", "")).upper().endswith("LPS"):
+        affine = lps_from_ras(d) @ affine
+    return meta_tensor(values.float(), affine, **meta)
+
+
+def _spatial_dims(content: MetaTensor) -> int:
+    """2 or 3; MONAI keeps 4 x 4 affines for 2D images as well."""
+    if "spatial_shape" in content.meta:
+        return len(content.meta["spatial_shape"])
+    if content.ndim == 3 and len(content.affine) == 4:
+        return 2 if len(content) in (1, 3) else 3
+    return min(content.ndim, len(content.affine) - 1)
 
 
 def _checked(array: Any, affine: Any) -> MetaTensor:  # noqa: ANN401 - array-likes
     """One channel with an affine that fits it."""
-    values = torch.from_numpy(np.ascontiguousarray(np.asarray(array), dtype=np.float32))
-    matrix = np.asarray(affine, dtype=np.float64)
+    try:
+        given = array.detach().cpu() if isinstance(array, Tensor) else array
+        values = torch.from_numpy(np.ascontiguousarray(np.asarray(given), dtype=np.float32))
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"expected (array, affine) of numbers, got {type(array).__name__} and "
+            f"{type(affine).__name__} ({error}); give the affine as a matrix in RAS mm"
+        ) from error
     d = values.ndim
-    if d == 2 and matrix.shape == (4, 4):
-        matrix = matrix[np.ix_([0, 1, 3], [0, 1, 3])]
-    if d not in (2, 3) or matrix.shape != (d + 1, d + 1):
+    if d not in (2, 3) or matrix.shape not in ((d + 1, d + 1), (4, 4)):
         raise InputError(
             f"expected an array of 2 or 3 axes and an affine of one more, got shapes "
             f"{tuple(values.shape)} and {matrix.shape}; give one volume and its affine in RAS mm"
         )
-    return meta_tensor(values[None], matrix)
+    return meta_tensor(values[None], _fitted(matrix, d))
+
+
+def _fitted(affine: Matrix, d: int) -> Matrix:
+    """The affine of ``d`` axes: of a 2D image that lies in the world's x-y plane, 3 x 3."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    if d == 3 or matrix.shape == (3, 3):
+        return matrix
+    if np.abs(matrix[2, :2]).max() > 1e-3 * np.abs(matrix[:2, :2]).max():
+        raise InputError(
+            "expected a 2D image in the world's x-y plane, got one in another; give the volume"
+        )
+    return np.asarray(matrix[np.ix_([0, 1, 3], [0, 1, 3])])
 
 
 __all__ = ["InMemory", "Source", "as_meta_tensor", "is_in_memory", "itk_affine"]

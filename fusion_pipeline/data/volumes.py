@@ -37,7 +37,16 @@ def read_nifti(path: Path, place: str) -> RawImage:
         InputError: not such a file, or not such an image.
     """
     with quiet():
-        image = _open_nifti(path, place)
+        return nifti_values(_open_nifti(path, place), place)
+
+
+def nifti_values(image: nib.Nifti1Pair, place: str) -> RawImage:
+    """What `read_nifti` gives, of an image that nibabel has opened.
+
+    Raises:
+        InputError: not such an image.
+    """
+    with quiet():
         _check_scalar(image.get_data_dtype(), place)
         shape = _spatial_shape(tuple(image.shape), place)
         affine, messages = _nifti_affine(image.header, shape, place)
@@ -319,6 +328,7 @@ __all__ = [
     "NIFTI_SUFFIXES",
     "UNITS_PREFIX",
     "header_dims",
+    "nifti_values",
     "read_itk",
     "read_nifti",
     "read_vectors",

@@ -27,6 +27,8 @@ from fusion_pipeline.data import (
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
 
+from fusion_pipeline.data.refusals import one_line
+
 logger = logging.getLogger(__name__)
 _NAMES = {3: "multimodal_fusion", 2: "multimodal_fusion_2d"}
 _TARGET = "_target_"
@@ -97,7 +99,17 @@ def from_config(
     try:
         return {name: parser.get_parsed_content(name) for name in names}
     except RuntimeError as error:  # MONAI wraps what a component raises
-        raise refusal_within(error) or error from error
+        raise refusal_within(error) or _refused_values(config, error) from error
+
+
+def _refused_values(config: Path, error: RuntimeError) -> Exception:
+    """The refusal of values that a component does not take; another error as it is."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if not isinstance(cause, ValueError):
+        return error
+    return InputError(f"{config}: expected values that its components take, got: {cause}")
 
 
 class CheckpointLoader(handlers.CheckpointLoader):
@@ -145,7 +157,9 @@ def load_weights(network: nn.Module, path: Path | str | None) -> nn.Module:
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected the bundle's weights, got no such file") from error
     except (RuntimeError, pickle.UnpicklingError, TypeError, AttributeError, EOFError) as error:
-        summary = " ".join(str(error).split())[:300]
+        summary = (
+            "no state dict" if isinstance(error, pickle.UnpicklingError) else one_line(error, 300)
+        )
         raise InputError(
             f"{path}: expected the weights of {type(network).__name__}, got others: {summary}; "
             "use the model.pt that was made with this bundle"
@@ -168,23 +182,26 @@ def refuse_unknown_overrides(config: str) -> None:
     Raises:
         InputError: a name is unknown.
     """
+    from monai.bundle import ConfigParser
+
     workflow, given = _running_workflow()
     if workflow is None:
         return
-    known: dict[str, Any] = {"_meta_": None}
-    for file in given or [workflow.config_root_path / config]:
-        known |= json.loads(Path(file).read_text(encoding="utf-8"))
-    _refuse(sorted(_unknown(workflow.parser.get(), known)))
+    reader = ConfigParser()  # several files, JSON or YAML, with nested ids
+    reader.read_config([str(file) for file in given or [workflow.config_root_path / config]])
+    known = {**reader.get(), "_meta_": None}
+    unknown = sorted(_unknown(workflow.parser.get(), known))
+    if unknown and not monai_is_the_program():
+        # MONAI hides what a component raises behind a message of its own
+        logger.error("; ".join(str(one) for one in unknown))
+    _refuse(unknown)
 
 
 def _refuse(unknown: Sequence["UnknownId"]) -> None:
     """Refuse ids that a config does not have, with the names that stand at their level."""
     if not unknown:
         return
-    message = "; ".join(str(one) for one in unknown)
-    if not monai_is_the_program():
-        logger.error(message)  # MONAI hides what a component raises behind a message of its own
-    raise InputError(message)
+    raise InputError("; ".join(str(one) for one in unknown))
 
 
 @dataclass(frozen=True, order=True)
@@ -233,7 +250,9 @@ def _unknown_ids(given: Mapping[str, object], known: Mapping[str, Any]) -> Itera
         for name in path.split("#"):
             if isinstance(level, list) and name.isdecimal() and int(name) < len(level):
                 level = level[int(name)]
-            elif isinstance(level, dict) and (name in level or name in _accepted(level)):
+            elif isinstance(level, dict) and (
+                name in level or name.startswith("_") or name in _accepted(level)
+            ):
                 level = level.get(name)
             else:
                 yield UnknownId(above, name, _names(level))
@@ -248,6 +267,8 @@ def _unknown(config: object, known: object, path: str = "") -> Iterator[UnknownI
             yield from _unknown(one, other, f"{path}{number}#")
     if not isinstance(config, dict) or not isinstance(known, dict):
         return
+    if config.get(_TARGET) != known.get(_TARGET):  # another component in its place
+        known = {_TARGET: config.get(_TARGET)}
     for key, value in config.items():
         if key in known:
             yield from _unknown(value, known[key], f"{path}{key}#")

@@ -52,7 +52,7 @@ class CaseDataset(Dataset):
 
     def __init__(self, data: Sequence[CaseFiles], transform: Compose) -> None:
         super().__init__(data, transform)
-        self.skip: Callable[[CaseFiles], bool] = lambda _: False
+        self.skip: Callable[[CaseFiles], bool] = _never
         self._prepare, _ = split(transform)
 
     def __getitem__(self, index: int) -> LoadedCase:
@@ -66,6 +66,11 @@ class CaseDataset(Dataset):
                 return LoadedCase(files, load_case(files, self._prepare), clock=clock)
         except Exception as error:  # a case must not stop the others
             return LoadedCase(files, error=error)
+
+
+def _never(_: CaseFiles) -> bool:
+    """No case is skipped."""
+    return False
 
 
 @one_line_refusals()

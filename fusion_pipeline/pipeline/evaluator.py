@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ignite.engine import Engine
 from monai.engines import Evaluator
 from monai.transforms import Compose
+from torch.utils.data import DataLoader
 
 from fusion_pipeline.data import (
     CaseFiles,
@@ -69,7 +70,7 @@ class FusionEvaluator(Evaluator):
     def __init__(
         self,
         *,
-        val_data_loader: Iterable[Sequence[LoadedCase]],
+        val_data_loader: DataLoader[Any],
         network: MultimodalNet,
         inferer: FusionInferer,
         preprocessing: Compose,
@@ -78,13 +79,18 @@ class FusionEvaluator(Evaluator):
         val_handlers: Sequence[Any] = (),
         resume: bool | str = False,
     ) -> None:
+        if getattr(val_data_loader, "batch_size", 1) != 1:
+            raise InputError(
+                f"dataloader: expected batch_size 1, got {val_data_loader.batch_size}; each case "
+                "is a batch of its own"
+            )
         super().__init__(
             device=inferer.device,
             val_data_loader=val_data_loader,
             val_handlers=val_handlers,
             decollate=False,
         )
-        self.logger.setLevel(logging.ERROR)  # ignite's own lines on starts and ends
+        self.logger.setLevel(logging.CRITICAL)  # ignite's own lines on starts and ends
         self.pipeline = FusionPipeline(network, preprocessing, inferer)
         self.save = postprocessing
         self.output_dir = Path(output_dir)
@@ -100,7 +106,8 @@ class FusionEvaluator(Evaluator):
         with one_line_refusals():
             check_output_folder(self.output_dir)
         self.state.outcomes = []
-        self.data_loader.dataset.skip = self._was_run if self.resume else lambda _: False
+        if self.resume:
+            self.data_loader.dataset.skip = self._was_run
         with one_line_refusals():  # the checkpoint loader may refuse the weights
             super().run(global_epoch)
 

@@ -18,6 +18,7 @@ from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tens
 from fusion_pipeline.geometry.affines import Matrix
 
 _CHUNK = 1 << 20
+_NO_SETTINGS = ("R", "_tracing")  # MONAI's random state and thread
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
@@ -68,15 +69,27 @@ def _bytes(tensor: Tensor) -> bytes:
     return np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes()
 
 
-def _of_transform(step: object) -> str:
-    """A transform's class and settings, those of transforms inside it as well."""
-    if isinstance(step, str | int | float | None | type):
+def _of_transform(step: object, depth: int = 8) -> str:
+    """A transform's class and all its settings, those of objects inside it as well."""
+    if isinstance(step, str | bytes | int | float | complex | type | None):
         return repr(step)
+    if depth == 0:
+        return type(step).__qualname__
+    if isinstance(step, Tensor | np.ndarray):
+        return hashlib.blake2b(np.ascontiguousarray(step).tobytes(), digest_size=16).hexdigest()
     if isinstance(step, list | tuple):
-        return f"[{', '.join(_of_transform(x) for x in step)}]"
-    settings = getattr(step, "__dict__", {})
-    kept = {k: _of_transform(v) for k, v in settings.items() if not k.startswith("_") and k != "R"}
-    return f"{type(step).__qualname__}({sorted(kept.items())})"
+        return f"[{', '.join(_of_transform(x, depth - 1) for x in step)}]"
+    if isinstance(step, Mapping):
+        pairs = [
+            (_of_transform(k, depth - 1), _of_transform(v, depth - 1)) for k, v in step.items()
+        ]
+        return str(sorted(pairs))
+    code = getattr(step, "__code__", None)
+    if code is not None:  # a function
+        return f"{step.__module__}.{step.__qualname__} {code.co_code!r} {code.co_consts!r}"  # type: ignore[attr-defined]
+    settings = getattr(step, "__dict__", {}).items()
+    kept = {name: value for name, value in settings if name not in _NO_SETTINGS}
+    return f"{type(step).__module__}.{type(step).__qualname__}({_of_transform(kept, depth - 1)})"
 
 
 def _of_case(case: Case) -> Iterable[bytes]:
@@ -103,6 +116,7 @@ def _of_files(case: CaseFiles) -> Iterable[bytes]:
             yield role.encode()
             if isinstance(source, InMemory):
                 image = as_meta_tensor(source.content)
+                yield str(image.meta.get("units", "")).encode()
                 yield _of_image(image.as_tensor(), image.affine.numpy())
             elif source is not None:
                 yield from _content(source)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from fusion_pipeline.data import (
@@ -20,8 +21,7 @@ from fusion_pipeline.data import (
     prepare_case,
     prepare_image,
 )
-from fusion_pipeline.fuse import Fusion
-from fusion_pipeline.harmonize import Harmonization
+from fusion_pipeline.data.image import meta_tensor
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
@@ -30,6 +30,21 @@ from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Registration
 from fusion_pipeline.transforms import NormalizeModality, NormalizeModalityd
+
+
+class Fused(NamedTuple):
+    """What `FusionPipeline.fuse` gives.
+
+    Attributes:
+        image: ``(1, *S)`` in 0..1; ``(3, *S)`` 0..255 where a source was in colour.
+        weights: ``(M, *S)`` in the order of the input.
+        scores: see `fuse.Fusion`.
+    """
+
+    image: MetaTensor
+    weights: MetaTensor
+    scores: Mapping[str, float]
+
 
 CaseLike = Case | CaseFiles | Mapping[str, Any]
 
@@ -119,8 +134,14 @@ class FusionPipeline:
         """Read, check and prepare the images of a case."""
         if isinstance(case, Case):
             return prepare_case(case, self._prepare)
-        files = case_from_entry(case) if isinstance(case, Mapping) else case
-        return load_case(files, self._prepare)
+        if isinstance(case, Mapping):
+            case = case_from_entry(case)
+        if not isinstance(case, CaseFiles):
+            raise InputError(
+                f'expected a case, {{"ct": ..., "mr": ...}}, got {type(case).__name__}; name two '
+                "or more images by their keys"
+            )
+        return load_case(case, self._prepare)
 
     def prepare(self, image: Image) -> Prepared:
         """One image after preprocessing, as the stages take it."""
@@ -136,17 +157,30 @@ class FusionPipeline:
         loaded = self.load(case)
         return self.inferer.register(loaded, self.network, self._normalize)
 
-    def harmonize(self, images: CaseLike) -> Harmonization:
-        """The harmonize stage alone, on images that lie on one grid already."""
+    def harmonize(self, images: CaseLike) -> dict[str, MetaTensor]:
+        """The harmonize stage alone, on images that lie on one grid already.
+
+        Returns:
+            Per key ``(1, *S)`` in 0..1, or ``(3, *S)`` 0..255 in colour.
+        """
         case = self.load(images)
         given, fields = _on_one_grid(case)
         found = self.inferer.harmonize(given, fields, self.network, self._normalize)
-        return found.along_axes_of(_native(case))
+        found = found.along_axes_of(_native(case))
+        return {key: image.as_meta_tensor() for key, image in found.images.items()}
 
-    def fuse(self, images: CaseLike) -> Fusion:
-        """The fuse stage alone, on harmonized images (0..1) that lie on one grid already."""
+    def fuse(self, images: CaseLike) -> Fused:
+        """The fuse stage alone, on harmonized images that lie on one grid already.
+
+        Args:
+            images: values in 0..1; pictures and colour in 0..255.
+        """
         case = self.load(images)
-        return self.inferer.fuse(*_on_one_grid(case), self.network).along_axes_of(_native(case))
+        given, fields = _on_one_grid(case)
+        levels = {key: _in_unit_range(image) for key, image in given.items()}
+        found = self.inferer.fuse(levels, fields, self.network).along_axes_of(_native(case))
+        weights = meta_tensor(found.weights, found.fused.affine)
+        return Fused(found.fused.as_meta_tensor(), weights, found.scores)
 
     def fingerprint(self, case: Case | CaseFiles) -> str:
         """A digest of the input, the settings and the weights: what decides the output."""
@@ -184,6 +218,18 @@ def _on_one_grid(case: Case) -> tuple[dict[str, Image], dict[str, torch.Tensor]]
         if series.prepared is not None
     }
     return dict(case.images), fields
+
+
+def _in_unit_range(image: Image) -> Image:
+    """A harmonized image with its values in 0..1."""
+    levels = 255.0 if image.is_picture or image.colour is not None else 1.0
+    array = image.array / levels
+    if float(array.min()) < -1e-3 or float(array.max()) > 1 + 1e-3:
+        raise InputError(
+            f"{image.key}: expected harmonized values in 0..1, got {float(image.array.min()):g} to "
+            f"{float(image.array.max()):g}; harmonize the images first"
+        )
+    return image.with_array(array.clamp(0, 1))
 
 
 def _native(case: Case) -> Any:  # noqa: ANN401 - an affine
