@@ -108,9 +108,8 @@ def test_without_a_datalist_the_2d_bundle_runs_a_2d_patient(name, tmp_path):
         bundle_root=str(bundle_for(2)),
         output_dir=str(tmp_path),
     )
-    case = found.dataset[0]
     pipeline = FusionPipeline.from_bundle(bundle_for(2), refine_steps=0)
-    result = pipeline(case)
+    result = pipeline.infer(found.dataset[0].case)
     assert result.fusion.fused.array.shape[1:] == result.case.fixed.shape
     assert torch.isfinite(result.fusion.fused.array).all()
     assert result.case.fixed.spatial_dims == 2

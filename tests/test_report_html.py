@@ -97,15 +97,15 @@ def test_no_text_of_a_case_becomes_html(tmp_path):
         "ct": replace(result.case.fixed, units=EVIL),
         key: replace(result.case.images["mr"], key=key, path=EVIL),
     }
-    found = replace(
-        result.registrations["mr"],
+    evidence = Evidence(
+        EVIL,
         ok=False,
         reason=EVIL,
-        transform=EVIL,
         similarity_before={EVIL: 1.0},
         similarity_after={EVIL: 2.0},
         details={EVIL: EVIL},
     )
+    found = replace(result.registrations["mr"], evidence=evidence)
     harmonized = result.harmonization.images
     evil = replace(
         result,

@@ -340,7 +340,8 @@ def _assembled(
         },
     )
     aligned: dict[str, Image] = {
-        key: fixed.image.with_array(scans[key].aligned, key=key) for key in moving
+        key: fixed.image.with_array(scans[key].aligned, key=key, units=scans[key].image.units)
+        for key in moving
     }
     return SyntheticPatient(case, aligned)
 
