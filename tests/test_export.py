@@ -77,7 +77,15 @@ def check(name, file_format, spatial_dims, folder):
     run = {"pt2": run_pt2, "onnx": run_onnx}[file_format](path)
     for pair in pairs(2 if name == "fusion" else 1, spatial_dims):
         with torch.no_grad():
-            torch.testing.assert_close(run(*pair), torch_gives(*pair), rtol=1e-4, atol=1e-4)
+            expected = torch_gives(*pair)
+            # of the largest value: a field in voxels adds up many small ones
+            largest = max(float(t.abs().max()) for t in _tensors(expected))
+            atol = 1e-4 * max(1.0, largest)
+            torch.testing.assert_close(run(*pair), expected, rtol=1e-4, atol=atol)
+
+
+def _tensors(found):
+    return found if isinstance(found, tuple) else (found,)
 
 
 def test_a_graph_of_pictures_equals_the_network(tmp_path):
