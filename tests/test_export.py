@@ -135,11 +135,11 @@ def test_the_command_exports_the_harmonization_of_a_bundle(tmp_path):
 
     bundle = str(bundle_for(2))
     arguments = ["--bundle", bundle, "--network", "harmonization", "--output", str(tmp_path)]
-    assert main(["export", *arguments, "--kinds", "mr,nuclear"]) == 0
+    assert main(["export", *arguments, "--kinds", "mr,emission"]) == 0
     files = sorted(file.name for file in tmp_path.iterdir())
-    assert files == ["harmonization_mr.pt2", "harmonization_nuclear.pt2"]
+    assert files == ["harmonization_emission.pt2", "harmonization_mr.pt2"]
     own = FusionPipeline.from_bundle(bundle).network.harmonization
-    run = run_pt2(tmp_path / "harmonization_nuclear.pt2")
+    run = run_pt2(tmp_path / "harmonization_emission.pt2")
     for image, valid in pairs(1, 2):
         with torch.no_grad():
             torch.testing.assert_close(run(image, valid), own(image, "emission", valid))
