@@ -78,7 +78,7 @@ def export_harmonization(network: HarmonizationNet, kind: str) -> ExportedProgra
 
     Args:
         network: see `HarmonizationNet`.
-        kind: ``ct``, ``mr`` or ``nuclear``.
+        kind: ``ct``, ``mr`` or ``emission``.
 
     Returns:
         Takes ``(1, 1, *S)`` twice, gives ``(1, 1, *S)`` in [0, 1].
