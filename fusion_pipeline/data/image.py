@@ -15,7 +15,7 @@ from fusion_pipeline.geometry.affines import Matrix
 
 Modality = Literal["ct", "mr", "pet", "spect"]
 MODALITIES: tuple[Modality, ...] = ("ct", "mr", "pet", "spect")
-_SAME_GRID_MM = 1e-9
+_SAME_GRID_MM = 1e-9  # mm; rounding of float64 affines, far below any voxel
 TransformKind = Literal["none", "rigid", "affine", "deformable"]
 TRANSFORMS: tuple[TransformKind, ...] = ("none", "rigid", "affine", "deformable")
 

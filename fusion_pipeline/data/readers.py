@@ -1,5 +1,6 @@
 """MONAI image readers that refuse what cannot be used, and the loader that chooses between them."""
 
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -70,13 +71,13 @@ class CheckedReader(ImageReader):
             **{f"suv_{name}": value for name, value in suv.items()},
         }
 
+    @abstractmethod
     def _accepts(self, source: Source) -> bool:
         """Whether the reader is made for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, source: Source, place: str) -> RawImage:
         """Read it."""
-        raise NotImplementedError
 
 
 class NiftiReader(CheckedReader):
