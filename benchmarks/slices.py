@@ -5,6 +5,7 @@ both HU and PNG. Pixels are about 1 mm.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,41 +16,61 @@ from sarcoma_grids import KEYS, patients
 from torch import Tensor
 
 from fusion_pipeline.synthesis.tissues import Contrast
-from fusion_pipeline.transforms import BodyMask, NormalizeModality
 
 # window centre and width in HU: brain, stroke, soft tissue, bone
 WINDOWS = ((40, 80), (40, 150), (40, 400), (400, 1800))
 _LEAST_PIXELS = 5000
 
 
-def pool(
-    open_data: Path, cache: Path, heads: Sequence[str], seed: int, left_out: Sequence[str] = ()
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """``normalized``, ``valid`` and ``body`` ``(3, i, j)`` of each slice: CT, MR, emission.
+@dataclass(frozen=True)
+class Slice:
+    """One slice of three images, CT, MR and PET.
+
+    Attributes:
+        patient: whose.
+        number: which.
+        images: ``(3, i, j)`` HU, a.u., SUV; whole numbers 0..255 each in a picture.
+        picture: whether it is one.
+        painted: whether it is of a painted head.
+    """
+
+    patient: str
+    number: int
+    images: Tensor
+    picture: bool
+    painted: bool
+
+    @property
+    def id(self) -> str:
+        """A name for the case."""
+        return f"{self.patient}-{self.number:03d}"
+
+
+def training_slices(
+    open_data: Path, cache: Path, heads: Sequence[str], seed: int, every: int = 2
+) -> Iterator[Slice]:
+    """Slices that show enough, every other one a picture of 8 bits as likely as not.
 
     Args:
         open_data: the folder of ``datalist.json``.
         cache: folder for what was resampled.
         heads: numbers of the label maps to paint.
         seed: of which slices become pictures, and of their windows.
-        left_out: patients kept to choose by.
+        every: slices from one to the next of a patient; of a painted head twice as many.
     """
     generator = torch.Generator().manual_seed(seed)
-    out = []
-    for images, valid in _slices(open_data, cache, heads, left_out):
+    for patient, number, images, valid, painted in _slices(open_data, cache, heads, every):
         picture = float(torch.rand((), generator=generator)) < 0.5
         parts = []
         for m, key in enumerate(KEYS):
-            image, seen = images[m : m + 1], valid[m : m + 1]
-            image = image * seen + float(image[seen].min()) * ~seen if bool(seen.any()) else image
+            image, inside = images[m : m + 1], valid[m : m + 1]
+            if bool(inside.any()):
+                image = torch.where(inside, image, image[inside].min())
             if picture:
-                image = as_picture(image, *shown_range(image, seen, key, generator))
-            body = BodyMask(key)(image, [1.0, 1.0]) & seen
-            body = body if bool(body.any()) else seen
-            parts.append((NormalizeModality(key)(image, body), seen, body))
-        normalized, seen, body = (torch.cat(p) for p in zip(*parts, strict=True))
-        out.append((normalized.half(), seen, body))
-    return out
+                image = as_picture(image, *shown_range(image, inside, key, generator))
+            parts.append(image)
+        if all(float(part.max()) > float(part.min()) for part in parts):
+            yield Slice(patient, number, torch.cat(parts), picture, painted)
 
 
 def as_picture(image: Tensor, low: float, high: float) -> Tensor:
@@ -76,16 +97,14 @@ def shown_range(
 
 
 def _slices(
-    open_data: Path, cache: Path, heads: Sequence[str], left_out: Sequence[str]
-) -> Iterator[tuple[Tensor, Tensor]]:
+    open_data: Path, cache: Path, heads: Sequence[str], every: int
+) -> Iterator[tuple[str, int, Tensor, Tensor, bool]]:
     """Originals and fields of view ``(3, i, j)`` of every so many slices that show enough."""
     for patient in patients(open_data, cache, evaluation=False):
-        if patient.id in left_out:
-            continue
-        for k in range(0, patient.original.shape[3], 2):
+        for k in range(0, patient.original.shape[3], every):
             body, valid = patient.body[..., k], patient.valid[..., k].bool()
             if float((body[1] * body[0]).sum()) > _LEAST_PIXELS:
-                yield patient.original[..., k], valid
+                yield patient.id, k, patient.original[..., k], valid, False
     for number, head in enumerate(heads):
         contrasts: tuple[Contrast, ...] = ("ct", "mr_t2" if number % 2 else "mr", "pet")
         images = [
@@ -94,7 +113,7 @@ def _slices(
         ]
         whole = torch.cat([image.array for image in images])
         axis = 1 + int(np.abs(images[0].affine[2, :3]).argmax())  # axial
-        for k in range(0, whole.shape[axis], 4):
+        for k in range(0, whole.shape[axis], 2 * every):
             image = whole.select(axis, k)
             if float((image[1] > 0.2 * float(whole[1].max())).sum()) > _LEAST_PIXELS:
-                yield image, torch.ones_like(image, dtype=torch.bool)
+                yield f"head{head}", k, image, torch.ones_like(image, dtype=torch.bool), True

@@ -17,6 +17,7 @@ from fusion_pipeline.metrics.fusion import (
     ssim,
     vif,
 )
+from fusion_pipeline.metrics.harmonization import protocol_residual
 from fusion_pipeline.metrics.information import (
     entropy,
     joint_histogram,
@@ -115,6 +116,7 @@ __all__ = [
     "mind_distance",
     "mutual_information",
     "normalized_mutual_information",
+    "protocol_residual",
     "psnr",
     "scd",
     "ssim",

@@ -8,6 +8,7 @@ For training, everything is torch, without a batch, and drawn from a `torch.Gene
 """
 
 from fusion_pipeline.synthesis.anatomy import Body, body_label_map, random_body
+from fusion_pipeline.synthesis.deformation import Deformation, random_deformation
 from fusion_pipeline.synthesis.frame import Tissue
 from fusion_pipeline.synthesis.painting import (
     STYLES,
@@ -18,17 +19,23 @@ from fusion_pipeline.synthesis.painting import (
     random_velocity,
 )
 from fusion_pipeline.synthesis.patients import SyntheticPatient, synthetic_patient
+from fusion_pipeline.synthesis.protocols import any_contrast, other_contrast, other_protocol
 from fusion_pipeline.synthesis.tissues import tissue_means, tissue_values
 
 __all__ = [
     "STYLES",
     "Body",
+    "Deformation",
     "Style",
     "SyntheticPatient",
     "Tissue",
+    "any_contrast",
     "body_label_map",
+    "other_contrast",
+    "other_protocol",
     "paint",
     "random_body",
+    "random_deformation",
     "random_field_of_view",
     "random_label_map",
     "random_velocity",

@@ -1,18 +1,31 @@
 """Train the networks that the stages hold, alone or end to end; the only layer with Lightning."""
 
+from fusion_pipeline.training.batch import Batch, Sample, collate
+from fusion_pipeline.training.cases import CaseSamples
 from fusion_pipeline.training.data import MultimodalData
 from fusion_pipeline.training.module import MultimodalTraining
-from fusion_pipeline.training.samples import Batch, CaseSamples, PaintedSamples, Sample, collate
-from fusion_pipeline.training.trainer import build_trainer, fit, last_checkpoint
+from fusion_pipeline.training.objectives import (
+    EndToEnd,
+    FusionObjective,
+    HarmonizationObjective,
+    RegistrationObjective,
+)
+from fusion_pipeline.training.painted import PaintedSamples
+from fusion_pipeline.training.trainer import ProgressBar, Trainer, fit, last_checkpoint
 
 __all__ = [
     "Batch",
     "CaseSamples",
+    "EndToEnd",
+    "FusionObjective",
+    "HarmonizationObjective",
     "MultimodalData",
     "MultimodalTraining",
     "PaintedSamples",
+    "ProgressBar",
+    "RegistrationObjective",
     "Sample",
-    "build_trainer",
+    "Trainer",
     "collate",
     "fit",
     "last_checkpoint",

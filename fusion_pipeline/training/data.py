@@ -1,22 +1,27 @@
-"""What feeds the training: painted samples, and real cases beside them."""
+"""What feeds the training: painted samples, and windows of real cases beside them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 from monai.transforms import Compose
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
 
 from fusion_pipeline.data import CaseFiles, InputError, one_line_refusals, read_datalist
 from fusion_pipeline.pipeline import spatial_dims_of_cases
-from fusion_pipeline.training.samples import CaseSamples, PaintedSamples, Sample, collate
+from fusion_pipeline.training.batch import Batch, Sample, collate
+from fusion_pipeline.training.cases import CaseSamples
+from fusion_pipeline.training.label_maps import label_map_paths, load_label_map
+from fusion_pipeline.training.painted import PaintedSamples
+from fusion_pipeline.training.prepared_cases import PreparedCases
+from fusion_pipeline.training.sampler import GroupedBatches
 
 _VALIDATION_SEED = 1_000_000
 
 
 class MultimodalData(pl.LightningDataModule):
-    """Painted samples, new ones in each epoch, and the cases of a datalist.
+    """Painted samples, new ones in each epoch, and windows of the cases of a datalist.
 
     Args:
         shape: spatial shape of a sample, 2 or 3 numbers. No size is refused; the registration
@@ -25,11 +30,20 @@ class MultimodalData(pl.LightningDataModule):
         validation_samples: painted samples, always the same.
         datalist: JSON file whose ``training`` and ``validation`` cases are used as well.
         preprocessing: what each image of a case goes through; needed with a datalist.
-        modalities: images per painted sample.
-        max_voxels: longest displacement of a painted sample.
+        windows_per_case: windows of each case in an epoch.
+        zoom: smallest and largest voxel of a window, in units of ``spacing``.
+        modalities: images per sample.
+        motion: move painted images by known fields, which are then the truth.
+        case_motion: move the cases' images likewise, see `CaseSamples`; False: as acquired.
+        protocols: give each image by another protocol as well.
+        typical: share of painted images in the manner of their kind; the others in any contrast.
+        max_voxels: longest displacement of a sample.
+        label_maps: a folder or files of label maps to paint beside the made-up bodies.
         spacing: mm of the lattice.
-        batch_size: with real cases of mixed kinds: 1.
+        batch_size: samples of one process and step.
         workers: processes that make samples.
+        cache_dir: folder that keeps prepared cases from run to run; None: they stay in memory.
+        cache_gib: bound of that cache in GiB; the least recently used go.
         seed: start of the randomness.
 
     Raises:
@@ -45,11 +59,20 @@ class MultimodalData(pl.LightningDataModule):
         validation_samples: int = 8,
         datalist: Path | str | None = None,
         preprocessing: Compose | None = None,
+        windows_per_case: int = 1,
+        zoom: Sequence[float] = (1.0, 1.0),
         modalities: int = 2,
-        max_voxels: float = 6.0,
+        motion: bool = True,
+        case_motion: bool = False,
+        protocols: bool = False,
+        typical: float = 0.5,
+        max_voxels: float = 6.5,
+        label_maps: Path | str | Sequence[Path | str] | None = None,
         spacing: float = 2.0,
         batch_size: int = 1,
         workers: int = 0,
+        cache_dir: Path | str | None = None,
+        cache_gib: float = 4.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -60,52 +83,78 @@ class MultimodalData(pl.LightningDataModule):
         self.shape = tuple(shape)
         self.samples_per_epoch = samples_per_epoch
         self.validation_samples = validation_samples
+        self.windows_per_case = windows_per_case
+        self.zoom = (float(zoom[0]), float(zoom[1]))
         self.modalities = modalities
+        self.motion = motion
+        self.case_motion = case_motion
+        self.protocols = protocols
+        self.typical = typical
         self.max_voxels = max_voxels
         self.spacing = spacing
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
-        self.preprocessing = preprocessing
-        self.training = [] if datalist is None else read_datalist(datalist, "training")
+        self.label_map_paths = label_map_paths(label_maps)
+        self._label_maps: list[Tensor] | None = None
+        training = [] if datalist is None else read_datalist(datalist, "training")
         # painted samples can validate alone
-        self.validation = (
+        may_be_empty = validation_samples > 0
+        validation = (
             []
             if datalist is None
-            else read_datalist(datalist, "validation", may_be_empty=validation_samples > 0)
+            else read_datalist(datalist, "validation", may_be_empty=may_be_empty)
         )
-        wanted = len(self.shape)
-        given = spatial_dims_of_cases([*self.training, *self.validation], unread=wanted)
-        if given != wanted:
+        self._check(training, validation, datalist, preprocessing)
+        self.training = _prepared(training, preprocessing, spacing, cache_dir, cache_gib)
+        self.validation = _prepared(validation, preprocessing, spacing, cache_dir, cache_gib)
+
+    def _check(
+        self,
+        training: Sequence[CaseFiles],
+        validation: Sequence[CaseFiles],
+        datalist: Path | str | None,
+        preprocessing: Compose | None,
+    ) -> None:
+        """Refuse what cannot train."""
+        dims = len(self.shape)
+        given = spatial_dims_of_cases([*training, *validation], unread=dims)
+        if given != dims:
             raise InputError(
-                f"datalist {datalist}: expected {wanted}D cases, as the shape {list(self.shape)} "
+                f"datalist {datalist}: expected {dims}D cases, as the shape {list(self.shape)} "
                 f"of a sample, got {given}D; use the bundle of their dimension"
             )
         if datalist is not None and preprocessing is None:
             raise InputError("training: expected preprocessing for the datalist's cases, got none")
-        if not (samples_per_epoch or self.training) or not (validation_samples or self.validation):
+        if not (self.samples_per_epoch or training) or not (self.validation_samples or validation):
             raise InputError(
                 "training: expected samples to train on and to validate with, got none; raise "
                 "samples_per_epoch and validation_samples, or give a datalist"
             )
 
-    def train_dataset(self, epoch: int = 0) -> Dataset[Sample]:
+    def train_dataset(self, epoch: int = 0) -> ConcatDataset[Sample]:
         """The samples of one epoch."""
         return self._samples(self.samples_per_epoch, self.seed + epoch, self.training)
 
-    def val_dataset(self) -> Dataset[Sample]:
+    def val_dataset(self) -> ConcatDataset[Sample]:
         """The samples that each validation sees."""
         return self._samples(self.validation_samples, _VALIDATION_SEED, self.validation)
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Called anew for each epoch (see `build_trainer`)."""
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Called anew for each epoch (see `Trainer`)."""
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        # larger batches are groups of equal kinds, which shuffling would tear apart
-        return self._loader(self.train_dataset(epoch), shuffle=self.batch_size == 1, epoch=epoch)
+        return self._loader(self.train_dataset(epoch), seed=self.seed + epoch)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> DataLoader[Batch]:
         """Always the same samples in the same order."""
-        return self._loader(self.val_dataset())
+        return self._loader(self.val_dataset(), seed=None)
+
+    @property
+    def label_maps(self) -> list[Tensor]:
+        """Read once, before the workers start."""
+        if self._label_maps is None:
+            self._label_maps = [load_label_map(p, self.spacing) for p in self.label_map_paths]
+        return self._label_maps
 
     @property
     def _world(self) -> tuple[int, int]:
@@ -114,40 +163,68 @@ class MultimodalData(pl.LightningDataModule):
             (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         )
 
-    def _samples(self, count: int, seed: int, cases: Sequence[CaseFiles]) -> Dataset[Sample]:
-        """Painted samples, then patches of the cases."""
-        parts: list[Dataset[Sample]] = []
+    def _samples(
+        self, count: int, seed: int, prepared: PreparedCases | None
+    ) -> ConcatDataset[Sample]:
+        """Painted samples, then windows of the cases."""
+        parts: list[PaintedSamples | CaseSamples] = []
         if count:
             painted = PaintedSamples(
                 count,
                 self.shape,
                 modalities=self.modalities,
+                motion=self.motion,
+                protocols=self.protocols,
+                typical=self.typical,
                 max_voxels=self.max_voxels,
+                label_maps=self.label_maps,
                 spacing=self.spacing,
                 seed=seed,
-                # the processes take turns within a group: each gets a batch of equal kinds
+                # a step of all processes is of one group
                 group=self.batch_size * self._world[0],
             )
             parts.append(painted)
-        if cases and self.preprocessing is not None:
+        if prepared is not None:
             real = CaseSamples(
-                cases, self.shape, self.preprocessing, spacing=self.spacing, seed=seed
+                prepared,
+                self.shape,
+                windows=self.windows_per_case,
+                modalities=self.modalities,
+                motion=self.case_motion,
+                protocols=self.protocols,
+                zoom=self.zoom,
+                max_voxels=self.max_voxels,
+                seed=seed,
             )
             parts.append(real)
         return ConcatDataset(parts)
 
-    def _loader(
-        self, dataset: Dataset[Sample], *, shuffle: bool = False, epoch: int = 0
-    ) -> DataLoader[Sample]:
-        """Each process's share of the samples."""
-        count, rank = self._world
-        sampler: DistributedSampler[Sample] = DistributedSampler(
-            dataset, num_replicas=count, rank=rank, shuffle=shuffle, seed=self.seed + epoch
-        )
+    def _loader(self, dataset: ConcatDataset[Sample], *, seed: int | None) -> DataLoader[Batch]:
+        """Each process's share of the samples, in batches of equal kinds."""
+        # a painted and a real sample do not know the same things
+        groups = [
+            (number, part.kinds(i))
+            for number, part in enumerate(dataset.datasets)
+            for i in range(len(part))
+        ]
+        world, rank = self._world
+        batches = GroupedBatches(groups, self.batch_size, world=world, rank=rank, seed=seed)
         return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.workers,
-            collate_fn=collate,
+            dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=collate
         )
+
+
+def _prepared(
+    cases: Sequence[CaseFiles],
+    preprocessing: Compose | None,
+    spacing: float,
+    cache_dir: Path | str | None,
+    cache_gib: float,
+) -> PreparedCases | None:
+    """The cases on their lattices; None where there are none."""
+    if not cases or preprocessing is None:
+        return None
+    folder = None if cache_dir is None else Path(cache_dir)
+    return PreparedCases(
+        cases, preprocessing, spacing=spacing, cache_dir=folder, cache_gib=cache_gib
+    )

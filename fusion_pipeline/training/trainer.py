@@ -1,103 +1,27 @@
-"""The trainer: checkpoints, logs, a progress bar, and going on after a stop."""
+"""Lightning's trainer with refusals in one line, and going on after a stop."""
 
+import functools
 import logging
 import pickle
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from fusion_pipeline.data import (
-    InputError,
-    check_output_folder,
-    one_line_refusals,
-    written_whole,
-)
+from fusion_pipeline.data import InputError, check_output_folder, one_line_refusals, written_whole
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, refusal
 from fusion_pipeline.training.data import MultimodalData
 from fusion_pipeline.training.module import MultimodalTraining
 
 logger = logging.getLogger(__name__)
-_CHECKPOINTS = "checkpoints"
-
-
-class _Bar(TQDMProgressBar):
-    """Without the loggers' version, which says nothing about the training."""
-
-    def get_metrics(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands behind the bar."""
-        shown = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return shown
-
-
-@one_line_refusals()
-def build_trainer(
-    output_dir: Path | str,
-    *,
-    max_epochs: int,
-    max_steps: int = -1,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    accumulate: int = 1,
-    progress: bool = True,
-) -> pl.Trainer:
-    """A trainer that keeps the last and the best checkpoint, and logs to TensorBoard and CSV.
-
-    Args:
-        output_dir: gets ``checkpoints/``, ``tensorboard/`` and, for each start of the training, a
-            ``csv/version_N/`` (the logger would delete the last start's lines).
-        max_epochs: when to stop.
-        max_steps: when to stop earlier; −1 never.
-        accelerator: Lightning's name of the hardware.
-        devices: how many; more than one trains with DDP.
-        accumulate: batches per step.
-        progress: show a bar.
-
-    Raises:
-        InputError: the folder cannot be written, or Lightning does not know what is asked for.
-    """
-    output = check_output_folder(output_dir)
-    checkpoint = ModelCheckpoint(
-        output / _CHECKPOINTS, filename="best", monitor="val/total", save_last=True
-    )
-    with _lightning_refusals(ModuleNotFoundError, ValueError, TypeError):
-        return pl.Trainer(
-            max_epochs=max_epochs,
-            max_steps=max_steps,
-            accelerator=accelerator,
-            devices=devices,
-            # a batch uses the encoders of its own kinds alone
-            strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
-            use_distributed_sampler=False,  # the data module gives each process its share
-            accumulate_grad_batches=accumulate,
-            default_root_dir=output,
-            callbacks=[checkpoint, *([_Bar()] if progress else [])],
-            logger=[
-                TensorBoardLogger(str(output), name="tensorboard", version=""),
-                CSVLogger(str(output), name="csv"),
-            ],
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
-            log_every_n_steps=1 if max_steps == 1 else 10,
-            num_sanity_val_steps=0,
-            reload_dataloaders_every_n_epochs=1,
-        )
-
-
-def last_checkpoint(output_dir: Path | str) -> Path | None:
-    """Where an interrupted training in this folder goes on; None: it starts."""
-    path = Path(output_dir) / _CHECKPOINTS / "last.ckpt"
-    return path if path.is_file() else None
+_PREFIX = "network."
 
 
 @contextmanager
@@ -117,32 +41,119 @@ def _lightning_refusals(*also: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, without the loggers' version, which says nothing about the training."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands behind the bar."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
+
+class Trainer(pl.Trainer):
+    """`pytorch_lightning.Trainer` with all its settings; what it refuses is told in one line.
+
+    Two settings are fixed, since the data module gives each process its share of new samples in
+    each epoch: ``use_distributed_sampler`` and ``reload_dataloaders_every_n_epochs``. With several
+    devices and no other ``strategy`` a batch may use the encoders of its own kinds alone.
+
+    Args:
+        default_root_dir: folder of the run, which has to be writable.
+        settings: every other one of `pytorch_lightning.Trainer`.
+
+    Raises:
+        InputError: the folder cannot be written, or Lightning does not know what is asked for.
+    """
+
+    @functools.wraps(pl.Trainer.__init__)
+    @one_line_refusals()
+    def __init__(self, *, default_root_dir: Path | str, **settings: Any) -> None:
+        folder = check_output_folder(default_root_dir)
+        if settings.get("strategy", "auto") == "auto" and _several(settings):
+            settings["strategy"] = "ddp_find_unused_parameters_true"
+        settings |= {"use_distributed_sampler": False, "reload_dataloaders_every_n_epochs": 1}
+        with _lightning_refusals(ModuleNotFoundError, ValueError, TypeError), _quiet():
+            super().__init__(default_root_dir=folder, **settings)
+
+
+def _several(settings: dict[str, Any]) -> bool:
+    """Whether more than one process may train."""
+    return settings.get("devices", 1) not in (1, "1", [0]) or settings.get("num_nodes", 1) != 1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice and its use of torch's older names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def last_checkpoint(trainer: pl.Trainer) -> Path | None:
+    """Where an interrupted training in the trainer's folder goes on; None: it starts."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            path = Path(callback.dirpath) / "last.ckpt"
+            if path.is_file():
+                return path
+    return None
+
+
 @one_line_refusals()
 def fit(
-    trainer: pl.Trainer, module: MultimodalTraining, data: MultimodalData, output_dir: Path | str
+    trainer: pl.Trainer,
+    module: MultimodalTraining,
+    data: MultimodalData,
+    *,
+    resume: bool = True,
+    weights: str = "best",
 ) -> Path:
-    """Train, from the last checkpoint in ``output_dir`` if there is one.
+    """Train, from the last checkpoint in the trainer's folder if there is one.
+
+    Args:
+        trainer: with a ``ModelCheckpoint`` that saves the last one.
+        module: network and phase.
+        data: samples.
+        resume: go on from the last checkpoint.
+        weights: ``best`` by the monitored score, or ``last``; averaged where they are averaged.
 
     Returns:
-        ``<output_dir>/model.pt``: the plain state dict of the network, as a bundle holds it.
+        ``<default_root_dir>/model.pt``: the plain state dict of the network, as a bundle holds it.
 
     Raises:
         InputError: the checkpoint, the samples and the settings do not go together.
     """
-    checkpoint = last_checkpoint(output_dir)
+    if weights not in ("best", "last"):
+        raise InputError(f"training: expected the best or the last weights, got {weights!r}")
+    checkpoint = last_checkpoint(trainer) if resume else None
     if checkpoint is not None:
         _check_checkpoint(checkpoint, module)
         logger.info("training goes on from %s", checkpoint)
-    with _lightning_refusals(), warnings.catch_warnings():
-        # Lightning's advice and its use of torch's older names
-        warnings.simplefilter("ignore")
+    begun = time.monotonic()
+    with _lightning_refusals(), _quiet():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    path = Path(output_dir) / "model.pt"
+    logger.info("%d steps, %.0f s", trainer.global_step, time.monotonic() - begun)
+    path = Path(trainer.default_root_dir) / "model.pt"
     if trainer.is_global_zero:
-        state = {name: value.cpu() for name, value in module.network.state_dict().items()}
+        state = _best_weights(trainer) if weights == "best" else None
+        state = state or {name: value.cpu() for name, value in module.network.state_dict().items()}
         with written_whole(path) as aside:
             torch.save(state, aside)
+    trainer.strategy.barrier()
     return path
+
+
+def _best_weights(trainer: pl.Trainer) -> dict[str, torch.Tensor] | None:
+    """The network of the best checkpoint; None where nothing was monitored."""
+    callback = trainer.checkpoint_callback
+    best = getattr(callback, "best_model_path", "")
+    if not best or not Path(best).is_file():
+        return None
+    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    return {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
 
 
 def _check_checkpoint(path: Path, module: MultimodalTraining) -> None:
@@ -153,8 +164,8 @@ def _check_checkpoint(path: Path, module: MultimodalTraining) -> None:
     """
     place, advice = f"training ({path})", "choose another output_dir"
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        weights, states = kept["state_dict"], kept["optimizer_states"]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        weights, states = saved["state_dict"], saved["optimizer_states"]
         trained = sum(len(group["params"]) for group in states[0]["param_groups"])
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise refusal(place, "a whole checkpoint", one_line(error), advice) from error

@@ -1,0 +1,72 @@
+"""Random deformations with an exact way back: what the pose search may leave to the network."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_pipeline.geometry import compose, identity_points, integrate, rigid_matrix
+from fusion_pipeline.synthesis.noise import chance, uniform
+from fusion_pipeline.synthesis.painting import random_velocity
+
+_STEPS = 5  # squarings: the first step of a field of 8 voxels is a quarter of a voxel
+
+
+class Deformation(NamedTuple):
+    """A field and its inverse, ``(1, d, *S)`` voxels each, pull-back on one lattice."""
+
+    ddf: Tensor
+    inverse: Tensor
+
+
+def random_deformation(
+    shape: Sequence[int], generator: torch.Generator, max_voxels: float = 6.5
+) -> Deformation:
+    """A smooth deformation and, mostly, a small affine error after it.
+
+    Args:
+        shape: spatial shape, 2 or 3 numbers.
+        generator: the randomness.
+        max_voxels: length of the longest displacement of the smooth part.
+
+    Returns:
+        The field and its inverse; zeros in one draw of twelve, so that the network also learns to
+        leave alone what is aligned.
+    """
+    d = len(shape)
+    if chance(generator, 0.08):
+        zero = torch.zeros((1, d, *shape))
+        return Deformation(zero, zero)
+    strength = uniform(generator, 0.0, 1.0)
+    smooth = uniform(generator, 7.0, 20.0)
+    # steeper fields than this fold once they are integrated
+    peak = min(max_voxels, 0.55 * smooth) * strength
+    velocity = random_velocity(shape, generator, peak, smooth)
+    ddf, inverse = integrate(velocity, _STEPS), integrate(-velocity, _STEPS)
+    if chance(generator, 0.3):
+        return Deformation(ddf, inverse)
+    affine = _small_affine(shape, generator)
+    there, back = (_affine_ddf(m, shape) for m in (affine, np.linalg.inv(affine)))
+    return Deformation(compose(ddf, there), compose(back, inverse))
+
+
+def _small_affine(shape: Sequence[int], generator: torch.Generator) -> np.ndarray:
+    """Up to 6 degrees, 3 voxels and 6 % of stretch about the middle, ``(d + 1, d + 1)``."""
+    d = len(shape)
+    unit = torch.rand(3 * d + 3, generator=generator).numpy() * 2 - 1
+    centre = (np.asarray(shape) - 1) / 2
+    matrix = rigid_matrix(unit[: 1 if d == 2 else 3] * 6.0, unit[3 : 3 + d] * 3.0, centre)
+    stretch = np.eye(d + 1)
+    stretch[:d, :d] += np.diag(unit[3 + d : 3 + 2 * d]) * 0.06
+    stretch[:d, d] = centre - stretch[:d, :d] @ centre
+    return matrix @ stretch
+
+
+def _affine_ddf(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
+    """What a matrix between voxels does, as a field ``(1, d, *S)``."""
+    d = len(shape)
+    grid = identity_points(shape).double().numpy()
+    moved = grid @ matrix[:d, :d].T + matrix[:d, d]
+    return torch.from_numpy((moved - grid).astype(np.float32)).movedim(-1, 0)[None]

@@ -1,0 +1,243 @@
+"""Samples cut out of real cases, varied as scanners and patients vary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fusion_pipeline.data import CaseFiles
+from fusion_pipeline.data.image import modality_of
+from fusion_pipeline.geometry import resample, warp
+from fusion_pipeline.networks.kinds import kind_of
+from fusion_pipeline.synthesis import (
+    any_contrast,
+    other_contrast,
+    other_protocol,
+    random_deformation,
+    random_field_of_view,
+)
+from fusion_pipeline.synthesis.noise import chance, choice, uniform
+from fusion_pipeline.training.batch import Sample
+from fusion_pipeline.training.painted import without_view
+from fusion_pipeline.training.prepared_cases import LatticeCase, PreparedCases
+
+_OWN_CONTRASTS = 0.6  # share of moved pairs that are one image under two contrasts
+_OTHER_SEQUENCE = 0.15  # share of MR images shown as another sequence would
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What sample ``i`` is, decided before anything is read.
+
+    Attributes:
+        case: number of the case.
+        channels: which of its images, the sample's reference first.
+        own: True: the moving images are the reference's in other contrasts.
+        kinds: kind of each image of the sample.
+    """
+
+    case: int
+    channels: tuple[int, ...]
+    own: bool
+    kinds: tuple[str, ...]
+
+
+class CaseSamples(Dataset[Sample]):
+    """Windows of real cases at random places and zooms, on an isotropic lattice (METHOD 2).
+
+    With ``motion`` a sample is moved by a known field, which is then the truth. That needs images
+    that are aligned: those whose ``transform`` in the datalist is ``none``. Of other cases, one
+    image is shown in two random contrasts.
+
+    Args:
+        prepared: the cases on their lattices.
+        shape: spatial shape of a sample.
+        windows: samples of each case in an epoch.
+        modalities: images per sample; None: all of a case.
+        motion: move the images by known fields; False: they stay as they were acquired.
+        protocols: give each image by another protocol as well.
+        zoom: smallest and largest voxel of a sample, in voxels of the lattice.
+        max_voxels: length of the longest displacement.
+        seed: start of the randomness; sample ``i`` depends on it and on ``i`` alone.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a setting of its own; the bundle's config names them
+        self,
+        prepared: PreparedCases,
+        shape: Sequence[int],
+        *,
+        windows: int = 1,
+        modalities: int | None = None,
+        motion: bool = False,
+        protocols: bool = False,
+        zoom: tuple[float, float] = (1.0, 1.0),
+        max_voxels: float = 6.5,
+        seed: int = 0,
+    ) -> None:
+        self.prepared = prepared
+        self.shape = tuple(shape)
+        self.windows = windows
+        self.modalities = modalities
+        self.motion = motion
+        self.protocols = protocols
+        self.zoom = zoom
+        self.max_voxels = max_voxels
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.prepared) * self.windows
+
+    def kinds(self, index: int) -> tuple[str, ...]:
+        """The kinds of a sample; nothing is read."""
+        return self._plan(index).kinds
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        plan = self._plan(index)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        case = self._window(self.prepared[plan.case], generator)
+        sample = _chosen(case, plan)
+        sample = self._moved(sample, plan, generator) if self.motion else sample
+        return self._with_protocols(sample, generator) if self.protocols else sample
+
+    def _plan(self, index: int) -> _Plan:
+        """Which images of which case."""
+        generator = torch.Generator().manual_seed(self.seed * 999_983 + 7919 * index + 1)
+        number = index % len(self.prepared)
+        files = self.prepared.cases[number]
+        kinds = [kind_of(modality_of(key)) for key in files.series]
+        count = len(kinds) if self.modalities is None else min(self.modalities, len(kinds))
+        if not self.motion:
+            others = (1 + torch.randperm(len(kinds) - 1, generator=generator)).tolist()
+            channels = (0, *others[: count - 1])
+            return _Plan(number, channels, own=False, kinds=tuple(kinds[c] for c in channels))
+        aligned = _aligned(files)
+        if len(aligned) < count or chance(generator, _OWN_CONTRASTS):
+            one = choice(generator, len(kinds))
+            return _Plan(number, (one,) * count, own=True, kinds=(kinds[one],) * count)
+        drawn = torch.randperm(len(aligned), generator=generator).tolist()[:count]
+        channels = tuple(aligned[c] for c in drawn)
+        return _Plan(number, channels, own=False, kinds=tuple(kinds[c] for c in channels))
+
+    def _window(self, case: LatticeCase, generator: torch.Generator) -> LatticeCase:
+        """A part of the case around a place in a body, at a random zoom."""
+        zoom = uniform(generator, *self.zoom)
+        size = torch.tensor(case.image.shape[1:])
+        body = case.body.any(0) if bool(case.body.any()) else case.valid.any(0)
+        stride = tuple(slice(None, None, 4) for _ in size)
+        places = body[stride].nonzero()
+        places = places if len(places) else torch.zeros(1, len(size), dtype=torch.long)
+        centre = places[choice(generator, len(places))] * 4.0
+        half = zoom * (torch.tensor(self.shape) - 1) / 2
+        room = (size - 1) - 2 * half
+        # a window larger than the image is centred on it
+        start = torch.where(room > 0, (centre - half).clamp_min(0).minimum(room), room / 2)
+        matrix = torch.eye(len(size) + 1, dtype=torch.float64)
+        matrix[:-1, :-1] *= zoom
+        matrix[:-1, -1] = start
+        return _resampled(case, matrix, self.shape, zoom)
+
+    def _moved(self, sample: Sample, plan: _Plan, generator: torch.Generator) -> Sample:
+        """Moving images moved by known fields, ends of fields of view cut off."""
+        images = list(sample.image[:, None, None].unbind(0))
+        if plan.own:
+            images = [any_contrast(image, generator) for image in images]
+        fields, views = [], list(sample.valid[:, None, None].unbind(0))
+        for m in range(1, len(images)):
+            move = random_deformation(self.shape, generator, self.max_voxels)
+            images[m] = warp(images[m], move.inverse, fill=None)
+            views[m] = warp(views[m], move.inverse, mode="nearest", fill=None)
+            fields.append(move.ddf)
+        for m, view in enumerate(views):
+            cut = chance(generator, 0.15 if m == 0 else 0.5)
+            if cut:
+                view = view * random_field_of_view(self.shape, generator)
+            noise = uniform(generator, 0.0, 0.08) * torch.randn(view.shape, generator=generator)
+            images[m] = without_view(images[m] + noise, view, generator)
+            views[m] = view
+        return Sample(
+            image=torch.cat(images)[:, 0].clamp(-4, 4),
+            valid=torch.cat(views)[:, 0],
+            kinds=sample.kinds,
+            spacing=sample.spacing,
+            body=sample.body,
+            ddf=torch.cat(fields),
+        )
+
+    def _with_protocols(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Each image by another protocol as well; an MR at times as another sequence."""
+        images = list(sample.image[:, None, None].unbind(0))
+        bodies = sample.valid if sample.body is None else sample.body
+        others = []
+        for m, kind in enumerate(sample.kinds):
+            if kind == "mr" and chance(generator, _OTHER_SEQUENCE):
+                images[m] = other_contrast(images[m], generator)
+            others.append(other_protocol(images[m], bodies[m][None, None], kind, generator))
+        return Sample(
+            image=torch.cat(images)[:, 0],
+            valid=sample.valid,
+            kinds=sample.kinds,
+            spacing=sample.spacing,
+            body=sample.body,
+            labels=sample.labels,
+            ddf=sample.ddf,
+            protocol=torch.cat(others)[:, 0],
+        )
+
+
+def _aligned(files: CaseFiles) -> list[int]:
+    """The reference and the images that the datalist calls aligned with it."""
+    return [
+        channel
+        for channel, (key, series) in enumerate(files.series.items())
+        if key == files.reference or series.transform == "none"
+    ]
+
+
+def _resampled(case: LatticeCase, matrix: Tensor, shape: Sequence[int], zoom: float) -> LatticeCase:
+    """The case on another lattice: ``matrix`` says which voxel of the case each voxel is."""
+
+    def linear(x: Tensor, fill: float | None) -> Tensor:
+        return resample(x[None].float(), matrix, tuple(shape), fill=fill)[0]
+
+    def nearest(x: Tensor) -> Tensor:
+        return resample(x[None].float(), matrix, tuple(shape), mode="nearest", fill=0.0)[0]
+
+    image = torch.cat([linear(one[None], min(0.0, float(one.min()))) for one in case.image])
+    valid = nearest(case.valid) > 0.5
+    labels = None if case.labels is None else nearest(case.labels).long()
+    fields = None
+    if case.ddf is not None:
+        fields = torch.stack([linear(field, None) / zoom for field in case.ddf])
+    return LatticeCase(
+        id=case.id,
+        image=image,
+        valid=valid,
+        body=(nearest(case.body) > 0.5) & valid,
+        labels=labels,
+        ddf=fields,
+        kinds=case.kinds,
+        affine=case.affine @ matrix.to(case.affine.dtype),
+        spacing=case.spacing * zoom,
+    )
+
+
+def _chosen(case: LatticeCase, plan: _Plan) -> Sample:
+    """The images that a plan names; a truth counts for those of the case's own reference."""
+    picked = list(plan.channels)
+    own_reference = picked[0] == 0 and not plan.own
+    fields = (
+        case.ddf[[c - 1 for c in picked[1:]]] if case.ddf is not None and own_reference else None
+    )
+    return Sample(
+        image=case.image[picked].float(),
+        valid=case.valid[picked].float(),
+        kinds=plan.kinds,
+        spacing=case.spacing,
+        body=case.body[picked].float(),
+        labels=None if case.labels is None else case.labels[picked].long(),
+        ddf=fields,
+    )

@@ -1,0 +1,60 @@
+"""Label maps that are painted beside the made-up bodies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_pipeline.data import InputError, read_image
+from fusion_pipeline.geometry import resample, rescaled_affine
+
+
+def label_map_paths(where: Path | str | Sequence[Path | str] | None) -> list[Path]:
+    """The files: a folder's NIfTI files, or those listed; sorted.
+
+    Raises:
+        InputError: there is none.
+    """
+    if where is None:
+        return []
+    listed = [where] if isinstance(where, str | Path) else list(where)
+    paths = [
+        path
+        for one in listed
+        for path in (sorted(Path(one).glob("*.nii*")) if Path(one).is_dir() else [Path(one)])
+    ]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or (listed and not paths):
+        came = f"no {missing[0]}" if missing else "none"
+        raise InputError(
+            f"training: expected label maps in {where}, got {came}; correct label_maps"
+        )
+    return paths
+
+
+def load_label_map(path: Path, spacing: float) -> Tensor:
+    """Read a label map onto an isotropic lattice.
+
+    Args:
+        path: a file of integers.
+        spacing: mm.
+
+    Returns:
+        ``(1, *S)`` uint8, numbered anew from 0 in the order of the labels.
+
+    Raises:
+        InputError: it cannot be read, or has more than 256 labels.
+    """
+    image, _ = read_image(str(path), "mr")
+    affine, shape = rescaled_affine(image.affine, image.shape, spacing)
+    to_image = torch.from_numpy(np.linalg.inv(image.affine) @ affine)
+    labels = resample(image.array[None].float(), to_image, shape, mode="nearest", fill=None)[0]
+    values, numbered = torch.unique(labels, return_inverse=True)
+    if len(values) > 256:
+        raise InputError(
+            f"training ({path}): expected a label map, got {len(values)} different values; "
+            "correct label_maps"
+        )
+    return numbered.to(torch.uint8)

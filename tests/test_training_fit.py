@@ -1,0 +1,161 @@
+"""The data module, the trainer, checkpoints, and going on after a stop."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from pipeline_cases import preprocessing
+from training_cases import SHAPE, data, datalist, module, network, painted, trainer  # noqa: F401
+
+from fusion_pipeline.data import InputError
+from fusion_pipeline.training import Batch, MultimodalData, Trainer, fit, last_checkpoint
+
+
+class TestData:
+    def test_the_validation_is_the_same_in_each_epoch_and_the_training_is_not(self):
+        feed = data()
+        assert torch.equal(feed.val_dataset()[0].image, feed.val_dataset()[0].image)
+        assert not torch.equal(feed.train_dataset(0)[0].image, feed.train_dataset(1)[0].image)
+
+    def test_single_samples_are_shuffled_anew_in_each_epoch(self):
+        feed = data(samples_per_epoch=8)
+        orders = [
+            [
+                i
+                for batch in feed._loader(feed.train_dataset(e), seed=e).batch_sampler
+                for i in batch
+            ]
+            for e in (0, 1)
+        ]
+        assert sorted(orders[0]) == sorted(orders[1]) == list(range(8))
+        assert orders[0] != orders[1]
+
+    def test_the_datalist_joins_the_painted_samples(self, datalist):  # noqa: F811
+        real = {"datalist": datalist, "preprocessing": preprocessing()}
+        feed = MultimodalData((17, 17, 17), samples_per_epoch=3, spacing=4.0, **real)
+        assert len(feed.train_dataset()) == 5
+        assert len(feed.val_dataset()) == 8 + 1
+        only = MultimodalData((17, 17, 17), samples_per_epoch=0, windows_per_case=3, **real)
+        assert len(only.train_dataset()) == 6
+
+    @pytest.mark.parametrize(
+        "settings", [{"modalities": 1}, {"samples_per_epoch": 0}, {"validation_samples": 0}]
+    )
+    def test_data_that_cannot_train_is_refused(self, settings):
+        with pytest.raises(InputError):
+            MultimodalData(SHAPE, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"accelerator": "tpu"}, {"accelerator": "foo"}, {"devices": "abc"}]
+)
+def test_hardware_that_is_not_there_is_refused_in_a_line(tmp_path, settings):
+    with pytest.raises(InputError, match="training: expected settings that Lightning takes, got"):
+        Trainer(default_root_dir=tmp_path, max_epochs=1, **settings)
+
+
+def test_the_trainer_takes_what_lightning_takes(tmp_path):
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        accumulate_grad_batches=3,
+        gradient_clip_val=0.5,
+        max_steps=7,
+        logger=False,
+    )
+    assert trainer.precision == "bf16-mixed"
+    assert trainer.accumulate_grad_batches == 3
+    assert trainer.max_steps == 7
+
+
+def test_a_trainer_needs_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="output folder"):
+        Trainer(default_root_dir=tmp_path / "file", max_epochs=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match="expected a whole checkpoint"):
+        fit(trainer(tmp_path), module(), data())
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    batch = painted("all")
+    broken = Batch(batch.image * float("inf"), batch.valid, batch.kinds, batch.spacing)
+    with pytest.raises(FloatingPointError, match="smaller learning rate"):
+        module().training_step(broken, 0)
+
+
+def test_a_refusal_in_a_worker_is_one_line(tmp_path):
+    entry = {"id": "a", "ct": "gone.nii.gz", "mr": "gone.nii.gz"}
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps({"training": [entry], "validation": []}))
+    steps = preprocessing()
+    samples = data(samples_per_epoch=0, datalist=path, preprocessing=steps, workers=1)
+    with pytest.raises(InputError) as caught:
+        fit(trainer(tmp_path), module(), samples)
+    assert str(caught.value).startswith("case 'a', ct (")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def rows(folder, version=0):
+    with (folder / "csv" / f"version_{version}" / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.slow
+def test_training_writes_checkpoints_logs_and_weights_and_goes_on_after_a_stop(tmp_path):
+    first_run = trainer(tmp_path)
+    assert last_checkpoint(first_run) is None
+    trained = module(learning_rate=1e-3)
+    before = {k: v.clone() for k, v in trained.network.state_dict().items()}
+    weights = fit(first_run, trained, data())
+    state = torch.load(weights, weights_only=True)
+    assert state.keys() == before.keys()
+    assert any(not torch.equal(state[k], before[k]) for k in before)
+    assert last_checkpoint(first_run) is not None
+    row = next(r for r in rows(tmp_path) if r.get("val/loss"))
+    assert math.isfinite(float(row["val/error_mm"]))
+
+    written = (tmp_path / "csv" / "version_0" / "metrics.csv").read_bytes()
+    later = trainer(tmp_path, max_epochs=2)
+    fit(later, module(learning_rate=1e-7), data())
+    # the lines of the first start stay
+    assert (tmp_path / "csv" / "version_0" / "metrics.csv").read_bytes() == written
+    assert (tmp_path / "csv" / "version_1" / "metrics.csv").is_file()
+    assert later.optimizers[0].param_groups[0]["lr"] <= 1e-7  # and not the checkpoint's
+    with pytest.raises(InputError, match="other stages frozen"):
+        fit(trainer(tmp_path, max_epochs=3), module(frozen=["registration"]), data())
+    with pytest.raises(InputError, match="a checkpoint of this network, got one of another"):
+        fit(trainer(tmp_path, max_epochs=3), module(d=3), data())
+    with pytest.raises(InputError, match="max_epochs"):
+        fit(trainer(tmp_path, max_epochs=1), module(), data())
+    assert later.global_step == 8  # four steps of the first run, four of the second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["registration", "harmonization", "fusion"])
+def test_a_phase_learns_and_leaves_the_other_stages(tmp_path, phase):
+    """The same samples over and over: the loss falls."""
+    trained = module(phase, learning_rate=3e-3, warmup_steps=1, last_rate=1.0)
+    before = {k: v.clone() for k, v in trained.network.state_dict().items()}
+    batch = painted(phase)
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=3e-3)
+    costs = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        parts, _ = trained.objective.losses(trained.network, batch, 0)
+        total = torch.stack(list(parts.values())).sum()
+        total.backward()
+        optimizer.step()
+        costs.append(float(total))
+    assert min(costs[-3:]) < 0.97 * costs[0]
+    for name, value in trained.network.state_dict().items():
+        if not name.startswith(phase):
+            assert torch.equal(value, before[name])

@@ -1,0 +1,224 @@
+"""Samples: painted label maps and windows of real cases."""
+
+import pytest
+import torch
+from pipeline_cases import preprocessing
+from training_cases import SHAPE, datalist  # noqa: F401 - a fixture
+
+from fusion_pipeline.data import InputError, read_datalist
+from fusion_pipeline.geometry import compose, warp
+from fusion_pipeline.synthesis import random_deformation
+from fusion_pipeline.training import CaseSamples, PaintedSamples, Sample, collate
+from fusion_pipeline.training.label_maps import label_map_paths, load_label_map
+from fusion_pipeline.training.objectives.end_to_end import soft_dice
+from fusion_pipeline.training.prepared_cases import PreparedCases
+from fusion_pipeline.training.sampler import GroupedBatches
+
+
+def agreement(sample, m):
+    """How many labels the true field of the m-th moving image puts right, away from the rim."""
+    moved = warp(sample.labels[None, m : m + 1].float(), sample.ddf[m - 1][None], mode="nearest")
+    inner = tuple(slice(8, -8) for _ in sample.labels.shape[1:])
+    return float((moved[0, 0][inner] == sample.labels[0][inner]).float().mean())
+
+
+class TestPaintedSamples:
+    @pytest.mark.parametrize("shape", [(33, 40), (17, 20, 24)])
+    def test_shapes(self, shape):
+        sample = PaintedSamples(2, shape, modalities=3, protocols=True)[1]
+        for image in (sample.image, sample.valid, sample.labels, sample.body, sample.protocol):
+            assert image.shape == (3, *shape)
+        assert sample.ddf.shape == (2, len(shape), *shape)
+        assert len(sample.kinds) == 3
+        assert sample.image.abs().max() <= 4
+        assert sample.protocol.abs().max() <= 4
+
+    def test_the_true_fields_carry_the_moving_labels_to_the_reference(self):
+        agreed = []
+        for index in range(4):
+            sample = PaintedSamples(4, (48, 56), modalities=3, max_voxels=5.0, seed=1)[index]
+            agreed += [agreement(sample, m) for m in (1, 2)]
+        assert min(agreed) > 0.9
+
+    def test_without_motion_all_are_aligned(self):
+        sample = PaintedSamples(1, SHAPE, motion=False)[0]
+        assert torch.equal(sample.labels[0], sample.labels[1])
+        assert sample.ddf.abs().max() == 0
+
+    def test_another_protocol_is_the_same_anatomy(self):
+        sample = PaintedSamples(1, (64, 64), motion=False, protocols=True, seed=4)[0]
+        assert not torch.equal(sample.protocol, sample.image)
+        inside = sample.body[0] > 0
+        both = torch.stack([sample.image[0][inside], sample.protocol[0][inside]])
+        assert torch.corrcoef(both)[0, 1] > 0.7
+
+    def test_a_sample_depends_on_its_number_and_the_seed_alone(self):
+        first, again = (PaintedSamples(4, SHAPE, seed=5)[2] for _ in range(2))
+        other = PaintedSamples(4, SHAPE, seed=6)[2]
+        assert torch.equal(first.image, again.image)
+        assert not torch.equal(first.image, other.image)
+
+    def test_a_group_shares_its_kinds(self):
+        samples = PaintedSamples(4, SHAPE, group=2, seed=2)
+        assert samples[0].kinds == samples[1].kinds == samples.kinds(1)
+        assert collate([samples[2], samples[3]]).image.shape[0] == 2
+
+    def test_it_ends(self):
+        assert len(list(PaintedSamples(2, SHAPE))) == 2
+
+    def test_one_modality_is_refused(self):
+        with pytest.raises(ValueError, match="two or more modalities, got 1"):
+            PaintedSamples(1, SHAPE, modalities=1)
+
+    @pytest.mark.parametrize("shape", [(24, 24), (20, 20, 20)])
+    def test_given_label_maps_are_painted_as_well(self, shape):
+        given = torch.full((1, 30, 30, 30), 200, dtype=torch.uint8)
+        samples = PaintedSamples(20, shape, label_maps=[given], motion=False)
+        assert any((sample.labels == 200).all() for sample in samples)
+
+
+@pytest.mark.parametrize("shape", [(40, 48), (24, 28, 32)])
+def test_a_random_deformation_comes_with_its_way_back(shape):
+    lengths = []
+    for seed in range(4):
+        move = random_deformation(shape, torch.Generator().manual_seed(seed), 5.0)
+        inner = (slice(None), slice(None), *[slice(8, -8) for _ in shape])
+        there_and_back = compose(move.ddf, move.inverse)[inner]
+        lengths.append(float(move.ddf.abs().max()))
+        assert there_and_back.norm(dim=1).mean() < 0.1
+    assert max(lengths) > 2
+
+
+def test_label_maps_are_read_onto_an_isotropic_lattice(tmp_path):
+    import nibabel as nib
+    import numpy as np
+
+    labels = np.zeros((8, 8, 4), np.int16)
+    labels[2:6, 2:6, 1:3] = 503
+    nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / "a.nii.gz")
+    (path,) = label_map_paths(tmp_path)
+    read = load_label_map(path, 1.0)
+    assert read.shape == (1, 8, 8, 8)
+    assert read.unique().tolist() == [0, 1]
+    assert label_map_paths(None) == []
+    with pytest.raises(InputError, match="expected label maps in .*, got no "):
+        label_map_paths(tmp_path / "b.nii.gz")
+
+
+def test_samples_of_different_kinds_do_not_make_a_batch():
+    x = torch.zeros(2, 4, 4)
+    samples = [Sample(x, x, kinds, 2.0) for kinds in (("ct", "mr"), ("mr", "ct"))]
+    with pytest.raises(ValueError, match="same kinds and spacing"):
+        collate(samples)
+
+
+def test_a_batch_has_only_what_all_its_samples_have():
+    x = torch.zeros(2, 4, 4)
+    labelled = Sample(x, x, ("ct", "mr"), 2.0, labels=x.long())
+    assert collate([labelled]).labels is not None
+    assert collate([labelled, Sample(x, x, ("ct", "mr"), 2.0)]).labels is None
+    moved = collate([Sample(x, x, ("ct", "mr"), 2.0)]).to(torch.device("cpu"))
+    assert moved.labels is None
+    assert moved.ddf is None
+
+
+class TestGroupedBatches:
+    GROUPS = ("a", "b", "a", "a", "b", "a", "a", "c")
+
+    def test_a_batch_is_of_one_group_and_none_is_lost(self):
+        batches = list(GroupedBatches(self.GROUPS, 2, seed=0))
+        assert all(len({self.GROUPS[i] for i in batch}) == 1 for batch in batches)
+        assert all(len(batch) == 2 for batch in batches)
+        assert {i for batch in batches for i in batch} == set(range(8))
+
+    @pytest.mark.parametrize("world", [2, 4])
+    def test_processes_share_the_batches_of_one(self, world):
+        alone = list(GroupedBatches(self.GROUPS, 4, seed=5))
+        shares = [
+            list(GroupedBatches(self.GROUPS, 4 // world, world=world, rank=r, seed=5))
+            for r in range(world)
+        ]
+        together = [
+            sorted(i for batch in step for i in batch) for step in zip(*shares, strict=True)
+        ]
+        assert together == [sorted(batch) for batch in alone]
+
+    def test_a_validation_counts_each_sample_once(self):
+        shares = [
+            list(GroupedBatches(self.GROUPS, 2, world=3, rank=r, seed=None)) for r in range(3)
+        ]
+        assert sorted(i for share in shares for batch in share for i in batch) == list(range(8))
+
+    def test_the_order_depends_on_the_seed(self):
+        first, again, other = (list(GroupedBatches("a" * 20, 1, seed=s)) for s in (1, 1, 2))
+        assert first == again != other
+
+
+def samples(path, shape, **options):
+    cases = read_datalist(path, "training")
+    prepared = PreparedCases(cases, preprocessing(), spacing=4.0, cache_dir=None)
+    return CaseSamples(prepared, shape, **options)
+
+
+class TestCaseSamples:
+    def test_a_window_brings_what_the_case_has(self, datalist):  # noqa: F811
+        sample = samples(datalist, (33, 24, 28))[0]
+        assert sample.kinds[0] == "ct"
+        assert sorted(sample.kinds) == ["ct", "emission", "mr"]
+        assert sample.image.shape == sample.valid.shape == sample.labels.shape == (3, 33, 24, 28)
+        assert sample.ddf.shape == (2, 3, 33, 24, 28)
+        assert set(sample.valid.unique().tolist()) <= {0.0, 1.0}
+        assert sample.image.abs().max() <= 4
+
+    @pytest.mark.parametrize("zoom", [(1.0, 1.0), (1.5, 1.5)])
+    def test_the_true_field_of_a_window_carries_the_labels(self, datalist, zoom):  # noqa: F811
+        sample = samples(datalist, (49, 49, 49), zoom=zoom)[0]
+        for m in range(2):
+            moving = sample.labels[None, m + 1 : m + 2]
+            truth = sample.ddf[None, m]
+            before = soft_dice(sample.labels[None, :1], moving, torch.zeros_like(truth))
+            after = soft_dice(sample.labels[None, :1], moving, truth)
+            assert after > before + 0.05
+
+    def test_a_case_without_truth_is_a_sample_as_well(self, datalist):  # noqa: F811
+        several = samples(datalist, (33, 24, 28), windows=3)
+        assert several[1].labels is None
+        assert several[1].ddf is None
+        assert len(several) == 6
+
+    def test_the_place_of_the_window_depends_on_the_seed(self, datalist):  # noqa: F811
+        first, again, other = (samples(datalist, (17, 17, 17), seed=seed)[0] for seed in (0, 0, 1))
+        assert torch.equal(first.image, again.image)
+        assert not torch.equal(first.image, other.image)
+
+    def test_moved_samples_are_of_aligned_images_or_of_one(self, datalist):  # noqa: F811
+        moved = samples(datalist, (24, 24, 24), windows=8, modalities=2, motion=True)
+        for index in range(len(moved)):
+            sample = moved[index]
+            assert sample.kinds == moved.kinds(index)
+            assert sample.ddf.shape == (1, 3, 24, 24, 24)
+            if index % 2 == 0:  # nothing of the first case is called aligned
+                assert sample.kinds[0] == sample.kinds[1]
+        assert {"ct", "mr"} in [set(moved.kinds(i)) for i in range(1, len(moved), 2)]
+
+    def test_the_known_field_of_a_moved_sample_is_its_truth(self, datalist):  # noqa: F811
+        moved = samples(datalist, (32, 32, 32), windows=12, modalities=2, motion=True)
+        for index in range(1, 24, 2):
+            if set(moved.kinds(index)) == {"ct", "mr"}:
+                sample = moved[index]
+                break
+        after = warp(sample.image[None, 1:], sample.ddf, fill=None)[0, 0]
+        still = samples(datalist, (32, 32, 32), windows=12, modalities=2)
+        assert still[1].ddf is None
+        inside = (sample.body[0] > 0) & (sample.valid.amin(0) > 0)
+        inside[:6], inside[-6:] = False, False
+
+        def likeness(x):
+            return torch.corrcoef(torch.stack([sample.image[0][inside], x[inside]]))[0, 1].abs()
+
+        assert likeness(after) > likeness(sample.image[1]) - 0.05
+
+    def test_protocols_of_a_case(self, datalist):  # noqa: F811
+        sample = samples(datalist, (24, 24, 24), protocols=True)[0]
+        assert sample.protocol.shape == sample.image.shape
+        assert not torch.equal(sample.protocol, sample.image)
