@@ -22,7 +22,6 @@ from fusion_pipeline.pipeline import (
 )
 
 SOURCE = bundle_for(2)
-SMALL = {"registration": 4, "fusion": 2}
 FACTS = TrainingFacts(
     phase="fusion",
     steps=20,
@@ -75,9 +74,7 @@ def test_the_folder_is_complete_and_alone(written):
 
 
 def test_python_runs_the_network_that_was_trained(written, state):
-    network = FusionPipeline.from_bundle(written).network
-    assert network.registration.channels == (4, 4, 4, 4)
-    for name, value in network.state_dict().items():
+    for name, value in FusionPipeline.from_bundle(written).network.state_dict().items():
         assert torch.equal(value, state[name]), name
 
 
@@ -229,7 +226,7 @@ class TestRefusals:
         assert not (tmp_path / "run").exists()
 
     def test_a_source_that_is_no_bundle(self, tmp_path, state):
-        with pytest.raises(InputError, match="expected a bundle with configs/inference.json and"):
+        with pytest.raises(InputError, match=r"expected a bundle with configs/inference\.json and"):
             write_bundle(tmp_path / "b", tmp_path, state, facts=FACTS)
 
     def test_a_folder_of_somebody_else_is_not_replaced(self, tmp_path, state):
