@@ -68,7 +68,7 @@ def test_the_folder_is_complete_and_alone(written):
     wanted = {path.relative_to(SOURCE) for path in SOURCE.rglob("*.*")} | {Path("LICENSE")}
     assert {path.relative_to(written) for path in written.rglob("*") if path.is_file()} == {
         *wanted,
-        Path("docs/README_of_source.md"),
+        Path("docs", "README_of_source.md"),
     }
     assert list(written.parent.iterdir()) == [written]
 

@@ -245,7 +245,7 @@ class TestTrain:
             "output_dir": str(tmp_path),
             "device": "cpu",
             "devices": 2,
-            "resume": False,
+            "run#0#resume": False,
             "train#trainer#strategy": "ddp",
             "train#trainer#precision": "bf16-mixed",
             "train#trainer#max_steps": 5,

@@ -113,7 +113,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "output_dir": str(args.output),
         "device": args.device,
         "devices": _number_or_word(args.devices),
-        "resume": None if args.resume else False,
+        "run#0#resume": None if args.resume else False,  # of `training.fit`
         "train#trainer#strategy": args.strategy,
         "train#trainer#precision": args.precision,
         "train#trainer#max_steps": args.max_steps,
