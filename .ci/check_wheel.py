@@ -25,6 +25,7 @@ _NEEDED = (
     "fusion_pipeline/py.typed",
     "fusion_pipeline/networks/__init__.py",
     "fusion_pipeline/transforms/__init__.py",
+    "fusion_pipeline/pipeline/model_card.md.j2",
     "fusion_pipeline/report/frames.html.j2",
     "fusion_pipeline/report/page.css",
     "fusion_pipeline/report/page.html.j2",

@@ -1,6 +1,7 @@
 """The shipped bundle: what MONAI asks of it; it builds what Python and the command build."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from ignite.engine import Events
 from monai.bundle import (
@@ -23,12 +25,16 @@ from monai.engines import Evaluator
 from monai.inferers import Inferer
 from monai.transforms import Compose, GaussianSmoothd
 from pipeline_cases import ShiftRegister, small_network, write_case
+from pytorch_lightning.callbacks import EMAWeightAveraging, LambdaCallback
+from torch.utils.data import DataLoader
 
 import fusion_pipeline
 from fusion_pipeline.data import InputError
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import FusionPipeline, bundle_for, load_weights
+from fusion_pipeline.pipeline.bundle import load_checkpoint
 from fusion_pipeline.synthesis import synthetic_patient
+from fusion_pipeline.training import MultimodalTraining
 
 ROOT = bundle_for(3).parent
 BUNDLE, BUNDLE_2D = ROOT / "multimodal_fusion", ROOT / "multimodal_fusion_2d"
@@ -422,7 +428,128 @@ class TestFromBundle:
             bundle_for(spatial_dims)
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small network's Lightning checkpoint after three steps, and its weights at that moment."""
+
+    def write(*callbacks):
+        network = small_network(2, seed=5)
+        module = MultimodalTraining(network, learning_rate=0.1)
+        module.training_step = lambda *_: sum(p.square().sum() for p in network.parameters())
+        path, plain = tmp_path / "last.ckpt", {}
+
+        def save(trainer, *_):
+            plain.update({name: value.clone() for name, value in network.state_dict().items()})
+            trainer.save_checkpoint(path)
+
+        trainer = pl.Trainer(
+            max_steps=3,
+            accelerator="cpu",
+            logger=False,
+            callbacks=[*callbacks, LambdaCallback(on_train_batch_end=save)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader(torch.zeros(3, 1)))
+        return path, plain
+
+    return write
+
+
+def same(first, second):
+    return all(torch.equal(first[name], value) for name, value in second.items())
+
+
+class TestLightningCheckpoint:
+    def test_the_network_in_it_is_loaded(self, checkpoint):
+        path, plain = checkpoint()
+        assert same(load_weights(small_network(2), path).state_dict(), plain)
+
+    def test_averaged_weights_come_before_those_of_the_last_step(self, checkpoint):
+        path, plain = checkpoint(EMAWeightAveraging(decay=0.5))
+        loaded = load_weights(small_network(2), path).state_dict()
+        assert not same(loaded, plain)
+        content = torch.load(path, weights_only=True)
+        assert same({f"network.{k}": v for k, v in loaded.items()}, content["state_dict"])
+        current = content["current_model_state"]
+        assert same({k.removeprefix("network."): v for k, v in current.items()}, plain)
+
+    def test_an_average_that_has_not_begun_is_not_taken(self, checkpoint):
+        path, plain = checkpoint(EMAWeightAveraging(update_starting_at_step=100))
+        assert same(load_weights(small_network(2), path).state_dict(), plain)
+
+    def test_another_networks_is_refused_in_a_line(self, checkpoint):
+        path, _ = checkpoint()
+        with pytest.raises(InputError, match=r"last\.ckpt: expected the weights of Mult") as caught:
+            FusionPipeline.from_bundle(BUNDLE_2D, weights=path)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("entries", "message"),
+        [
+            ({"state_dict": {"unet.a": torch.zeros(1)}}, "expected the weights of Multimod"),
+            ({}, "expected the weights of MultimodalNet, got others"),
+            ({"state_dict": {}, "hyper_parameters": small_network(2)}, "no state dict"),
+        ],
+        ids=["another module's", "without weights", "with objects"],
+    )
+    def test_what_else_ends_in_ckpt_is_refused(self, tmp_path, entries, message):
+        torch.save({"pytorch-lightning_version": "2.6.6", **entries}, tmp_path / "x.ckpt")
+        with pytest.raises(InputError, match=message):
+            load_weights(small_network(2), tmp_path / "x.ckpt")
+
+    def test_lightning_is_not_needed(self, checkpoint):
+        path, _ = checkpoint()
+        code = (
+            "import sys\nfrom pipeline_cases import small_network\n"
+            "from fusion_pipeline.pipeline import load_weights\n"
+            f"load_weights(small_network(2), {str(path)!r})\n"
+            "print('pytorch_lightning' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == "False\n", done.stderr
+
+
+@pytest.fixture
+def other_weights(tmp_path):
+    """Weights that fit the 2D bundle, and their file."""
+    state = torch.load(BUNDLE_2D / "models" / "model.pt", weights_only=True)
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save(other, tmp_path / "other.pt")
+    return other, tmp_path / "other.pt"
+
+
+class TestOtherWeights:
+    def test_in_python(self, other_weights):
+        state, path = other_weights
+        found = FusionPipeline.from_bundle(BUNDLE_2D, weights=path)
+        assert same(found.network.state_dict(), state)
+
+    @pytest.mark.parametrize("name", ["inference", "evaluate"])
+    def test_in_a_run(self, other_weights, name, tmp_path):
+        state, path = other_weights
+        made = workflow(name, BUNDLE_2D, ckpt_path=str(path), output_dir=str(tmp_path))
+        load_checkpoint(made.parser.get_parsed_content("checkpointloader"))
+        assert same(made.network_def.state_dict(), state)
+
+    def test_as_the_start_of_a_training(self, other_weights, tmp_path):
+        state, path = other_weights
+        made = workflow("train", BUNDLE_2D, ckpt_path=str(path), output_dir=str(tmp_path))
+        assert same(made.parser.get_parsed_content("network").state_dict(), state)
+
+
 class TestLoadWeights:
+    def test_a_folder_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match="expected the weights of MultimodalNet, got others"):
+            load_weights(small_network(2), tmp_path)
+
     @pytest.mark.parametrize("spoil", ["prefix", "missing", "garbage", "list"])
     def test_what_does_not_match_key_by_key_is_refused(self, spoil, tmp_path):
         network, path = small_network(2), tmp_path / "model.pt"

@@ -1,8 +1,12 @@
 """The command line: what is asked for, what is refused, and how it leaves."""
 
+import json
 import logging
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pipeline_cases import ShiftRegister, small_evaluator, write_case
@@ -11,7 +15,7 @@ import fusion_pipeline.pipeline as pipeline_package
 import fusion_pipeline.pipeline.inferer as inferer_module
 from fusion_pipeline.cli import main
 from fusion_pipeline.data import Source, read_datalist
-from fusion_pipeline.pipeline import SyntheticCases
+from fusion_pipeline.pipeline import SyntheticCases, bundle_for
 from fusion_pipeline.synthesis import synthetic_patient
 
 
@@ -31,6 +35,19 @@ def clean_logging():
 def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("patient")
     return {key: str(path) for key, path in write_case(folder, ("ct", "mr", "pet")).items()}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What a training was asked for; nothing is trained."""
+    asked = {}
+
+    def run_training(bundle, phase, overrides):
+        given = {key: value for key, value in overrides.items() if value is not None}
+        asked.update(bundle=bundle, phase=phase, overrides=given)
+
+    monkeypatch.setattr(pipeline_package, "run_training", run_training)
+    return asked
 
 
 @pytest.fixture
@@ -90,6 +107,14 @@ def test_the_options_reach_the_bundle(no_run, paths, tmp_path):
     assert no_run["cases"][0].id == "p7"
     assert no_run["same_person"] is None
     assert no_run["output_dir"] == str(tmp_path)
+
+
+def test_other_weights_reach_the_bundle(no_run, paths, tmp_path):
+    files = ["--ct", paths["ct"], "--mr", paths["mr"]]
+    assert run(*files, output=tmp_path) == 0
+    assert no_run["ckpt_path"] is None
+    assert run(*files, "--weights", "last.ckpt", output=tmp_path) == 0
+    assert no_run["ckpt_path"] == "last.ckpt"
 
 
 def test_an_atlas_is_of_another_person(no_run, paths, tmp_path):
@@ -199,9 +224,127 @@ def test_an_output_that_cannot_be_written(no_run, paths, tmp_path, capsys):
     assert "output folder" in capsys.readouterr().err
 
 
-def test_help_names_both_commands(capsys):
+class TestTrain:
+    def test_without_a_datalist_the_3d_bundle_trains_end_to_end(self, trained, tmp_path):
+        assert main(["train", "--output", str(tmp_path)]) == 0
+        assert trained == {
+            "bundle": bundle_for(3),
+            "phase": "all",
+            "overrides": {"output_dir": str(tmp_path)},
+        }
+
+    def test_the_options_become_ids_of_the_config(self, trained, tmp_path):
+        options = ["--phase", "fusion", "--bundle", "mine", "--device", "cpu", "--devices", "2"]
+        trainer = ["--strategy", "ddp", "--precision", "bf16-mixed", "--max-steps", "5"]
+        folds = ["--folds", "5", "--fold", "2", "--no-resume"]
+        rate = ["--override", "module#learning_rate=1e-3", "--override", "pretrained=false"]
+        command = ["train", "--output", str(tmp_path), *options, *trainer, *folds, *rate]
+        assert main(command) == 0
+        assert (trained["bundle"], trained["phase"]) == (Path("mine"), "fusion")
+        assert trained["overrides"] == {
+            "output_dir": str(tmp_path),
+            "device": "cpu",
+            "devices": 2,
+            "run#0#resume": False,
+            "train#trainer#strategy": "ddp",
+            "train#trainer#precision": "bf16-mixed",
+            "train#trainer#max_steps": 5,
+            "data#folds": 5,
+            "data#fold": 2,
+            "module#learning_rate": 1e-3,
+            "pretrained": "false",
+        }
+
+    @pytest.mark.parametrize(
+        ("given", "meant"),
+        [("0,1", (0, 1)), ("auto", "auto"), ("[1, 2]", [1, 2]), ("None", None), ("a=b", "a=b")],
+    )
+    def test_a_value_is_read_as_monai_reads_it(self, trained, tmp_path, given, meant):
+        main(["train", "--output", str(tmp_path), "--override", f"data#shape={given}"])
+        assert trained["overrides"].get("data#shape") == meant
+
+    @pytest.mark.parametrize("spatial_dims", [2, 3])
+    def test_the_datalist_chooses_the_bundle(self, trained, tmp_path, spatial_dims):
+        datalist = synthetic_patient(3, size="small", spatial_dims=spatial_dims).save(tmp_path)
+        content = json.loads(datalist.read_text())
+        name = "lost.png" if spatial_dims == 2 else "lost.nii"
+        lost = {"id": "lost", "ct": name, "mr": name}
+        datalist.write_text(json.dumps({"training": [lost, *content["testing"]]}))
+        assert main(["train", "--datalist", str(datalist), "--output", str(tmp_path / "o")]) == 0
+        assert trained["bundle"] == bundle_for(spatial_dims)
+        assert trained["overrides"]["datalist"] == str(datalist)
+
+    def test_the_bundle_can_be_chosen_by_hand(self, trained, tmp_path):
+        assert main(["train", "--spatial-dims", "2", "--output", str(tmp_path)]) == 0
+        assert trained["bundle"] == bundle_for(2)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--override", "steps"], "expected ID=VALUE, got 'steps'"),
+            (["--phase", "warp"], "invalid choice: 'warp'"),
+            (["--max-steps", "-1"], "expected"),
+            (["--bundle", "nowhere"], "nowhere: expected a bundle with configs/train.json"),
+            (["--override", "module#rate=1"], "unknown override: module#rate; module has"),
+            (["--override", "pretrained=no"], "expected pretrained true or false, got 'no'"),
+        ],
+    )
+    def test_bad_arguments_leave_with_2_and_one_line(self, tmp_path, capsys, arguments, message):
+        assert main(["train", "--output", str(tmp_path / "out"), *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert message in err
+        assert len(err.splitlines()) == 1
+        assert out == ""
+
+    def test_a_phase_that_the_bundle_has_no_config_for(self, tmp_path, capsys):
+        bundle = shutil.copytree(bundle_for(2), tmp_path / "bundle")
+        (bundle / "configs" / "train_fusion.json").unlink(missing_ok=True)
+        command = ["train", "--phase", "fusion", "--bundle", str(bundle)]
+        assert main([*command, "--output", str(tmp_path / "out")]) == 2
+        assert "a bundle with configs/train_fusion.json" in capsys.readouterr().err
+
+    def test_an_interruption_says_how_to_go_on(self, monkeypatch, tmp_path, capsys):
+        def stop(*_):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                sys.exit(1)  # as Lightning does
+
+        monkeypatch.setattr(pipeline_package, "run_training", stop)
+        assert main(["train", "--output", str(tmp_path)]) == 130
+        assert "goes on from its last checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "train", "demo", "export"])
+def test_the_help_says_what_each_option_is_without_a_value(capsys, command):
+    """A default, or that it is needed; a switch is off. What names a case has none."""
+    no_default = {"--help", "--output", "--ct", "--mr", "--pet", "--spect", "--datalist", "--debug"}
+    no_default |= {"--folds", "--fold", "--override", "--different-people"}
+    if command != "train":
+        no_default |= {"--resume"}
+    assert main([command, "--help"]) == 0
+    listed = capsys.readouterr().out.partition("options:")[2]
+    options = re.findall(r"^  (?:-h, )?(--[\w-]+)((?s:.*?))(?=^  -|^\S|\Z)", listed, re.MULTILINE)
+    assert len(options) > 4
+    for name, text in options:
+        if name not in no_default:
+            assert "(default: " in " ".join(text.split()), name
+        assert "None" not in text, name
+        assert "[]" not in text, name
+
+
+def test_the_help_gives_the_defaults_of_the_bundles():
+    for dims in (2, 3):
+        config = json.loads((bundle_for(dims) / "configs" / "inference.json").read_text())
+        assert (config["device"], config["refine_steps"]) == ("cpu", 30)
+        config = json.loads((bundle_for(dims) / "configs" / "train.json").read_text())
+        assert (config["device"], config["devices"]) == ("cpu", 1)
+
+
+def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
-    assert "demo" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(f"    {name} " in out for name in ("run", "train", "demo", "export"))
     assert main(["run", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--refine-steps" in out

@@ -8,6 +8,13 @@ from fusion_pipeline.pipeline.bundle import (
     refuse_unknown_overrides,
     switch,
 )
+from fusion_pipeline.pipeline.bundle_folder import (
+    BundleInUse,
+    TrainingFacts,
+    bundle_in_use,
+    check_bundle_folder,
+    write_bundle,
+)
 from fusion_pipeline.pipeline.dataset import (
     CaseDataset,
     LoadedCase,
@@ -21,8 +28,10 @@ from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.pipeline.summary import Outcome
 from fusion_pipeline.pipeline.synthetic import SyntheticCases
+from fusion_pipeline.pipeline.workflow import run_training
 
 __all__ = [
+    "BundleInUse",
     "CaseDataset",
     "CheckpointLoader",
     "EvaluationHandler",
@@ -36,11 +45,16 @@ __all__ = [
     "SaveResult",
     "SummaryHandler",
     "SyntheticCases",
+    "TrainingFacts",
     "bundle_for",
+    "bundle_in_use",
     "case_list",
+    "check_bundle_folder",
     "from_config",
     "load_weights",
     "refuse_unknown_overrides",
+    "run_training",
     "spatial_dims_of_cases",
     "switch",
+    "write_bundle",
 ]

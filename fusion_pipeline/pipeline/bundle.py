@@ -27,11 +27,13 @@ from fusion_pipeline.data import (
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
 
-from fusion_pipeline.data.refusals import one_line
+from fusion_pipeline.data.refusals import READ_ERRORS, one_line
 
 logger = logging.getLogger(__name__)
 _NAMES = {3: "multimodal_fusion", 2: "multimodal_fusion_2d"}
 _TARGET = "_target_"
+_LIGHTNING = "pytorch-lightning_version"  # an entry of each of its checkpoints
+_NETWORK = "network."  # `training.MultimodalTraining.network`
 
 
 @one_line_refusals()
@@ -92,7 +94,7 @@ def from_config(
             "name the bundle's folder"
         )
     given = {key: value for key, value in overrides.items() if value is not None}
-    _refuse(sorted(_unknown_ids(given, json.loads(config.read_text(encoding="utf-8")))))
+    refuse_unknown_ids(given, json.loads(config.read_text(encoding="utf-8")))
     parser = ConfigParser()
     parser.read_config(str(config))
     parser.update({"bundle_root": str(root), **given})
@@ -116,7 +118,7 @@ class CheckpointLoader(handlers.CheckpointLoader):
     """MONAI's ``CheckpointLoader``, which refuses weights that do not fit.
 
     Args:
-        load_path: a state dict, as ``torch.save(network.state_dict(), path)`` makes it.
+        load_path: a state dict or a Lightning checkpoint, see `load_weights`.
         load_dict: ``{"model": network}``.
     """
 
@@ -136,11 +138,16 @@ def load_checkpoint(loader: handlers.CheckpointLoader) -> None:
 
 @one_line_refusals()
 def load_weights(network: nn.Module, path: Path | str | None) -> nn.Module:
-    """Load a state dict into a network, every key matched.
+    """Load a state dict or a Lightning checkpoint into a network, every key matched.
+
+    Of a checkpoint the entry ``state_dict`` counts. It holds the averaged weights where the
+    training averaged them (Lightning's ``WeightAveraging`` and ``EMAWeightAveraging``, 2.6). The
+    plain weights of the last step, ``current_model_state``, count only before the averaging began.
 
     Args:
         network: what the weights belong to.
-        path: file that ``torch.save(network.state_dict(), path)`` made; None: leave it as it is.
+        path: file that ``torch.save(network.state_dict(), path)`` made, or a ``.ckpt`` of
+            `training.MultimodalTraining`; None: leave the network as it is.
 
     Returns:
         The same network.
@@ -152,19 +159,31 @@ def load_weights(network: nn.Module, path: Path | str | None) -> nn.Module:
     if path is None:
         return network
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state, strict=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(_network_state(content), strict=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected the bundle's weights, got no such file") from error
-    except (RuntimeError, pickle.UnpicklingError, TypeError, AttributeError, EOFError) as error:
+    except (*READ_ERRORS, pickle.UnpicklingError) as error:
         summary = (
             "no state dict" if isinstance(error, pickle.UnpicklingError) else one_line(error, 300)
         )
         raise InputError(
             f"{path}: expected the weights of {type(network).__name__}, got others: {summary}; "
-            "use the model.pt that was made with this bundle"
+            "use weights that were made with this bundle's network_def"
         ) from error
     return network
+
+
+def _network_state(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The network's state dict, of a file that is one or of a Lightning checkpoint.
+
+    A checkpoint holds further entries, such as those of metrics: only the network's count.
+    """
+    if _LIGHTNING not in content:
+        return content
+    averaged = content.get("averaging_state", {}).get("n_averaged", 1)
+    state = content["state_dict" if averaged > 0 else "current_model_state"]
+    return {k.removeprefix(_NETWORK): v for k, v in state.items() if k.startswith(_NETWORK)}
 
 
 @one_line_refusals()
@@ -184,7 +203,7 @@ def refuse_unknown_overrides(config: str) -> None:
     """
     from monai.bundle import ConfigParser
 
-    workflow, given = _running_workflow()
+    workflow, given = running_workflow()
     if workflow is None:
         return
     reader = ConfigParser()  # several files, JSON or YAML, with nested ids
@@ -195,6 +214,15 @@ def refuse_unknown_overrides(config: str) -> None:
         # MONAI hides what a component raises behind a message of its own
         logger.error("; ".join(str(one) for one in unknown))
     _refuse(unknown)
+
+
+def refuse_unknown_ids(given: Mapping[str, object], config: Mapping[str, Any]) -> None:
+    """Refuse overrides, such as ``network_def#fusion#bound``, that a config does not have.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    _refuse(sorted(_unknown_ids(given, config)))
 
 
 def _refuse(unknown: Sequence["UnknownId"]) -> None:
@@ -226,8 +254,8 @@ class UnknownId:
         return f"unknown override: {self.path}{self.name}; {level} {', '.join(self.siblings)}{hint}"
 
 
-def _running_workflow() -> "tuple[ConfigWorkflow | None, list[str]]":
-    """The workflow that is being initialized, and the config files it was made from where known."""
+def running_workflow() -> "tuple[ConfigWorkflow | None, list[str]]":
+    """The workflow that is being initialized or run, and its config files where known."""
     from monai.bundle import ConfigWorkflow
 
     workflow = None

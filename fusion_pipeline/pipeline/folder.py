@@ -30,6 +30,32 @@ def deliver(target: Path) -> Iterator[Path]:
     Nothing appears, and nothing of an earlier run is touched, when the body fails. An earlier run's
     files are replaced one by one, the report last: it always speaks of its neighbours.
     """
+    with _aside(target) as aside:
+        yield aside
+        if target.exists():
+            _replace(aside, target)
+        else:
+            aside.rename(target)
+
+
+@contextmanager
+def deliver_whole(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target`` to write into; at the end it takes the name ``target``.
+
+    A folder that has the name goes with all that is in it, but not before the new one is whole.
+    """
+    earlier = target.with_name(f".{target.name}.{os.getpid()}.earlier")
+    with _aside(target) as aside:
+        yield aside
+        if target.exists():
+            target.rename(earlier)
+        aside.rename(target)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """An empty hidden folder beside ``target``; it is gone at the end, unless it was renamed."""
     root = target.parent
     fresh = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
@@ -39,10 +65,6 @@ def deliver(target: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        if target.exists():
-            _replace(aside, target)
-        else:
-            aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if fresh and not any(root.iterdir()):
@@ -50,8 +72,8 @@ def deliver(target: Path) -> Iterator[Path]:
 
 
 def _sweep(root: Path, name: str) -> None:
-    """Remove what killed runs of the same case left."""
-    left = re.compile(rf"\.{re.escape(name)}\.(\d+)\.partial")
+    """Remove what killed processes left beside the same folder."""
+    left = re.compile(rf"\.{re.escape(name)}\.(\d+)\.(partial|earlier)")
     for folder in root.iterdir():
         found = left.fullmatch(folder.name)
         if found and not psutil.pid_exists(int(found[1])):

@@ -77,17 +77,26 @@ class FusionPipeline:
         self._prepare, self._normalize = split(preprocessing)
 
     @classmethod
-    def from_bundle(cls, path: Path | str | None = None, **overrides: object) -> "FusionPipeline":
+    def from_bundle(
+        cls,
+        path: Path | str | None = None,
+        *,
+        weights: Path | str | None = None,
+        **overrides: object,
+    ) -> "FusionPipeline":
         """The pipeline that a bundle's ``configs/inference.json`` describes, with its weights.
 
         Args:
             path: folder of the bundle; None: the 3D bundle that comes with the package.
+            weights: a state dict or a Lightning checkpoint (`load_weights`); None: the bundle's.
             overrides: values for ids of the config, such as ``device="cuda"``, ``refine_steps=0``,
                 ``working_spacing=3.0`` or ``same_person=False``; None leaves the bundle's.
 
         Raises:
             InputError: there is no such bundle or id, or its weights do not fit its network.
         """
+        if weights is not None:
+            overrides["ckpt_path"] = str(weights)
         names = ("network_def", "preprocessing", "inferer", "checkpointloader")
         parts = bundle.from_config(path, overrides, *names)
         bundle.load_checkpoint(parts["checkpointloader"])

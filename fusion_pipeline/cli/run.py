@@ -1,0 +1,143 @@
+"""``fusion-pipeline run``: one case from its images, or many from a datalist."""
+
+import argparse
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_pipeline.cli.arguments import Parser, add_inference, key_of, new_command
+from fusion_pipeline.cli.evaluator import evaluator_of
+from fusion_pipeline.cli.terminal import logger
+
+if TYPE_CHECKING:
+    from fusion_pipeline.cli.arguments import Commands
+    from fusion_pipeline.data import CaseFiles
+
+_KEYED = re.compile(
+    r"((?P<option>transform|mask)_)?(?P<key>(ct|mr|pet|spect)(?P<name>_\w+)?)"
+    r"(?<!_label)(?<!_landmarks)(?<!_displacement)(?<!_transform)(?<!_mask)"
+)
+_SUMMARY = "register, harmonize and fuse the images of one or many patients"
+_EPILOG = (
+    "per image KEY (ct, mr_t1, ...): --transform-KEY KIND, and --mask-KEY PATH, a mask of where to "
+    "look; pictures (PNG, 2D NIfTI) go through the 2D bundle"
+)
+_TRANSFORMS = ("none", "rigid", "affine", "deformable")
+
+
+def add_command(commands: "Commands", argv: list[str]) -> None:
+    """Arguments of ``run``.
+
+    Args:
+        commands: where it goes.
+        argv: the arguments as given: some names are made by the user.
+    """
+    run = new_command(commands, "run", _run, summary=_SUMMARY, epilog=_EPILOG)
+    run.set_defaults(images={}, masks={}, transforms={}, check=partial(_check_source, parser=run))
+    for key in ("ct", "mr", "pet", "spect"):
+        run.add_argument(
+            f"--{key}",
+            dest=f"images:{key}",
+            action=_Once,
+            metavar="PATH",
+            default=argparse.SUPPRESS,
+            help=f"NIfTI, NRRD, MetaImage, PNG or DICOM folder; --{key}-NAME for another one",
+        )
+    _add_keyed(run, argv)
+    run.add_argument(
+        "--reference",
+        type=key_of,
+        metavar="KEY",
+        help="the image that stays in place (default: the CT, else the first MR)",
+    )
+    run.add_argument("--id", help="name of the case and of its folder (default: case)")
+    run.add_argument("--datalist", type=Path, help="JSON list of cases, in place of images")
+    run.add_argument(
+        "--transform",
+        choices=_TRANSFORMS,
+        help="how far the registration may go (default: deformable); --transform-KEY for one image",
+    )
+    run.add_argument("--resume", action="store_true", help="skip cases that are done")
+    add_inference(run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """``fusion-pipeline run``."""
+    from fusion_pipeline.data import check_output_folder
+    from fusion_pipeline.pipeline import spatial_dims_of_cases
+
+    cases = _cases(args)
+    check_output_folder(args.output)
+    evaluator = evaluator_of(args, spatial_dims_of_cases(cases), cases=cases, resume=args.resume)
+    evaluator.run()
+    if len(cases) == 1 and not evaluator.exit_code:
+        logger.info("report: %s", args.output / cases[0].id / "report.html")
+    return evaluator.exit_code
+
+
+def _cases(args: argparse.Namespace) -> "list[CaseFiles]":
+    """The cases that the arguments name."""
+    from fusion_pipeline.data import case_from_paths, read_datalist
+
+    if args.datalist is not None:
+        return read_datalist(args.datalist)
+    transforms = dict(args.transforms)
+    if args.transform is not None:
+        transforms = dict.fromkeys(args.images, args.transform) | transforms
+        # the reference stays where it is
+        transforms.pop(_reference(args), None)
+    return [case_from_paths(args.id or "case", args.images, args.reference, transforms, args.masks)]
+
+
+def _reference(args: argparse.Namespace) -> str | None:
+    """The key that the case will take as its reference."""
+    from fusion_pipeline.data import default_reference
+
+    return args.reference or (default_reference(list(args.images)) if args.images else None)
+
+
+class _Once(argparse.Action):
+    """Keep the value under its key, in the order of the command line; refuse a second one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - argparse's signature
+        option_string: str | None = None,
+    ) -> None:
+        """Store one value: ``dest`` is ``images:mr_t1``, ``masks:ct`` or ``transforms:pet``."""
+        group, _, key = self.dest.partition(":")
+        entries: dict[str, str] = getattr(namespace, group)
+        if key in entries:
+            parser.error(f"{option_string} is given twice")
+        entries[key] = values
+
+
+def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Arguments whose names the user makes: ``--mr_t1``, ``--transform-pet``, ``--mask-mr-t1``."""
+    for option in dict.fromkeys(word.partition("=")[0] for word in argv if word.startswith("--")):
+        named = _KEYED.fullmatch(key_of(option[2:]))
+        if named is None or (not named["option"] and not named["name"]):
+            continue
+        parser.add_argument(
+            option,
+            dest=f"{named['option'] or 'image'}s:{named['key']}",
+            action=_Once,
+            choices=_TRANSFORMS if named["option"] == "transform" else None,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+
+
+def _check_source(args: argparse.Namespace, *, parser: Parser) -> None:
+    """Images or a datalist, not both and not neither."""
+    if args.datalist is None and not args.images:
+        parser.error("expected images (--ct, --mr, --pet, --spect) or --datalist, got neither")
+    names = ("images", "masks", "transforms", "id", "reference", "transform")
+    if args.datalist is not None and any(getattr(args, name) for name in names):
+        parser.error("expected images or --datalist, got both; a datalist names its own options")
+
+
+__all__ = ["add_command"]
