@@ -15,6 +15,7 @@ from fusion_pipeline.geometry.affines import Matrix
 
 Modality = Literal["ct", "mr", "pet", "spect"]
 MODALITIES: tuple[Modality, ...] = ("ct", "mr", "pet", "spect")
+UNITS = ("HU", "SUV", "Bq/ml", "counts", "a.u.")
 _SAME_GRID_MM = 1e-9  # mm; rounding of float64 affines, far below any voxel
 TransformKind = Literal["none", "rigid", "affine", "deformable"]
 TRANSFORMS: tuple[TransformKind, ...] = ("none", "rigid", "affine", "deformable")
@@ -320,6 +321,7 @@ class NoOverlapError(InputError):
 __all__ = [
     "MODALITIES",
     "TRANSFORMS",
+    "UNITS",
     "Case",
     "Image",
     "InputError",
