@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import logging
+import os
 import pickle
 
 import pytest
@@ -17,6 +18,7 @@ from pipeline_cases import (
 from pipeline_cases import (
     small_evaluator as evaluator,
 )
+from torch import nn
 
 import fusion_pipeline.pipeline.inferer as inferer_module
 import fusion_pipeline.pipeline.result as result_module
@@ -111,6 +113,33 @@ class TestManyCases:
     def test_the_dataset_can_be_sent_to_workers(self, files, tmp_path):
         dataset = pickle.loads(pickle.dumps(evaluator([files], tmp_path).data_loader.dataset))
         assert dataset[0].case.id == "p1"
+
+    @pytest.mark.parametrize("start", ["fork", "spawn"])
+    def test_resume_with_workers_reads_the_weights_in_the_parent(
+        self, files, tmp_path, monkeypatch, start
+    ):
+        """On a GPU a worker cannot read them."""
+        parent = os.getpid()
+        read = nn.Module.state_dict
+
+        def state_dict(self, *args, **kwargs):
+            assert os.getpid() == parent, "weights read in a worker"
+            return read(self, *args, **kwargs)
+
+        monkeypatch.setattr(nn.Module, "state_dict", state_dict)
+        for expected in ("ok", "skipped"):
+            made = evaluator([files], tmp_path, resume=True)
+            made.data_loader = DataLoader(
+                made.data_loader.dataset,
+                batch_size=1,
+                collate_fn=no_collation,
+                num_workers=1,
+                multiprocessing_context=start,
+            )
+            made.run()
+            assert [o.status for o in made.state.outcomes] == [expected]
+        asked = pickle.dumps(made.data_loader.dataset.skip)
+        assert len(asked) < 20_000  # bytes: a digest in place of the network
 
     def test_a_word_that_is_no_switch(self, files, tmp_path):
         with pytest.raises(InputError, match="expected resume true or false, got 'maybe'"):

@@ -87,10 +87,10 @@ def as_meta_tensor(content: Any) -> MetaTensor:  # noqa: ANN401 - any kind of im
         - the affine is world_from_voxel in RAS+ mm; a SimpleITK image's LPS is turned into it
         - the array's axes run in the order of the affine's columns (MONAI, nibabel); SimpleITK's
           ``(x, y, z)`` are these axes
-        - ``units`` (``SUV``, ``Bq/ml``, ``counts``, ``HU``, ``a.u.``), ``modality`` (``ct``, ``mr``,
-          ``pet``, ``spect``) and ``frame_of_reference`` are taken from a MetaTensor's ``meta``, from
-          the mapping after the affine, and from SimpleITK's metadata, by these names or by DICOM's
-          tags (``0054|1001``, ``0008|0060``, ``0020|0052``)
+        - ``units`` (one of `UNITS`), ``modality`` (one of `MODALITIES`) and ``frame_of_reference``
+          are taken from a MetaTensor's ``meta``, from the mapping after the affine, and from
+          SimpleITK's metadata, by these names or by DICOM's tags (``0054|1001``, ``0008|0060``,
+          ``0020|0052``)
 
     Args:
         content: a MetaTensor ``(1, *S)`` or ``(*S)``, a nibabel image, a SimpleITK image,

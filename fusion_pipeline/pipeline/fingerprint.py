@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from glob import escape, glob
 from pathlib import Path
@@ -22,24 +23,44 @@ _NO_SETTINGS = ("R", "_tracing")  # MONAI's random state and thread
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
-def fingerprint(
-    case: Case | CaseFiles,
-    settings: Mapping[str, object],
-    network: nn.Module,
-    preprocessing: Compose,
-) -> str:
-    """Digest of a case's content, the settings, preprocessing, weights and the package's code.
+@dataclass(frozen=True)
+class RunFingerprint:
+    """What decides a run's output beside the case; picklable and small, for DataLoader workers.
 
-    Files count by their content and not by their path, so that a moved patient stays the same.
+    Attributes:
+        settings: of the inferer.
+        weights: digest of the network, see `weights_digest`.
+        preprocessing: what each image goes through.
+    """
+
+    settings: Mapping[str, object]
+    weights: str
+    preprocessing: Compose
+
+    def __call__(self, case: Case | CaseFiles) -> str:
+        """Digest of a case's content, the settings, preprocessing, weights and the package's code.
+
+        Files count by their content and not by their path, so that a moved patient stays the same.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
+        steps = [_of_transform(step) for step in self.preprocessing.transforms]
+        run = f"{_of_code()} {sorted(self.settings.items())} {steps} {self.weights}"
+        for part in (run.encode(), *parts):
+            digest.update(part)
+        return digest.hexdigest()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Digest of a network's state, on any device.
 
     Returns:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
-    steps = [_of_transform(step) for step in preprocessing.transforms]
-    for part in (f"{_of_code()} {sorted(settings.items())} {steps}".encode(), *parts):
-        digest.update(part)
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         digest.update(_bytes(tensor))

@@ -25,7 +25,7 @@ from fusion_pipeline.data.image import meta_tensor
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
-from fusion_pipeline.pipeline.fingerprint import fingerprint
+from fusion_pipeline.pipeline.fingerprint import RunFingerprint, weights_digest
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Registration
@@ -184,7 +184,11 @@ class FusionPipeline:
 
     def fingerprint(self, case: Case | CaseFiles) -> str:
         """A digest of the input, the settings and the weights: what decides the output."""
-        return fingerprint(case, self.settings, self.network, self.preprocessing)
+        return self.run_fingerprint()(case)
+
+    def run_fingerprint(self) -> RunFingerprint:
+        """What the settings, preprocessing and weights of this moment add to `fingerprint`."""
+        return RunFingerprint(self.settings, weights_digest(self.network), self.preprocessing)
 
 
 def split(preprocessing: Compose) -> tuple[Compose, NormalizeModality]:
