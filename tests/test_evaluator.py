@@ -114,7 +114,7 @@ class TestManyCases:
         dataset = pickle.loads(pickle.dumps(evaluator([files], tmp_path).data_loader.dataset))
         assert dataset[0].case.id == "p1"
 
-    @pytest.mark.parametrize("start", ["fork", "spawn"])
+    @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
     def test_resume_with_workers_reads_the_weights_in_the_parent(
         self, files, tmp_path, monkeypatch, start
     ):

@@ -6,6 +6,7 @@ from fusion_pipeline.pipeline.bundle import (
     from_config,
     load_weights,
     refuse_unknown_overrides,
+    refuse_wrong_values,
     switch,
 )
 from fusion_pipeline.pipeline.dataset import (
@@ -41,6 +42,7 @@ __all__ = [
     "from_config",
     "load_weights",
     "refuse_unknown_overrides",
+    "refuse_wrong_values",
     "spatial_dims_of_cases",
     "switch",
 ]
