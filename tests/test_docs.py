@@ -123,8 +123,6 @@ def test_the_readme_is_short_and_its_figures_come_from_tables():
     assert len(re.findall(r"\d+(?:\.\d+)*", own)) <= 5
     beside = r"```.*?```|<!--.*?-->|\]\([^)]*\)|^[|#].*?$"  # code, marks, addresses, tables, titles
     prose = re.sub(beside, "\n\n", text, flags=re.DOTALL | re.MULTILINE)
-        r"```.*?```|<!--.*?-->|\]\([^)]*\)|^[|#].*?$", "\n\n", text, flags=re.DOTALL | re.MULTILINE
-    )
     sentences = re.split(r"[.:;](?:\s|$)|\n\n|^- ", prose, flags=re.MULTILINE)
     assert max(len(one.split()) for one in sentences) <= 30
     first_screen = "\n".join(text.splitlines()[:20])
