@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 
+import numpy as np
 import pytest
 from monai.data import DataLoader
 from monai.data.utils import no_collation
@@ -30,6 +31,7 @@ from fusion_pipeline.pipeline import (
     case_list,
     spatial_dims_of_cases,
 )
+from fusion_pipeline.pipeline.handlers import averaged
 from fusion_pipeline.pipeline.summary import as_table
 
 
@@ -196,6 +198,22 @@ def test_the_means_of_what_the_truths_say_are_written(bad, files, tmp_path, monk
     assert written == {"cases": 1, "mean": scores, "n": counts}
     with (tmp_path / "summary.csv").open() as stream:
         assert list(csv.DictReader(stream))[2]["mr_tre_mm_after"] == "1.0"
+
+
+def test_the_mean_is_over_the_cases_that_have_the_number():
+    cases = [{"mr": {"a": 1.0, "b": 3.0}}, {"mr": {"a": 3.0}, "pet": {"a": 5.0}}, {}]
+    assert averaged(cases) == {
+        "mean": {"mr": {"a": 2.0, "b": 3.0}, "pet": {"a": 5.0}},
+        "n": {"mr": {"a": 2, "b": 1}, "pet": {"a": 1}},
+    }
+
+
+def test_the_means_are_those_of_numpy_to_the_last_digits():
+    """The metric computes in float64 here; float32 would lose digits that were written before."""
+    values = np.random.default_rng(5).uniform(0.1, 40, 23).tolist()
+    found = averaged([{"mr": {"tre_mm_after": one}} for one in values])
+    assert found["mean"]["mr"]["tre_mm_after"] == pytest.approx(np.mean(values), rel=1e-14)
+    assert found["n"]["mr"]["tre_mm_after"] == 23
 
 
 def test_the_table_shows_every_moving_image():

@@ -156,9 +156,9 @@ def meta_tensor(values: Tensor, affine: Matrix, **meta: Any) -> MetaTensor:  # n
         meta: plain values.
     """
     shape = np.asarray(values.shape[1:])
-    known = {"space": "RAS", "original_channel_dim": 0, "spatial_shape": shape}
+    geometry = {"space": "RAS", "original_channel_dim": 0, "spatial_shape": shape}
     world = torch.from_numpy(np.asarray(affine, dtype=np.float64))
-    return MetaTensor(values, affine=world, meta={**known, "original_affine": affine, **meta})
+    return MetaTensor(values, affine=world, meta={**geometry, "original_affine": affine, **meta})
 
 
 def reoriented(array: Tensor, turn: Matrix) -> Tensor:

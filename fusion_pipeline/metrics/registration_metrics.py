@@ -168,5 +168,5 @@ def _labels(labels: np.ndarray) -> list[int]:
 
 def _mean(scores: Iterable[float]) -> float:
     """Mean of the scores that are numbers; NaN if none is."""
-    known = [score for score in scores if not np.isnan(score)]
-    return float(np.mean(known)) if known else float("nan")
+    numbers = [score for score in scores if not np.isnan(score)]
+    return float(np.mean(numbers)) if numbers else float("nan")

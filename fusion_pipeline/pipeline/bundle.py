@@ -48,10 +48,10 @@ def switch(name: str, value: bool | str) -> bool:
         InputError: anything else, which Python would take for true.
     """
     words = {"true": True, "false": False}
-    found = value if isinstance(value, bool) else words.get(str(value).lower())
-    if found is None:
+    meaning = value if isinstance(value, bool) else words.get(str(value).lower())
+    if meaning is None:
         raise InputError(f"expected {name} true or false, got {value!r}")
-    return found
+    return meaning
 
 
 def bundle_for(spatial_dims: int) -> Path:

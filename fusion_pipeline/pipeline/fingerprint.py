@@ -18,7 +18,7 @@ import fusion_pipeline
 from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor
 from fusion_pipeline.geometry.affines import Matrix
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # bytes read at a time
 _NO_SETTINGS = ("R", "_tracing")  # MONAI's random state and thread
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
@@ -73,14 +73,14 @@ def _of_code() -> str:
     digest = hashlib.blake2b(digest_size=16)
     package, *beside = map(Path, fusion_pipeline.__path__)  # beside it: a checkout without links
     roots = [package, *(folder / name for folder in beside for name in ("networks", "transforms"))]
-    found = {
+    modules = {
         Path(folder) / name
         for root in roots
         for folder, _, names in os.walk(root, followlinks=True)  # two folders are links
         for name in names
         if name.endswith(".py")
     }
-    for path in sorted(found):
+    for path in sorted(modules):
         digest.update(str(path.relative_to(package.parent)).encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -109,8 +109,8 @@ def _of_transform(step: object, depth: int = 8) -> str:
     if code is not None:  # a function
         return f"{step.__module__}.{step.__qualname__} {code.co_code!r} {code.co_consts!r}"  # type: ignore[attr-defined]
     settings = getattr(step, "__dict__", {}).items()
-    kept = {name: value for name, value in settings if name not in _NO_SETTINGS}
-    return f"{type(step).__module__}.{type(step).__qualname__}({_of_transform(kept, depth - 1)})"
+    facts = {name: value for name, value in settings if name not in _NO_SETTINGS}
+    return f"{type(step).__module__}.{type(step).__qualname__}({_of_transform(facts, depth - 1)})"
 
 
 def _of_case(case: Case) -> Iterable[bytes]:
@@ -170,8 +170,8 @@ def _with_data(header: Path) -> list[Path]:
     patterns = [f"{escape(header.stem)}.*", *_data_files(header)]
     # by os.path, for a name may be absolute
     named = [os.path.join(folder, pattern) for pattern in patterns]  # noqa: PTH118
-    found = {Path(path) for pattern in named for path in glob(pattern)}  # noqa: PTH207
-    return [header, *sorted(found - {header})]
+    files = {Path(path) for pattern in named for path in glob(pattern)}  # noqa: PTH207
+    return [header, *sorted(files - {header})]
 
 
 def _data_files(header: Path) -> Iterator[str]:
@@ -182,10 +182,10 @@ def _data_files(header: Path) -> Iterator[str]:
     """
     with suppress(OSError), header.open("rb") as stream:
         for line in stream:
-            found = _DATA_FILE.match(line)
-            if found is None:
+            match = _DATA_FILE.match(line)
+            if match is None:
                 continue
-            value = os.fsdecode(found[1].strip())
+            value = os.fsdecode(match[1].strip())
             if re.fullmatch(r"LIST(\s+\d+)?", value, re.IGNORECASE):
                 yield from (escape(os.fsdecode(name.strip())) for name in stream if name.strip())
             elif "%" in value:  # "slice%03d.raw 1 20 1"

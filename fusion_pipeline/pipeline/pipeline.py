@@ -165,9 +165,9 @@ class FusionPipeline:
         """
         case = self.load(images)
         given, fields = _on_one_grid(case)
-        found = self.inferer.harmonize(given, fields, self.network, self._normalize)
-        found = found.along_axes_of(_native(case))
-        return {key: image.as_meta_tensor() for key, image in found.images.items()}
+        result = self.inferer.harmonize(given, fields, self.network, self._normalize)
+        result = result.along_axes_of(_native(case))
+        return {key: image.as_meta_tensor() for key, image in result.images.items()}
 
     def fuse(self, images: CaseLike) -> Fused:
         """The fuse stage alone, on harmonized images that lie on one grid already.
@@ -178,9 +178,9 @@ class FusionPipeline:
         case = self.load(images)
         given, fields = _on_one_grid(case)
         levels = {key: _in_unit_range(image) for key, image in given.items()}
-        found = self.inferer.fuse(levels, fields, self.network).along_axes_of(_native(case))
-        weights = meta_tensor(found.weights, found.fused.affine)
-        return Fused(found.fused.as_meta_tensor(), weights, found.scores)
+        fusion = self.inferer.fuse(levels, fields, self.network).along_axes_of(_native(case))
+        weights = meta_tensor(fusion.weights, fusion.fused.affine)
+        return Fused(fusion.fused.as_meta_tensor(), weights, fusion.scores)
 
     def fingerprint(self, case: Case | CaseFiles) -> str:
         """A digest of the input, the settings and the weights: what decides the output."""

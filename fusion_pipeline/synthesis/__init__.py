@@ -7,7 +7,7 @@ For training, everything is torch, without a batch, and drawn from a `torch.Gene
     ct = paint(labels, generator, style="ct", means=tissue_means("ct", generator))
 """
 
-from fusion_pipeline.synthesis.anatomy import Body, body_label_map, random_body
+from fusion_pipeline.synthesis.anatomy import Body, body_label_map
 from fusion_pipeline.synthesis.frame import Tissue
 from fusion_pipeline.synthesis.painting import (
     STYLES,
@@ -28,7 +28,6 @@ __all__ = [
     "Tissue",
     "body_label_map",
     "paint",
-    "random_body",
     "random_field_of_view",
     "random_label_map",
     "random_velocity",
