@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+SOURCES = {"ct-mr": "CT–MR", "ct-pet": "CT–PET", "mr-pet": "MR–PET", "triple": "CT–MR–PET"}
+
 
 class Figures:
     """The groups of ``docs/figures.json``, asked by group, row and column.

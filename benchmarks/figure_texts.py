@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from figure_tables import Figures, rounded, spread, table
+from figure_overview import stages, summary
+from figure_tables import SOURCES, Figures, rounded, spread, table
 
 MOVES = ("rigid", "mild", "strong")
 PAIRS = {
@@ -14,7 +15,6 @@ PAIRS = {
     "painted-ct-t1": "CT–T1, painted heads",
     "painted-t1-pet": "T1–PET, painted heads",
 }
-SOURCES = {"ct-mr": "CT–MR", "ct-pet": "CT–PET", "mr-pet": "MR–PET", "triple": "CT–MR–PET"}
 SLICES = {"ct-mr": "CT–MR", "pet-mr": "PET–MR", "spect-mr": "SPECT–MR"}
 PEERS = ("convexadam", "greedy")
 NETWORKS = ("gesenet", "ifcnn", "u2fusion", "matr")
@@ -24,51 +24,6 @@ RULES = ("average", "max", "laplacian", "gff")
 def _cases() -> list[tuple[str, str]]:
     """Row and name of each pair and move."""
     return [(f"{key}/{move}", f"{name}, {move}") for key, name in PAIRS.items() for move in MOVES]
-
-
-def stages(f: Figures) -> str:
-    """README: what each stage does, with its most telling figures."""
-    demo = ", ".join(
-        f"{key.upper()} {rounded(f.value('demo', key, 'before'), 1)} → "
-        f"{rounded(f.value('demo', key, 'after'), 1)} mm"
-        for key in ("mr", "pet")
-    )
-    pairs = ("ct-mr", "ct-pet", "mr-pet")
-    agreement = ", ".join(
-        f"{SOURCES[key]} {rounded(f.value('harmonization', f'correlation/{key}', 'zscore'), 2)} → "
-        f"{rounded(f.value('harmonization', f'correlation/{key}', 'network'), 2)}"
-        for key in pairs
-    )
-    edges = [f.value("harmonization", f"edges/{key}", "network") for key in ("ct", "mr", "pet")]
-    kept = ", ".join(
-        f"{SOURCES[key]} {rounded(f.value('fusion', f'{key}/network', 'q'), 3)} "
-        f"({rounded(f.value('fusion', f'{key}/average', 'q'), 3)}, "
-        f"{rounded(f.value('fusion', f'{key}/laplacian', 'q'), 3)})"
-        for key in pairs
-    )
-    return table(
-        "What each stage does and one figure for it, on the demo (one synthetic head) and on "
-        f"{f.n('fusion', 'ct-mr/network')} sarcoma patients never trained on.",
-        ["stage", "what it does", "measured"],
-        [
-            [
-                "register",
-                "pose search, diffeomorphic network, refinement on the images",
-                f"demo, mean error: {demo}; real pairs below",
-            ],
-            [
-                "harmonize",
-                "smooth increasing tone curves, which cannot invent structure",
-                f"correlation, z-score → ours: {agreement}; "
-                f"{rounded(100 * min(edges), 0)}–{rounded(100 * max(edges), 0)} % of edges kept",
-            ],
-            [
-                "fuse",
-                "attention weights that sum to one, for any number of modalities",
-                f"edges kept of the weaker source (average, Laplacian pyramid): {kept}",
-            ],
-        ],
-    )
 
 
 def registration(f: Figures) -> str:
@@ -462,6 +417,7 @@ def cohort(f: Figures) -> str:
 
 
 BLOCKS: dict[str, Callable[[Figures], str]] = {
+    "summary": summary,
     "stages": stages,
     "registration": registration,
     "registration-details": registration_details,

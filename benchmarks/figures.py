@@ -24,6 +24,7 @@ STORE = Path("docs/figures.json")
 TEXTS = (
     "README.md",
     "docs/input.md",
+    "docs/results.md",
     "bundles/multimodal_fusion/docs/README.md",
     "bundles/multimodal_fusion_2d/docs/README.md",
 )

@@ -26,7 +26,7 @@ FORMATS: tuple[Format, ...] = ("pt2", "onnx")
 # voxels along each axis. Registration pads to at least 33 by itself; the boxes of the fusion
 # network (11 coarse positions of 4 voxels) must fit: in a smaller image they have another width.
 _SMALLEST = {"registration": 18, "harmonization": 8, "fusion": 45}
-_LARGEST = 4096
+_LARGEST = 4096  # voxels along an axis: above any scanner matrix; a graph needs some bound
 _EXAMPLE = (50, 61, 70)  # no two sizes alike, none that needs no padding
 
 
@@ -189,9 +189,9 @@ def _write(program: ExportedProgram, path: Path) -> None:
     written.save(str(path), external_data=False)
 
 
-def _check_choice(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+def _check_choice(what: str, given: Sequence[str], choices: Sequence[str]) -> None:
     """Refuse another word."""
-    unknown = [name for name in given if name not in known]
+    unknown = [name for name in given if name not in choices]
     if unknown or not given:
         came = ", ".join(unknown) or "none"
-        raise InputError(f"export: expected each {what} of {', '.join(known)}, got {came}")
+        raise InputError(f"export: expected each {what} of {', '.join(choices)}, got {came}")

@@ -20,7 +20,7 @@ from fusion_pipeline.networks.harmonization_net import (
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
-_SLAB_VOXELS = 2_000_000
+_SLAB_VOXELS = 2_000_000  # at a time: 8 MB for each float32 channel
 _SCORE_SIZE = 128
 
 

@@ -291,6 +291,37 @@ class TestOverrides:
             workflow(**{override: 3})
         assert hint in str(raised.value.__cause__)
 
+    @pytest.mark.parametrize(
+        ("override", "hint"),
+        [
+            ("preprocessing#transforms#3#_diabled_", "transforms#3#_disabled_?"),
+            ("_datalist", "unknown override: _datalist; the config has"),
+            ("checkpointloader#load_dict#_mode_", "load_dict has model"),
+            ("checkpointloader::load_pth", "did you mean checkpointloader#load_path?"),
+        ],
+    )
+    def test_names_with_underscores_are_checked_as_well(self, override, hint):
+        with pytest.raises(InputError) as caught:
+            FusionPipeline.from_bundle(**{override: True})
+        assert hint in str(caught.value)
+        with pytest.raises(RuntimeError) as raised:
+            workflow(**{override: True})
+        assert hint in str(raised.value.__cause__)
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            {"preprocessing#transforms#2#_disabled_": True},
+            {"inferer#_desc_": "mine", "inferer#_requires_": "@device"},
+            {"dataloader#pin_memory": False, "dataloader#num_workers": 0},
+            {"preprocessing#transforms#0#image_only": True},  # of MONAI's LoadImaged, above ours
+        ],
+    )
+    def test_monais_words_and_inherited_arguments_are_taken(self, override, tmp_path):
+        found = workflow(output_dir=str(tmp_path), **override)
+        assert isinstance(found.evaluator, Evaluator)
+        FusionPipeline.from_bundle(**override)
+
     def test_a_name_of_the_config_or_of_a_component_is_taken(self, tmp_path):
         found = workflow(
             refine_steps=0, output_dir=str(tmp_path), **{"network_def#fusion#bound": 0.25}
@@ -337,6 +368,11 @@ class TestOverrides:
         with pytest.raises(RuntimeError) as caught:
             workflow(**{"preprocessing#transforms#3": {**step, "sigmas": 1.0}})
         assert "did you mean preprocessing#transforms#3#sigma?" in str(caught.value.__cause__)
+
+    def test_a_component_that_is_none_is_told(self):
+        """Not as unknown arguments: those of no class are not known."""
+        with pytest.raises(InputError, match=r"got: Cannot locate .*GaussianSmothd"):
+            FusionPipeline.from_bundle(**{"preprocessing#transforms#2#_target_": "GaussianSmothd"})
 
     def test_values_that_a_component_does_not_take_are_told(self):
         with pytest.raises(InputError, match=r"inference\.json: expected values .* lower < upper"):
@@ -638,6 +674,9 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
         (["--refine_steps", "-1"], "expected refine_steps a whole number of 0 or more, got -1"),
         (["--same_person", "no"], "expected same_person true or false, got 'no'"),
         (["--resume", "no"], "expected resume true or false, got 'no'"),
+        # what MONAI's and torch's components refuse
+        (["--dataloader#num_workers", "-1"], "got: DataLoader: num_workers option should be"),
+        (["--dataset#data", "@nothing"], "got: the referring item `@nothing` is not defined"),
     ],
 )
 def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, arguments, line):

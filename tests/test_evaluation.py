@@ -8,7 +8,7 @@ import torch
 from data_phantoms import case_of
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.evaluation import evaluate, mean_scores, recovery_table
+from fusion_pipeline.evaluation import evaluate, recovery_table
 from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.register import Evidence, Registration
 
@@ -118,11 +118,6 @@ def test_two_dimensions():
     still = Registration(WorldMap(np.eye(3), torch.zeros(2, 2, 2), affine), Evidence("none"))
     found = SimpleNamespace(case=case, registrations={"mr": still})
     assert evaluate(found)["mr"]["tre_mm_after"] == pytest.approx(3)
-
-
-def test_the_mean_is_over_the_cases_that_have_the_number():
-    cases = [{"mr": {"a": 1.0, "b": 3.0}}, {"mr": {"a": 3.0}, "pet": {"a": 5.0}}, {}]
-    assert mean_scores(cases) == {"mr": {"a": 2.0, "b": 3.0}, "pet": {"a": 5.0}}
 
 
 def test_the_table_says_how_much_of_the_error_is_gone():

@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import json
 import logging
+import os
 import pickle
 
+import numpy as np
 import pytest
 from monai.data import DataLoader
 from monai.data.utils import no_collation
@@ -17,6 +19,7 @@ from pipeline_cases import (
 from pipeline_cases import (
     small_evaluator as evaluator,
 )
+from torch import nn
 
 import fusion_pipeline.pipeline.inferer as inferer_module
 import fusion_pipeline.pipeline.result as result_module
@@ -28,6 +31,7 @@ from fusion_pipeline.pipeline import (
     case_list,
     spatial_dims_of_cases,
 )
+from fusion_pipeline.pipeline.handlers import averaged
 from fusion_pipeline.pipeline.summary import as_table
 
 
@@ -112,6 +116,33 @@ class TestManyCases:
         dataset = pickle.loads(pickle.dumps(evaluator([files], tmp_path).data_loader.dataset))
         assert dataset[0].case.id == "p1"
 
+    @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+    def test_resume_with_workers_reads_the_weights_in_the_parent(
+        self, files, tmp_path, monkeypatch, start
+    ):
+        """On a GPU a worker cannot read them."""
+        parent = os.getpid()
+        read = nn.Module.state_dict
+
+        def state_dict(self, *args, **kwargs):
+            assert os.getpid() == parent, "weights read in a worker"
+            return read(self, *args, **kwargs)
+
+        monkeypatch.setattr(nn.Module, "state_dict", state_dict)
+        for expected in ("ok", "skipped"):
+            made = evaluator([files], tmp_path, resume=True)
+            made.data_loader = DataLoader(
+                made.data_loader.dataset,
+                batch_size=1,
+                collate_fn=no_collation,
+                num_workers=1,
+                multiprocessing_context=start,
+            )
+            made.run()
+            assert [o.status for o in made.state.outcomes] == [expected]
+        asked = pickle.dumps(made.data_loader.dataset.skip)
+        assert len(asked) < 20_000  # bytes: a digest in place of the network
+
     def test_a_word_that_is_no_switch(self, files, tmp_path):
         with pytest.raises(InputError, match="expected resume true or false, got 'maybe'"):
             evaluator([files], tmp_path, resume="maybe")
@@ -167,6 +198,22 @@ def test_the_means_of_what_the_truths_say_are_written(bad, files, tmp_path, monk
     assert written == {"cases": 1, "mean": scores, "n": counts}
     with (tmp_path / "summary.csv").open() as stream:
         assert list(csv.DictReader(stream))[2]["mr_tre_mm_after"] == "1.0"
+
+
+def test_the_mean_is_over_the_cases_that_have_the_number():
+    cases = [{"mr": {"a": 1.0, "b": 3.0}}, {"mr": {"a": 3.0}, "pet": {"a": 5.0}}, {}]
+    assert averaged(cases) == {
+        "mean": {"mr": {"a": 2.0, "b": 3.0}, "pet": {"a": 5.0}},
+        "n": {"mr": {"a": 2, "b": 1}, "pet": {"a": 1}},
+    }
+
+
+def test_the_means_are_those_of_numpy_to_the_last_digits():
+    """The metric computes in float64 here; float32 would lose digits that were written before."""
+    values = np.random.default_rng(5).uniform(0.1, 40, 23).tolist()
+    found = averaged([{"mr": {"tre_mm_after": one}} for one in values])
+    assert found["mean"]["mr"]["tre_mm_after"] == pytest.approx(np.mean(values), rel=1e-14)
+    assert found["n"]["mr"]["tre_mm_after"] == 23
 
 
 def test_the_table_shows_every_moving_image():

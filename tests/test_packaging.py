@@ -51,10 +51,6 @@ def test_constraints_name_torch_first():
     assert next(line for line in lines if line[:1].isalpha()).startswith("torch==")
 
 
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
-
-
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path):
     text = (ROOT / "README.md").read_text("utf-8")

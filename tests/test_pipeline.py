@@ -547,6 +547,44 @@ class TestSources:
         assert by_path.units == in_memory.units == "SUV"
         assert len(told) == len(said) == 1
 
+    @pytest.mark.parametrize("kind", ["meta", "triple", "itk", "dicom tag"])
+    @pytest.mark.parametrize("units", ["SUV", "Bq/ml"])
+    def test_units_of_an_image_in_memory(self, kind, units):
+        array = np.random.default_rng(0).random((9, 10, 8), np.float32)
+        affine = np.diag([4.0, 4.0, 5.0, 1.0])
+        itk = itk_image(array, affine)
+        if kind == "itk":
+            itk.SetMetaData("units", units)
+        if kind == "dicom tag":
+            itk.SetMetaData("0054|1001", {"SUV": "GML ", "Bq/ml": "BQML"}[units])
+        given = {
+            "meta": MetaTensor(torch.from_numpy(array)[None], affine=affine, meta={"units": units}),
+            "triple": (array, affine, {"units": units}),
+        }.get(kind, itk)
+        image, warnings = read_image(InMemory(given), "pet")
+        assert (image.units, warnings) == (units, [])
+        np.testing.assert_allclose(image.array[0], array)
+
+    def test_missing_and_wrong_facts_of_an_image_in_memory_are_said(self):
+        array = np.random.default_rng(0).random((9, 10, 8), np.float32)
+        affine = np.diag([4.0, 4.0, 5.0, 1.0])
+        for given in ((array, affine), itk_image(array, affine)):
+            image, (warning,) = read_image(InMemory(given), "pet")
+            assert image.units == "a.u."
+            assert "(image in memory): PET units are missing (meta 'units')" in warning
+        image, (warning,) = read_image(InMemory((array, affine, {"units": "kBq"})), "pet")
+        assert image.units == "a.u."
+        assert "expected units of HU, SUV, Bq/ml, counts, a.u., got kBq" in warning
+        _, (warning,) = read_image(InMemory((array, affine, {"modality": "ct"})), "mr")
+        assert "the meta says modality ct, the key says mr" in warning
+
+    def test_units_in_memory_reach_the_case(self, images):
+        array, affine = images["mr"]
+        files = case_from_entry({"ct": images["ct"], "pet": (array, affine, {"units": "SUV"})})
+        case = load_case(files)
+        assert case.images["pet"].units == "SUV"
+        assert not any("units" in text for text in case.warnings)
+
     def test_monais_2d_images_keep_their_plane(self):
         """MONAI gives them a 4 x 4 affine."""
         affine = np.diag([2.0, 3.0, 1.0, 1.0])

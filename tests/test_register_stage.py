@@ -632,5 +632,5 @@ class TestOptions:
 
     def test_volumes_and_pictures_do_not_mix(self, volumes):
         picture = rigid_pair(1, d=2).fixed
-        with pytest.raises(ValueError, match="two images of 3 dimensions, got 2"):
+        with pytest.raises(ValueError, match="expected 3D images, got 2D"):
             stage(3)(volumes.fixed, picture)

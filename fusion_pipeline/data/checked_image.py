@@ -11,6 +11,8 @@ from monai.transforms.transform import MapTransform, Transform
 
 from fusion_pipeline.data.checks import check_affine, check_shape, repair_values
 from fusion_pipeline.data.image import (
+    MODALITIES,
+    UNITS,
     Modality,
     fill_value_of,
     is_in_hu,
@@ -53,7 +55,7 @@ class CheckImage(Transform):
             ``warnings`` (all of the image so far).
         """
         affine = img.affine.numpy()
-        place = f"({img.meta.get('filename_or_obj', 'image in memory')})"
+        place = _place(img)
         values = img.as_tensor().float()
         modality = modality_of(key)
         messages = [*img.meta.get("warnings", ()), *_other_modality(img, modality, key, place)]
@@ -112,21 +114,29 @@ class CheckImaged(MapTransform):
         return out
 
 
+def _place(img: MetaTensor) -> str:
+    """Where the image came from, for messages."""
+    return f"({img.meta.get('filename_or_obj') or 'image in memory'})"
+
+
 def _check_dims(img: MetaTensor, wanted: int | None) -> None:
     """Refuse pictures where the networks are made for volumes, and the other way round."""
     given = img.ndim - 1
     if wanted not in (None, given):
-        place = f"({img.meta.get('filename_or_obj', 'image in memory')})"
+        place = _place(img)
         advice = f"use a bundle for {given}D input"
         raise refusal(place, f"{wanted}D images for this bundle", f"{given}D", advice)
 
 
 def _other_modality(img: MetaTensor, modality: Modality, key: str, place: str) -> list[str]:
-    """Warn when a DICOM header names another modality than the key."""
+    """Warn when a DICOM header, or the meta of an image in memory, says another modality."""
     came = img.meta.get("dicom_modality")
-    if not came or came in _DICOM_NAMES[modality]:
-        return []
-    return [f"{place}: the DICOM header says modality {came}, the key says {key}."]
+    if came and came not in _DICOM_NAMES[modality]:
+        return [f"{place}: the DICOM header says modality {came}, the key says {key}."]
+    said = img.meta.get("modality", modality)
+    if said in MODALITIES and said != modality:
+        return [f"{place}: the meta says modality {said}, the key says {key}."]
+    return []
 
 
 def _emission_units(
@@ -137,9 +147,12 @@ def _emission_units(
     if modality == "pet" and img.meta.get("suv_units"):
         factor, notes = float(img.meta["suv_factor"]), list(img.meta["suv_warnings"])
         return factor, str(img.meta["suv_units"]), notes
-    if modality == "pet" and not units and img.ndim > 3:
-        note = f"{place}: PET units are not in the file; the values are taken as they are."
+    if units and units not in UNITS:
+        note = f"{place}: expected units of {', '.join(UNITS)}, got {units}; taken as a.u."
         return 1.0, "a.u.", [note]
+    if modality == "pet" and not units and img.ndim > 3:
+        lack = "not in the file" if img.meta.get("filename_or_obj") else "missing (meta 'units')"
+        return 1.0, "a.u.", [f"{place}: PET units are {lack}; the values are taken as they are."]
     return 1.0, units or "a.u.", []
 
 

@@ -15,6 +15,7 @@ from fusion_pipeline.geometry.affines import Matrix
 
 Modality = Literal["ct", "mr", "pet", "spect"]
 MODALITIES: tuple[Modality, ...] = ("ct", "mr", "pet", "spect")
+UNITS = ("HU", "SUV", "Bq/ml", "counts", "a.u.")
 _SAME_GRID_MM = 1e-9  # mm; rounding of float64 affines, far below any voxel
 TransformKind = Literal["none", "rigid", "affine", "deformable"]
 TRANSFORMS: tuple[TransformKind, ...] = ("none", "rigid", "affine", "deformable")
@@ -155,9 +156,9 @@ def meta_tensor(values: Tensor, affine: Matrix, **meta: Any) -> MetaTensor:  # n
         meta: plain values.
     """
     shape = np.asarray(values.shape[1:])
-    known = {"space": "RAS", "original_channel_dim": 0, "spatial_shape": shape}
+    geometry = {"space": "RAS", "original_channel_dim": 0, "spatial_shape": shape}
     world = torch.from_numpy(np.asarray(affine, dtype=np.float64))
-    return MetaTensor(values, affine=world, meta={**known, "original_affine": affine, **meta})
+    return MetaTensor(values, affine=world, meta={**geometry, "original_affine": affine, **meta})
 
 
 def reoriented(array: Tensor, turn: Matrix) -> Tensor:
@@ -320,6 +321,7 @@ class NoOverlapError(InputError):
 __all__ = [
     "MODALITIES",
     "TRANSFORMS",
+    "UNITS",
     "Case",
     "Image",
     "InputError",

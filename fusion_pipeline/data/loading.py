@@ -139,12 +139,12 @@ def prepare_image(
     try:
         data = preprocessing({"image": given, "key": key})
     except Exception as error:
-        found = refusal_within(error)
-        if found is None:
+        refused = refusal_within(error)
+        if refused is None:
             raise cause_of(error) from error
-        text = str(found)
+        text = str(refused)
         gap = "" if text.startswith("(") else f"({path}): "
-        raise type(found)(f"{prefix}{gap}{text}") from error
+        raise type(refused)(f"{prefix}{gap}{text}") from error
     return _loaded(data, key, path, prefix)
 
 

@@ -1,5 +1,6 @@
 """Where an image comes from: a path, one series of a DICOM folder, or an image in memory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -16,6 +17,12 @@ from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
 
 _SEPARATOR = "::"
+# what a program may say of an image in memory
+_META = ("modality", "units", "frame_of_reference", "filename_or_obj")
+# the same in the metadata of SimpleITK, which names DICOM's attributes by their tags
+_ITK_DICOM = {"modality": "0008|0060", "units": "0054|1001", "frame_of_reference": "0020|0052"}
+_DICOM_UNITS = {"GML": "SUV", "BQML": "Bq/ml", "CNTS": "counts"}
+_DICOM_MODALITY = {"CT": "ct", "MR": "mr", "PT": "pet"}  # NM is SPECT or PET
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class InMemory:
     """An image that a program hands over.
 
     Attributes:
-        content: a MetaTensor, a nibabel image, a SimpleITK image, or ``(array, affine)``.
+        content: a MetaTensor, a nibabel image, a SimpleITK image, ``(array, affine)``, or
+            ``(array, affine, meta)``.
     """
 
     content: Any
@@ -67,7 +75,8 @@ def is_in_memory(value: object) -> bool:
     (False, True)
     """
     if isinstance(value, tuple | list):
-        return len(value) == 2 and not isinstance(value[0], str | PathLike)
+        pair = len(value) == 2 or (len(value) == 3 and isinstance(value[2], Mapping))
+        return pair and not isinstance(value[0], str | PathLike)
     return isinstance(value, Tensor | np.ndarray | nib.spatialimages.SpatialImage | sitk.Image)
 
 
@@ -78,10 +87,14 @@ def as_meta_tensor(content: Any) -> MetaTensor:  # noqa: ANN401 - any kind of im
         - the affine is world_from_voxel in RAS+ mm; a SimpleITK image's LPS is turned into it
         - the array's axes run in the order of the affine's columns (MONAI, nibabel); SimpleITK's
           ``(x, y, z)`` are these axes
+        - ``units`` (one of `UNITS`), ``modality`` (one of `MODALITIES`) and ``frame_of_reference``
+          are taken from a MetaTensor's ``meta``, from the mapping after the affine, and from
+          SimpleITK's metadata, by these names or by DICOM's tags (``0054|1001``, ``0008|0060``,
+          ``0020|0052``)
 
     Args:
-        content: a MetaTensor ``(1, *S)`` or ``(*S)``, a nibabel image, a SimpleITK image, or
-            ``(array, affine)``.
+        content: a MetaTensor ``(1, *S)`` or ``(*S)``, a nibabel image, a SimpleITK image,
+            ``(array, affine)`` or ``(array, affine, meta)``.
 
     Returns:
         ``(1, *S)`` float32 (``(3, *S)`` a colour MetaTensor in 2D).
@@ -95,9 +108,10 @@ def as_meta_tensor(content: Any) -> MetaTensor:  # noqa: ANN401 - any kind of im
         affine = np.asarray(content.affine, dtype=np.float64)
         return _checked(content.get_fdata(dtype=np.float32), affine)
     if isinstance(content, sitk.Image):
-        return _checked(sitk.GetArrayFromImage(content).T, itk_affine(content))
-    if isinstance(content, tuple | list) and len(content) == 2:
-        return _checked(content[0], content[1])
+        array = sitk.GetArrayFromImage(content).T
+        return _checked(array, itk_affine(content), _itk_meta(content))
+    if isinstance(content, tuple | list) and is_in_memory(content):
+        return _checked(*content)
     raise InputError(
         "expected a path, a MetaTensor, a nibabel or SimpleITK image, or (array, affine), got a "
         f"{type(content).__name__} without an affine; give (array, affine), the affine in RAS mm"
@@ -123,12 +137,27 @@ def _of_meta_tensor(content: MetaTensor) -> MetaTensor:
             f"expected one channel on {d} spatial axes (three channels for colour in 2D), got a "
             f"MetaTensor of shape {tuple(content.shape)}; pick one channel"
         )
-    known = ("modality", "units", "frame_of_reference", "filename_or_obj")
-    meta = {name: content.meta[name] for name in known if name in content.meta}
     affine = _fitted(content.affine.detach().cpu().numpy(), d)
     if str(content.meta.get("space", "")).upper().endswith("LPS"):
         affine = lps_from_ras(d) @ affine
-    return meta_tensor(values.float(), affine, **meta)
+    return meta_tensor(values.float(), affine, **_chosen(content.meta))
+
+
+def _chosen(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What counts of an image's meta."""
+    return {name: meta[name] for name in _META if name in meta}
+
+
+def _itk_meta(image: sitk.Image) -> dict[str, str]:
+    """The same of SimpleITK's metadata, DICOM's words turned into ours."""
+    read = {key: image.GetMetaData(key).strip() for key in image.GetMetaDataKeys()}
+    words = {"units": _DICOM_UNITS, "modality": _DICOM_MODALITY, "frame_of_reference": {}}
+    dicom = {
+        name: words[name].get(read[tag], "" if words[name] else read[tag])
+        for name, tag in _ITK_DICOM.items()
+        if tag in read
+    }
+    return {name: text for name, text in {**dicom, **_chosen(read)}.items() if text}
 
 
 def _spatial_dims(content: MetaTensor) -> int:
@@ -140,7 +169,11 @@ def _spatial_dims(content: MetaTensor) -> int:
     return min(content.ndim, len(content.affine) - 1)
 
 
-def _checked(array: Any, affine: Any) -> MetaTensor:  # noqa: ANN401 - array-likes
+def _checked(
+    array: Any,  # noqa: ANN401 - array-likes
+    affine: Any,  # noqa: ANN401
+    meta: Mapping[str, Any] | None = None,
+) -> MetaTensor:
     """One channel with an affine that fits it."""
     try:
         given = array.detach().cpu() if isinstance(array, Tensor) else array
@@ -157,7 +190,7 @@ def _checked(array: Any, affine: Any) -> MetaTensor:  # noqa: ANN401 - array-lik
             f"expected an array of 2 or 3 axes and an affine of one more, got shapes "
             f"{tuple(values.shape)} and {matrix.shape}; give one volume and its affine in RAS mm"
         )
-    return meta_tensor(values[None], _fitted(matrix, d))
+    return meta_tensor(values[None], _fitted(matrix, d), **_chosen(meta or {}))
 
 
 def _fitted(affine: Matrix, d: int) -> Matrix:

@@ -43,7 +43,7 @@ def emission_scale(headers: Sequence[Dataset], place: str) -> EmissionScale:
     if units == "CNTS":
         return _from_counts(headers, place)
     if units in ("BQML", ""):
-        return _from_activity(headers, place, known=bool(units))
+        return _from_activity(headers, place, units_given=bool(units))
     note = f"{place}: PET units are {units}, which is not turned into SUV; the values are kept."
     return EmissionScale(1.0, "a.u.", [note])
 
@@ -55,15 +55,15 @@ def _from_counts(headers: Sequence[Dataset], place: str) -> EmissionScale:
         return EmissionScale(suv, "SUV", [])
     activity = _private_number(headers[0], _PHILIPS_ACTIVITY)
     if activity:
-        factor, units, notes = _from_activity(headers, place, known=True)
+        factor, units, notes = _from_activity(headers, place, units_given=True)
         return EmissionScale(factor * activity, units, notes)
     note = f"{place}: PET units are counts and no factor to SUV is in the header; values are kept."
     return EmissionScale(1.0, "counts", [note])
 
 
-def _from_activity(headers: Sequence[Dataset], place: str, *, known: bool) -> EmissionScale:
+def _from_activity(headers: Sequence[Dataset], place: str, *, units_given: bool) -> EmissionScale:
     """Bq/ml: divide by the dose per gram."""
-    if not known:
+    if not units_given:
         note = f"{place}: PET units are missing in the header; the values are kept."
         return EmissionScale(1.0, "a.u.", [note])
     try:
@@ -102,10 +102,10 @@ def _scan_start(headers: Sequence[Dataset]) -> datetime:
     times = [_date_time(h, "Acquisition") for h in headers]
     acquired = min((t for t in times if t is not None), default=None)
     series = _date_time(headers[0], "Series")
-    found = [t for t in (series, acquired) if t is not None]
-    if not found:
+    starts = [t for t in (series, acquired) if t is not None]
+    if not starts:
         raise ValueError("the header has no series or acquisition time")
-    return min(found)
+    return min(starts)
 
 
 def _injection(info: Dataset, start: datetime) -> datetime:

@@ -310,8 +310,8 @@ def _unreadable(place: str, expected: str, error: BaseException) -> InputError:
     if isinstance(error, FileNotFoundError):
         return refusal(place, expected, "no such file", "check the path")
     # ITK names the file and an address in memory first, and at last what is wrong
-    told = _BY_ITK.search(str(error))
-    last = told[1].rpartition("[nrrd] ")[2] if told else error
+    reason = _BY_ITK.search(str(error))
+    last = reason[1].rpartition("[nrrd] ")[2] if reason else error
     said = one_line(last) or type(error).__name__
     came = f"one that cannot be read ({said})"
     return refusal(place, expected, came, "the file may be truncated or of another format")

@@ -19,7 +19,7 @@ from fusion_pipeline.data.volumes import NIFTI_SUFFIXES, UNITS_PREFIX
 from fusion_pipeline.geometry import lps_from_ras, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 
-_VECTOR_INTENT = 1007
+_VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 
 

@@ -12,9 +12,9 @@ from fusion_pipeline.geometry.sampling import Mode, sample
 
 _SLAB_VOXELS = 4_000_000  # of the fixed grid at a time, so that memory stays bounded
 # of the iteration that inverts: slopes of the deformation up to 1.85 converge, without it below 1
-_DAMPING = 0.7
-_ITERATIONS = 200
-_INVERTED_MM = 1e-4
+_DAMPING = 0.7  # share of each step; 2 / 0.7 - 1 = 1.85
+_ITERATIONS = 200  # a contraction of 0.95 a step, near that limit, falls from 3 mm below 1e-4 mm
+_INVERTED_MM = 1e-4  # a hundredth of the finest voxel that is read
 
 
 @dataclass(frozen=True)

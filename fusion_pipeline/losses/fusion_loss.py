@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_mean, dilated, gradients
 
-_WINDOW = 7
+_WINDOW = 7  # voxels, as SSIM's
 _C1, _C2 = 0.01**2, 0.03**2
 _NOISE = 0.02**2
 _LEAST_SHOWN = 1e-5  # of what a score is weighed by, on average over a region

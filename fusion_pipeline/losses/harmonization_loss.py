@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_mean, gradients
 
-_WINDOW = 7
+_WINDOW = 7  # voxels, as SSIM's
 
 
 def intensity_agreement(fixed: Tensor, moving: Tensor, weight: Tensor | None = None) -> Tensor:

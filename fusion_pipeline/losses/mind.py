@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_around, box_sum
 
-_TINY = 1e-12
+_TINY = 1e-12  # of a variance in squared units of the image, against division by 0
 
 
 def mind_ssc(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_EMPTY = 1e-10
+_EMPTY = 1e-10  # probability of an empty bin, whose logarithm does not exist
 
 
 def mutual_information(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         SumOfCorrelationsOfDifferences,
         VisualInformationFidelity,
     )
+    from fusion_pipeline.metrics.mean_over_cases import MeanScore
     from fusion_pipeline.metrics.registration_metrics import (
         DiceScore,
         FoldedFraction,
@@ -83,6 +84,7 @@ _MODULE_OF = dict.fromkeys(
     ),
     "fusion_pipeline.metrics.registration_metrics",
 )
+_MODULE_OF["MeanScore"] = "fusion_pipeline.metrics.mean_over_cases"
 
 __all__ = [
     "DiceScore",
@@ -93,6 +95,7 @@ __all__ = [
     "HausdorffDistance95",
     "InverseConsistency",
     "LogJacobianStd",
+    "MeanScore",
     "MindDistance",
     "MutualInformation",
     "NormalizedMutualInformation",

@@ -7,8 +7,8 @@ from scipy import ndimage
 
 from fusion_pipeline.metrics.slabs import Array
 
-_TINY = 1e-10
-_NOISE = 2.0
+_TINY = 1e-10  # gray levels², as in the authors' program vifp_mscale
+_NOISE = 2.0  # gray levels², variance of the visual noise, there as well
 
 
 def similarity_map(x: Array, y: Array, windows: Sequence[int]) -> Array:

@@ -21,9 +21,9 @@ from fusion_pipeline.metrics.fidelity import fidelity_sums, similarity_map
 from fusion_pipeline.metrics.information import entropy, mutual_information
 from fusion_pipeline.metrics.slabs import Array, Mask, cropped, pooled, slabs
 
-_WINDOW = 7
-_WHOLE_SCALE = 17
-_LEAST_ERROR = 1e-12
+_WINDOW = 7  # voxels, of SSIM, as in scikit-image
+_WHOLE_SCALE = 17  # voxels, the window of the finest scale of VIF (Sheikh and Bovik 2006)
+_LEAST_ERROR = 1e-12  # of the mean square: equal images have 120 dB, not infinity
 
 
 def ssim(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusion_pipeline.metrics.slabs import Array, Mask, cropped
 
-_LEVELS = 256
+_LEVELS = 256  # gray levels of 8 bits, as published measures of fusion count them
 
 
 def joint_histogram(

@@ -46,10 +46,20 @@ class MeanOverCases(CaseSums):
 
     def _add(self, scores: Sequence[float] | Tensor) -> None:
         """A score for each case, ``(n,)``."""
-        values = torch.as_tensor(scores, dtype=torch.float32).to(self.total)
-        known = ~values.isnan()
-        self.total += values[known].sum()
-        self.count += known.sum()
+        values = torch.as_tensor(scores, dtype=self.total.dtype, device=self.total.device)
+        has_score = ~values.isnan()
+        self.total += values[has_score].sum()
+        self.count += has_score.sum()
+
+
+class MeanScore(MeanOverCases):
+    """Mean of scores that were computed before; of any sense, so none is better."""
+
+    higher_is_better = None
+
+    def update(self, scores: Sequence[float] | Tensor) -> None:
+        """Add a score for each case, ``(n,)``; NaN does not count."""
+        self._add(scores)
 
 
 class MeanPerSource(CaseSums):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusion_pipeline.geometry import compose, identity_points, inside, jacobian_determinant
 
-_LEAST_JACOBIAN = 1e-6
+_LEAST_JACOBIAN = 1e-6  # volume ratio of a fold, whose logarithm does not exist
 
 
 def target_registration_error(
@@ -30,10 +30,10 @@ def target_registration_error(
     >>> target_registration_error([[0.0, 0.0], [1.0, 1.0]], [[3.0, 4.0], [1.0, 1.0]]).tolist()
     [5.0, 0.0]
     """
-    true, found = np.asarray(points_true, np.float64), np.asarray(points_found, np.float64)
-    if true.shape != found.shape or true.ndim != 2:
-        raise ValueError(f"expected two lists of points (n, d), got {true.shape}, {found.shape}")
-    return np.asarray(np.linalg.norm(true - found, axis=1))
+    true, given = np.asarray(points_true, np.float64), np.asarray(points_found, np.float64)
+    if true.shape != given.shape or true.ndim != 2:
+        raise ValueError(f"expected two lists of points (n, d), got {true.shape}, {given.shape}")
+    return np.asarray(np.linalg.norm(true - given, axis=1))
 
 
 def dice(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -186,10 +186,10 @@ def inverse_consistency(forward: Tensor, backward: Tensor, spacing: Sequence[flo
     """
     shape = forward.shape[2:]
     there = identity_points(shape, device=forward.device) + forward.float().movedim(1, -1)
-    kept = inside(there, shape)
+    stays = inside(there, shape)
     scale = forward.new_tensor(list(spacing)).reshape(1, -1, *[1] * len(shape))
     distance = (compose(forward, backward) * scale).norm(dim=1)
-    return (distance * kept).flatten(1).sum(1) / kept.flatten(1).sum(1)
+    return (distance * stays).flatten(1).sum(1) / stays.flatten(1).sum(1)
 
 
 def _same_grid(

@@ -42,7 +42,28 @@ class TargetRegistrationError(MeanOverCases):
         self._add(scores)
 
 
-class DiceScore(MeanOverCases):
+class _MeanOverLabels(MeanOverCases):
+    """The mean over a case's labels, then over the cases."""
+
+    labels: Sequence[int] | None
+
+    def update(self, fixed: Tensor, warped: Tensor) -> None:
+        """Add a batch of cases; labels without a score do not count, nor a case without any.
+
+        Args:
+            fixed: ``(B, 1, *S)`` labels.
+            warped: ``(B, 1, *S)`` labels of the moving image, on the same grid.
+        """
+        for a, b in zip(cases(fixed), cases(warped), strict=True):
+            labels = _labels(a) if self.labels is None else self.labels
+            self._add([_mean(self._per_label(a, b, labels).values())])
+
+    def _per_label(self, a: np.ndarray, b: np.ndarray, labels: Sequence[int]) -> dict[int, float]:
+        """Label → score."""
+        raise NotImplementedError
+
+
+class DiceScore(_MeanOverLabels):
     """`dice_per_label`: the mean over a case's labels, then over the cases.
 
     Args:
@@ -55,19 +76,12 @@ class DiceScore(MeanOverCases):
         super().__init__((labels,))
         self.labels = labels
 
-    def update(self, fixed: Tensor, warped: Tensor) -> None:
-        """Add a batch of cases; one without a label does not count.
-
-        Args:
-            fixed: ``(B, 1, *S)`` labels.
-            warped: ``(B, 1, *S)`` labels of the moving image, on the same grid.
-        """
-        for a, b in zip(cases(fixed), cases(warped), strict=True):
-            labels = _labels(a) if self.labels is None else self.labels
-            self._add([_mean(dice_per_label(a, b, labels).values())])
+    def _per_label(self, a: np.ndarray, b: np.ndarray, labels: Sequence[int]) -> dict[int, float]:
+        """Overlaps."""
+        return dice_per_label(a, b, labels)
 
 
-class HausdorffDistance95(MeanOverCases):
+class HausdorffDistance95(_MeanOverLabels):
     """`hd95_per_label` in mm: the mean over a case's labels, then over the cases.
 
     Args:
@@ -82,16 +96,9 @@ class HausdorffDistance95(MeanOverCases):
         self.spacing = tuple(spacing)
         self.labels = labels
 
-    def update(self, fixed: Tensor, warped: Tensor) -> None:
-        """Add a batch of cases; labels that one map lacks have no distance and do not count.
-
-        Args:
-            fixed: ``(B, 1, *S)`` labels.
-            warped: ``(B, 1, *S)`` labels of the moving image, on the same grid.
-        """
-        for a, b in zip(cases(fixed), cases(warped), strict=True):
-            labels = _labels(a) if self.labels is None else self.labels
-            self._add([_mean(hd95_per_label(a, b, self.spacing, labels).values())])
+    def _per_label(self, a: np.ndarray, b: np.ndarray, labels: Sequence[int]) -> dict[int, float]:
+        """Distances in mm; NaN where one map lacks the label."""
+        return hd95_per_label(a, b, self.spacing, labels)
 
 
 class FoldedFraction(MeanOverCases):
@@ -168,5 +175,5 @@ def _labels(labels: np.ndarray) -> list[int]:
 
 def _mean(scores: Iterable[float]) -> float:
     """Mean of the scores that are numbers; NaN if none is."""
-    known = [score for score in scores if not np.isnan(score)]
-    return float(np.mean(known)) if known else float("nan")
+    numbers = [score for score in scores if not np.isnan(score)]
+    return float(np.mean(numbers)) if numbers else float("nan")

@@ -8,8 +8,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-_SLAB_VOXELS = 4_000_000
-_MARGIN = 16
+_SLAB_VOXELS = 4_000_000  # at a time: 32 MB for each float64 map
+_MARGIN = 16  # voxels; the widest window, VIF's finest, reaches 8
 
 
 def cropped(
@@ -58,10 +58,10 @@ def pooled(
     total = np.zeros(1)
     for start, stop in slabs(mask.shape):
         low = max(0, start - halo)
-        found = maps(*(image[..., low : stop + halo] for image in images))
+        measured = maps(*(image[..., low : stop + halo] for image in images))
         inner = slice(start - low, stop - low)
         chosen = mask[..., start:stop]
-        total = total + np.array([part[..., inner].sum(where=chosen) for part in found])
+        total = total + np.array([part[..., inner].sum(where=chosen) for part in measured])
     return total
 
 

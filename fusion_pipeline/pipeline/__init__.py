@@ -6,6 +6,7 @@ from fusion_pipeline.pipeline.bundle import (
     from_config,
     load_weights,
     refuse_unknown_overrides,
+    refuse_wrong_values,
     switch,
 )
 from fusion_pipeline.pipeline.bundle_folder import (
@@ -53,6 +54,7 @@ __all__ = [
     "from_config",
     "load_weights",
     "refuse_unknown_overrides",
+    "refuse_wrong_values",
     "run_training",
     "spatial_dims_of_cases",
     "switch",

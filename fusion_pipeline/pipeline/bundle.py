@@ -1,9 +1,10 @@
 """Bundles: find one, build what its config says, load its weights, refuse a misspelt override."""
 
+import copy
 import inspect
-import json
 import logging
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,15 +26,17 @@ from fusion_pipeline.data import (
 )
 
 if TYPE_CHECKING:
-    from monai.bundle import ConfigWorkflow
+    from monai.bundle import ConfigParser, ConfigWorkflow
 
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line
 
 logger = logging.getLogger(__name__)
 _NAMES = {3: "multimodal_fusion", 2: "multimodal_fusion_2d"}
-_TARGET = "_target_"
+_TARGET, _META = "_target_", "_meta_"
 _LIGHTNING = "pytorch-lightning_version"  # an entry of each of its checkpoints
 _NETWORK = "network."  # `training.MultimodalTraining.network`
+_WRONG_VALUES = (ValueError, TypeError, ModuleNotFoundError)  # of a constructor, or of no class
+_COMPONENT = re.compile(r"Failed to instantiate component '([^']+)'")  # MONAI's words
 
 
 @one_line_refusals()
@@ -47,10 +50,10 @@ def switch(name: str, value: bool | str) -> bool:
         InputError: anything else, which Python would take for true.
     """
     words = {"true": True, "false": False}
-    found = value if isinstance(value, bool) else words.get(str(value).lower())
-    if found is None:
+    meaning = value if isinstance(value, bool) else words.get(str(value).lower())
+    if meaning is None:
         raise InputError(f"expected {name} true or false, got {value!r}")
-    return found
+    return meaning
 
 
 def bundle_for(spatial_dims: int) -> Path:
@@ -93,25 +96,54 @@ def from_config(
             f"{root}: expected a bundle with configs/inference.json, got a folder without it; "
             "name the bundle's folder"
         )
-    given = {key: value for key, value in overrides.items() if value is not None}
-    refuse_unknown_ids(given, json.loads(config.read_text(encoding="utf-8")))
     parser = ConfigParser()
     parser.read_config(str(config))
-    parser.update({"bundle_root": str(root), **given})
+    parser["bundle_root"] = str(root)
+    override(parser, overrides)
+    return _built(parser, names, config)
+
+
+def override(parser: "ConfigParser", overrides: Mapping[str, object]) -> None:
+    """Set ids of a config.
+
+    Args:
+        parser: the config.
+        overrides: values for its ids, such as ``network_def#fusion#bound``; None leaves it as it is.
+
+    Raises:
+        InputError: an id is unknown.
+    """
+    shipped = copy.deepcopy(parser.get())
+    for path, value in overrides.items():
+        if value is not None:
+            _refuse([*_missing_level(path, parser.get())])
+            parser[path] = value
+    _refuse(sorted(_unknown(parser.get(), shipped)))
+
+
+def _built(parser: "ConfigParser", names: Sequence[str], config: Path) -> dict[str, Any]:
+    """Components of a config.
+
+    Raises:
+        InputError: one refuses its values, or is no class or function.
+    """
     try:
         return {name: parser.get_parsed_content(name) for name in names}
-    except RuntimeError as error:  # MONAI wraps what a component raises
+    except (RuntimeError, *_WRONG_VALUES) as error:  # MONAI wraps what a component raises
         raise refusal_within(error) or _refused_values(config, error) from error
 
 
-def _refused_values(config: Path, error: RuntimeError) -> Exception:
+def _refused_values(config: Path, error: Exception) -> Exception:
     """The refusal of values that a component does not take; another error as it is."""
     cause: BaseException = error
-    while cause.__cause__ is not None:
+    while cause.__cause__ is not None and not isinstance(cause, _WRONG_VALUES):
         cause = cause.__cause__
-    if not isinstance(cause, ValueError):
+    if not isinstance(cause, _WRONG_VALUES):
         return error
-    return InputError(f"{config}: expected values that its components take, got: {cause}")
+    wrapper = _COMPONENT.match(str(error))
+    component = f"{wrapper[1].rpartition('.')[2]}: " if wrapper else ""
+    message = one_line(f"{component}{cause}", limit=1000)
+    return InputError(f"{config}: expected values that its components take, got: {message}")
 
 
 class CheckpointLoader(handlers.CheckpointLoader):
@@ -208,21 +240,30 @@ def refuse_unknown_overrides(config: str) -> None:
         return
     reader = ConfigParser()  # several files, JSON or YAML, with nested ids
     reader.read_config([str(file) for file in given or [workflow.config_root_path / config]])
-    known = {**reader.get(), "_meta_": None}
-    unknown = sorted(_unknown(workflow.parser.get(), known))
+    config_now = {key: value for key, value in workflow.parser.get().items() if key != _META}
+    unknown = sorted(_unknown(config_now, reader.get()))
     if unknown and not monai_is_the_program():
         # MONAI hides what a component raises behind a message of its own
         logger.error("; ".join(str(one) for one in unknown))
     _refuse(unknown)
 
 
-def refuse_unknown_ids(given: Mapping[str, object], config: Mapping[str, Any]) -> None:
-    """Refuse overrides, such as ``network_def#fusion#bound``, that a config does not have.
+@one_line_refusals()
+def refuse_wrong_values(ids: Sequence[str]) -> None:
+    """Build components before the run, so that values they refuse end it in one line.
+
+    Call it in ``initialize``. It acts under ``python -m monai.bundle`` alone: there MONAI's
+    traceback would be all that the user gets. The run uses the same objects.
+
+    Args:
+        ids: what the run needs, such as ``["evaluator"]``.
 
     Raises:
-        InputError: a name is unknown.
+        InputError: a component refuses its values, or a ``_target_`` names nothing.
     """
-    _refuse(sorted(_unknown_ids(given, config)))
+    workflow, _ = running_workflow()
+    if workflow is not None and monai_is_the_program():
+        _built(workflow.parser, ids, Path(workflow.config_root_path))
 
 
 def _refuse(unknown: Sequence["UnknownId"]) -> None:
@@ -270,62 +311,77 @@ def running_workflow() -> "tuple[ConfigWorkflow | None, list[str]]":
     return workflow, []
 
 
-def _unknown_ids(given: Mapping[str, object], known: Mapping[str, Any]) -> Iterator[UnknownId]:
-    """Overrides, such as ``preprocessing#transforms#2#axcodes``, that the config does not have."""
-    for path in given:
-        level: object = known
-        above = ""
-        for name in path.split("#"):
-            if isinstance(level, list) and name.isdecimal() and int(name) < len(level):
-                level = level[int(name)]
-            elif isinstance(level, dict) and (
-                name in level or name.startswith("_") or name in _accepted(level)
-            ):
-                level = level.get(name)
-            else:
-                yield UnknownId(above, name, _names(level))
-                break
-            above += f"{name}#"
+def _missing_level(path: str, config: object) -> Iterator[UnknownId]:
+    """The first level above an override's name that the config does not have."""
+    from monai.bundle import ReferenceResolver
+
+    level, above = config, ""
+    names = [str(name) for name in ReferenceResolver.split_id(path)]
+    for depth, name in enumerate(names, start=1):
+        if isinstance(level, list) and name.isdecimal() and int(name) < len(level):
+            level = level[int(name)]
+        elif isinstance(level, dict) and (name in level or depth == len(names)):
+            level = level.get(name)
+        else:
+            yield UnknownId(above, name, _names(level, name))
+            return
+        above += f"{name}#"
 
 
-def _unknown(config: object, known: object, path: str = "") -> Iterator[UnknownId]:
-    """Ids in ``config`` that ``known`` lacks; arguments of a ``_target_`` go by its signature."""
-    if isinstance(config, list) and isinstance(known, list):
-        for number, (one, other) in enumerate(zip(config, known, strict=False)):
+def _unknown(config: object, shipped: object, path: str = "") -> Iterator[UnknownId]:
+    """Ids in ``config`` that ``shipped`` lacks; arguments of a ``_target_`` go by its signature."""
+    if isinstance(config, list) and isinstance(shipped, list):
+        for number, (one, other) in enumerate(zip(config, shipped, strict=False)):
             yield from _unknown(one, other, f"{path}{number}#")
-    if not isinstance(config, dict) or not isinstance(known, dict):
+    if not isinstance(config, dict) or not isinstance(shipped, dict):
         return
-    if config.get(_TARGET) != known.get(_TARGET):  # another component in its place
-        known = {_TARGET: config.get(_TARGET)}
+    if config.get(_TARGET) != shipped.get(_TARGET):
+        shipped = {_TARGET: config.get(_TARGET)}  # another component in its place
+    arguments = _arguments(shipped.get(_TARGET))
     for key, value in config.items():
-        if key in known:
-            yield from _unknown(value, known[key], f"{path}{key}#")
-        elif key not in _accepted(known) and not str(key).startswith("_"):
-            yield UnknownId(path, str(key), _names(known))
+        if key in shipped:
+            yield from _unknown(value, shipped[key], f"{path}{key}#")
+        # of a `_target_` that names nothing none is known; it is refused when it is built
+        elif arguments is not None and key not in arguments | _reserved(shipped):
+            yield UnknownId(path, str(key), _names(shipped, str(key)))
 
 
-def _names(level: object) -> tuple[str, ...]:
-    """What can be overridden at a level of the config."""
+def _names(level: object, came: str) -> tuple[str, ...]:
+    """What can be overridden at a level of the config; MONAI's ``_words_`` if one was meant."""
     if isinstance(level, list):
         return tuple(str(n) for n in range(len(level)))
     if not isinstance(level, dict):
         return ()
-    return tuple(sorted({k for k in level if not k.startswith("_")} | _accepted(level)))
+    names = {key for key in level if not key.startswith("_")}
+    names |= _arguments(level.get(_TARGET)) or set()
+    return tuple(sorted(names | _reserved(level) if came.startswith("_") else names))
 
 
-def _accepted(level: Mapping[str, Any]) -> set[str]:
-    """Arguments of the class that a level describes."""
-    target = level.get(_TARGET)
-    return _arguments(target) if isinstance(target, str) else set()
+def _reserved(level: Mapping[str, Any]) -> set[str]:
+    """MONAI's words in a component: ``_target_``, ``_disabled_``, ``_mode_``, …; else none."""
+    from monai.bundle import ConfigComponent
+
+    return set(ConfigComponent.non_arg_keys) if _TARGET in level else set()
 
 
-def _arguments(target: str) -> set[str]:
-    """Names that a class or function takes."""
+def _arguments(target: object) -> set[str] | None:
+    """Names that a class or function takes; None where the target names neither."""
     from monai.bundle.config_item import ComponentLocator
 
-    found = locate(target)
-    if found is None:  # a bare name is MONAI's
+    if not isinstance(target, str):
+        return set()
+    component = locate(target)
+    if component is None:  # a bare name is MONAI's
         modules = ComponentLocator(excludes=[]).get_component_module_name(target)
         module = modules[0] if isinstance(modules, list) else modules
-        found = locate(f"{module}.{target}") if module else None
-    return set(inspect.signature(found).parameters) if callable(found) else set()
+        component = locate(f"{module}.{target}") if module else None
+    if not callable(component):
+        return None
+    above = component.__mro__[1:] if isinstance(component, type) else ()
+    names: set[str] = set()
+    for taker in (component, *[vars(one)["__init__"] for one in above if "__init__" in vars(one)]):
+        parameters = inspect.signature(taker).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):  # else the class above takes more
+            break
+    return names - {"self"}

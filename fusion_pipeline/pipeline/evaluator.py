@@ -3,11 +3,11 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
@@ -23,6 +23,7 @@ from fusion_pipeline.data import (
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.dataset import LoadedCase
+from fusion_pipeline.pipeline.fingerprint import RunFingerprint
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
@@ -96,6 +97,8 @@ class FusionEvaluator(Evaluator):
         self.output_dir = Path(output_dir)
         self.resume = bundle.switch("resume", resume)
         self.state.outcomes = []
+        # behind the checkpoint loader, and before the DataLoader starts its workers
+        self.add_event_handler(Events.STARTED, self._digest_weights)
 
     def run(self, global_epoch: int = 1) -> None:
         """Run all cases.
@@ -106,8 +109,6 @@ class FusionEvaluator(Evaluator):
         with one_line_refusals():
             check_output_folder(self.output_dir)
         self.state.outcomes = []
-        if self.resume:
-            self.data_loader.dataset.skip = self._was_run
         with one_line_refusals():  # the checkpoint loader may refuse the weights
             super().run(global_epoch)
 
@@ -123,6 +124,15 @@ class FusionEvaluator(Evaluator):
         """
         if self.exit_code and monai_is_the_program():
             raise SystemExit(self.exit_code)
+
+    def _digest_weights(self, _: Engine) -> None:
+        """Fix what decides the output, once for all cases.
+
+        Here and not where a case is loaded: a worker cannot read weights that lie on a GPU.
+        """
+        self._fingerprint = self.pipeline.run_fingerprint()
+        if self.resume:
+            self.data_loader.dataset.skip = _WasRun(self.output_dir, self._fingerprint)
 
     def _iteration(self, engine: Engine, batchdata: Sequence[LoadedCase]) -> Outcome:
         """Run or skip one case; whatever it raises is kept."""
@@ -151,15 +161,22 @@ class FusionEvaluator(Evaluator):
             return Outcome.done(loaded.files.id, folder)
         check_output_folder(folder)
         result = self.pipeline.infer(loaded.case, loaded.clock)
-        digest = self.pipeline.fingerprint(loaded.files)
-        self.save(replace(result, input_digest=digest))
+        self.save(replace(result, input_digest=self._fingerprint(loaded.files)))
         return Outcome.done(loaded.files.id, folder, seconds=time.perf_counter() - start)
 
-    def _was_run(self, files: CaseFiles) -> bool:
-        """An earlier run's report speaks of the same input."""
+
+@dataclass(frozen=True)
+class _WasRun:
+    """Whether an earlier run's report speaks of the same input; DataLoader workers ask it."""
+
+    output_dir: Path
+    fingerprint: RunFingerprint
+
+    def __call__(self, files: CaseFiles) -> bool:
+        """Compare the digest in the report with today's."""
         try:
             report = read_report(self.output_dir / files.id)
-            return bool(report.get("input") == self.pipeline.fingerprint(files))
+            return bool(report.get("input") == self.fingerprint(files))
         except (OSError, ValueError):  # no report, or a file is gone: the run will tell
             return False
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from glob import escape, glob
 from pathlib import Path
@@ -17,29 +18,49 @@ import fusion_pipeline
 from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor
 from fusion_pipeline.geometry.affines import Matrix
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # bytes read at a time
 _NO_SETTINGS = ("R", "_tracing")  # MONAI's random state and thread
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
-def fingerprint(
-    case: Case | CaseFiles,
-    settings: Mapping[str, object],
-    network: nn.Module,
-    preprocessing: Compose,
-) -> str:
-    """Digest of a case's content, the settings, preprocessing, weights and the package's code.
+@dataclass(frozen=True)
+class RunFingerprint:
+    """What decides a run's output beside the case; picklable and small, for DataLoader workers.
 
-    Files count by their content and not by their path, so that a moved patient stays the same.
+    Attributes:
+        settings: of the inferer.
+        weights: digest of the network, see `weights_digest`.
+        preprocessing: what each image goes through.
+    """
+
+    settings: Mapping[str, object]
+    weights: str
+    preprocessing: Compose
+
+    def __call__(self, case: Case | CaseFiles) -> str:
+        """Digest of a case's content, the settings, preprocessing, weights and the package's code.
+
+        Files count by their content and not by their path, so that a moved patient stays the same.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
+        steps = [transform_settings(step) for step in self.preprocessing.transforms]
+        run = f"{code_digest()} {sorted(self.settings.items())} {steps} {self.weights}"
+        for part in (run.encode(), *parts):
+            digest.update(part)
+        return digest.hexdigest()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Digest of a network's state, on any device.
 
     Returns:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
-    steps = [transform_settings(step) for step in preprocessing.transforms]
-    for part in (f"{code_digest()} {sorted(settings.items())} {steps}".encode(), *parts):
-        digest.update(part)
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         digest.update(_bytes(tensor))
@@ -60,14 +81,14 @@ def code_digest(*parts: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     package, *beside = map(Path, fusion_pipeline.__path__)  # beside it: a checkout without links
     roots = [package, *(folder / name for folder in beside for name in ("networks", "transforms"))]
-    found = {
+    modules = {
         Path(folder) / name
         for root in roots
         for folder, _, names in os.walk(root, followlinks=True)  # two folders are links
         for name in names
         if name.endswith(".py")
     }
-    for path in sorted(found):
+    for path in sorted(modules):
         name = path.relative_to(package.parent).as_posix()
         if not parts or any(f"/{part}" in f"/{name}" for part in parts):
             digest.update(name.encode() + path.read_bytes())
@@ -104,9 +125,9 @@ def transform_settings(step: object, depth: int = 8) -> str:
     if code is not None:  # a function
         return f"{step.__module__}.{step.__qualname__} {code.co_code!r} {code.co_consts!r}"  # type: ignore[attr-defined]
     settings = getattr(step, "__dict__", {}).items()
-    kept = {name: value for name, value in settings if name not in _NO_SETTINGS}
+    facts = {name: value for name, value in settings if name not in _NO_SETTINGS}
     return (
-        f"{type(step).__module__}.{type(step).__qualname__}({transform_settings(kept, depth - 1)})"
+        f"{type(step).__module__}.{type(step).__qualname__}({transform_settings(facts, depth - 1)})"
     )
 
 
@@ -172,8 +193,8 @@ def _with_data(header: Path) -> list[Path]:
     patterns = [f"{escape(header.stem)}.*", *_data_files(header)]
     # by os.path, for a name may be absolute
     named = [os.path.join(folder, pattern) for pattern in patterns]  # noqa: PTH118
-    found = {Path(path) for pattern in named for path in glob(pattern)}  # noqa: PTH207
-    return [header, *sorted(found - {header})]
+    files = {Path(path) for pattern in named for path in glob(pattern)}  # noqa: PTH207
+    return [header, *sorted(files - {header})]
 
 
 def _data_files(header: Path) -> Iterator[str]:
@@ -184,10 +205,10 @@ def _data_files(header: Path) -> Iterator[str]:
     """
     with suppress(OSError), header.open("rb") as stream:
         for line in stream:
-            found = _DATA_FILE.match(line)
-            if found is None:
+            match = _DATA_FILE.match(line)
+            if match is None:
                 continue
-            value = os.fsdecode(found[1].strip())
+            value = os.fsdecode(match[1].strip())
             if re.fullmatch(r"LIST(\s+\d+)?", value, re.IGNORECASE):
                 yield from (escape(os.fsdecode(name.strip())) for name in stream if name.strip())
             elif "%" in value:  # "slice%03d.raw 1 20 1"

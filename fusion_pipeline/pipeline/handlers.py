@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from ignite.engine import Engine, Events
 
 from fusion_pipeline.data import written_whole
-from fusion_pipeline.evaluation import mean_scores
+from fusion_pipeline.evaluation import Scores
 from fusion_pipeline.pipeline.summary import Outcome, as_csv, as_table
 
 logger = logging.getLogger("fusion_pipeline.run")
@@ -77,11 +79,28 @@ class EvaluationHandler:
     def __call__(self, engine: Engine) -> None:
         """Write the evaluation."""
         scores = [one.evaluation for one in engine.state.outcomes if one.evaluation]
-        means = mean_scores(scores)
-        counts = {
-            key: {name: sum(name in one.get(key, {}) for one in scores) for name in values}
-            for key, values in means.items()
-        }
+        content = {"cases": len(scores), **averaged(scores)}
         with written_whole(self.path) as aside:
-            content = {"cases": len(scores), "mean": means, "n": counts}
             aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def averaged(scores: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, float]]]:
+    """The mean of each number over the cases that have it, per moving key, and how many have it.
+
+    >>> averaged([{"mr": {"dice_after": 1.0}}, {"mr": {"dice_after": 0.5}}])
+    {'mean': {'mr': {'dice_after': 0.75}}, 'n': {'mr': {'dice_after': 2}}}
+    """
+    from fusion_pipeline.metrics import MeanScore  # late: inference needs no torchmetrics
+
+    means: dict[str, dict[str, MeanScore]] = {}
+    for case in scores:
+        for key, values in case.items():
+            for name, value in values.items():
+                metrics = means.setdefault(key, {})
+                if name not in metrics:
+                    metrics[name] = MeanScore().set_dtype(torch.float64)
+                metrics[name].update([value])
+    return {
+        "mean": {k: {n: float(m.compute()) for n, m in ms.items()} for k, ms in means.items()},
+        "n": {k: {n: int(m.count) for n, m in ms.items()} for k, ms in means.items()},
+    }

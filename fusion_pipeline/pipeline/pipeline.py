@@ -25,7 +25,7 @@ from fusion_pipeline.data.image import meta_tensor
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
-from fusion_pipeline.pipeline.fingerprint import fingerprint
+from fusion_pipeline.pipeline.fingerprint import RunFingerprint, weights_digest
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Registration
@@ -174,9 +174,9 @@ class FusionPipeline:
         """
         case = self.load(images)
         given, fields = _on_one_grid(case)
-        found = self.inferer.harmonize(given, fields, self.network, self._normalize)
-        found = found.along_axes_of(_native(case))
-        return {key: image.as_meta_tensor() for key, image in found.images.items()}
+        result = self.inferer.harmonize(given, fields, self.network, self._normalize)
+        result = result.along_axes_of(_native(case))
+        return {key: image.as_meta_tensor() for key, image in result.images.items()}
 
     def fuse(self, images: CaseLike) -> Fused:
         """The fuse stage alone, on harmonized images that lie on one grid already.
@@ -187,13 +187,17 @@ class FusionPipeline:
         case = self.load(images)
         given, fields = _on_one_grid(case)
         levels = {key: _in_unit_range(image) for key, image in given.items()}
-        found = self.inferer.fuse(levels, fields, self.network).along_axes_of(_native(case))
-        weights = meta_tensor(found.weights, found.fused.affine)
-        return Fused(found.fused.as_meta_tensor(), weights, found.scores)
+        fusion = self.inferer.fuse(levels, fields, self.network).along_axes_of(_native(case))
+        weights = meta_tensor(fusion.weights, fusion.fused.affine)
+        return Fused(fusion.fused.as_meta_tensor(), weights, fusion.scores)
 
     def fingerprint(self, case: Case | CaseFiles) -> str:
         """A digest of the input, the settings and the weights: what decides the output."""
-        return fingerprint(case, self.settings, self.network, self.preprocessing)
+        return self.run_fingerprint()(case)
+
+    def run_fingerprint(self) -> RunFingerprint:
+        """What the settings, preprocessing and weights of this moment add to `fingerprint`."""
+        return RunFingerprint(self.settings, weights_digest(self.network), self.preprocessing)
 
 
 def split(preprocessing: Compose) -> tuple[Compose, NormalizeModality]:

@@ -8,7 +8,7 @@ from fusion_pipeline.data import CaseFiles, check_output_folder, read_datalist
 from fusion_pipeline.synthesis import synthetic_patient
 
 _FOLDER = "synthetic_patient"
-_SEED = 7
+_SEED = 7  # any other patient does as well
 
 
 class SyntheticCases(Sequence[CaseFiles]):

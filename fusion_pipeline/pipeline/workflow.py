@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusion_pipeline.data import InputError, refusal_within
-from fusion_pipeline.pipeline.bundle import refuse_unknown_ids
+from fusion_pipeline.pipeline.bundle import override
 
 END_TO_END = "all"
 
@@ -39,7 +39,7 @@ def run_training(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     config = ConfigParser()
     config.read_config(files)
-    refuse_unknown_ids(given, config.get())
+    override(config, given)
     try:
         with _without_lines_of("monai.bundle.workflows", "monai.bundle.scripts"):
             workflow = create_workflow(

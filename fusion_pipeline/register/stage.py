@@ -95,9 +95,7 @@ class Register:
         given = prepared(fixed), prepared(moving)
         images = fixed, moving = given[0].working, given[1].working
         if fixed.spatial_dims != moving.spatial_dims:
-            raise ValueError(
-                f"expected two images of {fixed.spatial_dims} dimensions, got {moving.spatial_dims}"
-            )
+            raise ValueError(f"expected {fixed.spatial_dims}D images, got {moving.spatial_dims}D")
         fields_of_view = (
             masked_field_of_view(given[0], fixed_mask),
             masked_field_of_view(given[1], moving_mask),

@@ -191,8 +191,8 @@ def hottest_point(points: Matrix, values: Pixels, radius_mm: float = 12.0) -> Ma
         ``(d,)``.
     """
     low, high = np.percentile(points, [8, 92], axis=0)
-    kept = ((points >= low) & (points <= high)).all(1)
-    points, values = (points[kept], values[kept]) if kept.any() else (points, values)
+    inside = ((points >= low) & (points <= high)).all(1)
+    points, values = (points[inside], values[inside]) if inside.any() else (points, values)
     peak = points[int(np.argmax(values))]
     near = np.linalg.norm(points - peak, axis=1) <= radius_mm
     weights = np.clip(values[near], 0, None) + 1e-6

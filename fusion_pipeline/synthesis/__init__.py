@@ -7,7 +7,7 @@ For training, everything is torch, without a batch, and drawn from a `torch.Gene
     ct = paint(labels, generator, style="ct", means=tissue_means("ct", generator))
 """
 
-from fusion_pipeline.synthesis.anatomy import Body, body_label_map, random_body
+from fusion_pipeline.synthesis.anatomy import Body, body_label_map
 from fusion_pipeline.synthesis.deformation import Deformation, random_deformation
 from fusion_pipeline.synthesis.frame import Tissue
 from fusion_pipeline.synthesis.painting import (
@@ -34,7 +34,6 @@ __all__ = [
     "other_contrast",
     "other_protocol",
     "paint",
-    "random_body",
     "random_deformation",
     "random_field_of_view",
     "random_label_map",

@@ -9,7 +9,7 @@ from torch import Tensor
 from fusion_pipeline.synthesis.frame import Frame, slab_points
 from fusion_pipeline.synthesis.head import head_labels
 from fusion_pipeline.synthesis.limb import limb_labels
-from fusion_pipeline.synthesis.noise import chance, choice, uniform
+from fusion_pipeline.synthesis.noise import chance, uniform
 from fusion_pipeline.synthesis.trunk import trunk_labels
 
 Body = Literal["head", "trunk", "limb"]
@@ -83,9 +83,3 @@ def _small_rotation(generator: torch.Generator, max_degrees: float) -> Tensor:
     axis = torch.randn(3, generator=generator)
     x, y, z = (axis / axis.norm() * uniform(generator, 0, max_degrees) * torch.pi / 180).tolist()
     return torch.linalg.matrix_exp(torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]))
-
-
-def random_body(generator: torch.Generator) -> Body:
-    """One of the kinds."""
-    kinds: tuple[Body, ...] = ("head", "trunk", "limb")
-    return kinds[choice(generator, 3)]

@@ -9,7 +9,7 @@ from fusion_pipeline.synthesis.frame import Tissue
 from fusion_pipeline.synthesis.noise import gaussian_blur, smooth_noise, uniform
 from fusion_pipeline.synthesis.tissues import Contrast, tissue_values
 
-_FWHM = 2.3548
+_FWHM = 2.3548  # times the standard deviation of a Gaussian: 2 sqrt(2 ln 2)
 
 
 @dataclass(frozen=True)
