@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import sys
 import warnings
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parsed(sys.argv[1:] if argv is None else list(argv))
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
+    return _started(args)
+
+
+def _started(args: argparse.Namespace) -> int:
+    """Run the command in this process."""
     _log_to_terminal(debug=args.debug)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -78,15 +84,46 @@ def _exit_code_of(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     """``fusion-pipeline run``."""
     from fusion_pipeline.data import check_output_folder
-    from fusion_pipeline.pipeline import spatial_dims_of_cases
+    from fusion_pipeline.pipeline import FusionPipeline, run_processes, spatial_dims_of_cases
 
+    count = _process_count(args)
     cases = _cases(args)
     check_output_folder(args.output)
-    evaluator = _evaluator(args, spatial_dims_of_cases(cases), cases=cases, resume=args.resume)
+    dims = spatial_dims_of_cases(cases)
+    if count > 1 and len(cases) > 1:
+        FusionPipeline.from_bundle(_bundle(args, dims))  # refused here, it is said once
+        alone = argparse.Namespace(**vars(args) | {"devices": None, "jobs": None})
+        return run_processes(_started, alone, min(count, len(cases)))
+    evaluator = _evaluator(args, dims, cases=cases, resume=args.resume)
     evaluator.run()
     if len(cases) == 1 and not evaluator.exit_code:
         logger.info("report: %s", args.output / cases[0].id / "report.html")
     return evaluator.exit_code
+
+
+def _process_count(args: argparse.Namespace) -> int:
+    """How many processes to start; ``--devices`` and ``--jobs`` decide the device as well."""
+    import torch
+
+    from fusion_pipeline.data import InputError
+
+    if args.devices is None and args.jobs is None:
+        return 1
+    option, device = ("--jobs", "cpu") if args.devices is None else ("--devices", "cuda")
+    if args.device not in (None, device):
+        raise InputError(
+            f"{option}: expected --device {device}, got {args.device}; --devices counts GPUs, "
+            "--jobs processes on the CPU"
+        )
+    if "WORLD_SIZE" in os.environ:
+        raise InputError(f"{option}: torchrun starts the processes; leave {option} out")
+    if args.devices is not None and args.devices > torch.cuda.device_count():
+        raise InputError(
+            f"--devices: expected at most {torch.cuda.device_count()}, the GPUs that torch can use "
+            f"here, got {args.devices}; --jobs starts processes on the CPU"
+        )
+    args.device = device
+    return int(args.devices or args.jobs)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -151,17 +188,25 @@ def _evaluator(
     args: argparse.Namespace, spatial_dims: int, **overrides: object
 ) -> "FusionEvaluator":
     """The evaluator that the bundle's ``inference.json`` describes, with the overrides."""
-    from fusion_pipeline.pipeline import bundle_for, from_config
+    from fusion_pipeline.pipeline import from_config
 
-    path = bundle_for(spatial_dims) if args.bundle is None else args.bundle
     overrides |= {
         "output_dir": str(args.output),
         "device": args.device,
         "refine_steps": args.refine_steps,
         "same_person": False if args.different_people else None,
     }
-    evaluator: FusionEvaluator = from_config(path, overrides, "evaluator")["evaluator"]
+    evaluator: FusionEvaluator = from_config(_bundle(args, spatial_dims), overrides, "evaluator")[
+        "evaluator"
+    ]
     return evaluator
+
+
+def _bundle(args: argparse.Namespace, spatial_dims: int) -> Path:
+    """Folder of the bundle."""
+    from fusion_pipeline.pipeline import bundle_for
+
+    return bundle_for(spatial_dims) if args.bundle is None else Path(args.bundle)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -232,6 +277,13 @@ def _add_run(run: argparse.ArgumentParser, argv: list[str]) -> None:
         help="how far the registration may go; --transform-KEY for one image",
     )
     run.add_argument("--resume", action="store_true", help="skip cases that are done")
+    shared = run.add_mutually_exclusive_group()
+    shared.add_argument(
+        "--devices", type=_positive, metavar="N", help="GPUs that share the cases, a process each"
+    )
+    shared.add_argument(
+        "--jobs", type=_positive, metavar="N", help="processes on the CPU that share the cases"
+    )
     _add_common(run)
 
 
@@ -301,6 +353,13 @@ def _count(text: str) -> int:
     """A number of steps."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """A number of processes."""
+    if _count(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
     return int(text)
 
 

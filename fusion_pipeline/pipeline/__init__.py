@@ -17,13 +17,16 @@ from fusion_pipeline.pipeline.dataset import (
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator, SaveResult
 from fusion_pipeline.pipeline.handlers import EvaluationHandler, ProgressHandler, SummaryHandler
 from fusion_pipeline.pipeline.inferer import FusionInferer
+from fusion_pipeline.pipeline.launch import run_processes
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
+from fusion_pipeline.pipeline.shared_run import CaseQueue, SharedRun
 from fusion_pipeline.pipeline.summary import Outcome
 from fusion_pipeline.pipeline.synthetic import SyntheticCases
 
 __all__ = [
     "CaseDataset",
+    "CaseQueue",
     "CheckpointLoader",
     "EvaluationHandler",
     "FusionEvaluator",
@@ -34,6 +37,7 @@ __all__ = [
     "PipelineResult",
     "ProgressHandler",
     "SaveResult",
+    "SharedRun",
     "SummaryHandler",
     "SyntheticCases",
     "bundle_for",
@@ -41,6 +45,7 @@ __all__ = [
     "from_config",
     "load_weights",
     "refuse_unknown_overrides",
+    "run_processes",
     "spatial_dims_of_cases",
     "switch",
 ]
