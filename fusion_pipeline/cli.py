@@ -91,7 +91,8 @@ def _run(args: argparse.Namespace) -> int:
     check_output_folder(args.output)
     dims = spatial_dims_of_cases(cases)
     if count > 1 and len(cases) > 1:
-        FusionPipeline.from_bundle(_bundle(args, dims))  # refused here, it is said once
+        # what is wrong with the bundle is said once, and no GPU is woken
+        FusionPipeline.from_bundle(_bundle(args, dims), device="cpu")
         alone = argparse.Namespace(**vars(args) | {"devices": None, "jobs": None})
         return run_processes(_started, alone, min(count, len(cases)))
     evaluator = _evaluator(args, dims, cases=cases, resume=args.resume)
@@ -115,7 +116,7 @@ def _process_count(args: argparse.Namespace) -> int:
             f"{option}: expected --device {device}, got {args.device}; --devices counts GPUs, "
             "--jobs processes on the CPU"
         )
-    if "WORLD_SIZE" in os.environ:
+    if "RANK" in os.environ:
         raise InputError(f"{option}: torchrun starts the processes; leave {option} out")
     if args.devices is not None and args.devices > torch.cuda.device_count():
         raise InputError(

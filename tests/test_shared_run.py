@@ -140,6 +140,11 @@ class TestTheEnvironment:
         run = SharedRun.of_this_program()
         assert (run.rank, run.size, run.writes, run.take()) == (0, 1, True, 0)
 
+    def test_of_a_launcher_that_numbers_no_processes_is_one_process(self):
+        self.setenv("WORLD_SIZE", "2")  # as Lightning does
+        self.setenv("LOCAL_RANK", "0")
+        assert SharedRun.of_this_program().size == 1
+
     def test_of_bare_srun_is_refused(self):
         self.setenv("SLURM_STEP_NUM_TASKS", "8")
         with pytest.raises(InputError, match=r"srun: expected torchrun .* got 8 tasks"):

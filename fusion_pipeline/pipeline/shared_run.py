@@ -13,7 +13,7 @@ from fusion_pipeline.data import InputError
 from fusion_pipeline.data.refusals import one_line
 
 STORE_VARIABLE = "FUSION_PIPELINE_STORE"
-_POLL_S = 0.1  # how often a process that waits for the others asks; small beside any case
+_POLL_S = 0.2  # how often a process that waits for the others asks; small beside any case
 _runs = itertools.count()
 
 
@@ -56,10 +56,9 @@ class SharedRun:
         """
         _refuse_bare_slurm()
         name = f"run{next(_runs)}"
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        rank, size = (int(os.environ.get(key, "-1")) for key in ("RANK", "WORLD_SIZE"))
+        if rank < 0 or size <= 1:
             return cls(name=name)
-        rank = int(os.environ["RANK"])
         try:
             if STORE_VARIABLE in os.environ:
                 host, _, port = os.environ[STORE_VARIABLE].rpartition(":")
@@ -99,26 +98,26 @@ class SharedRun:
         """
         self._store.set(f"done/{self.rank}", "")
         while not self._store.check(["written"]):
-            left = [rank for rank in range(self.size) if not self._is_lost(rank)]
-            if left[:1] == [self.rank] and all(self._has(f"done/{rank}") for rank in left):
+            first = next(rank for rank in range(self.size) if not self._is_lost(rank))
+            if first == self.rank and self._all("done"):
                 self.writes = True
                 return
             time.sleep(_POLL_S)
 
     def close(self) -> None:
         """Let the others go; who writes goes last, since it may hold the store."""
-        if not self.writes:
-            self._store.set(f"gone/{self.rank}", "")
-            return
-        self._store.set("written", "")
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        while not all(self._has(f"gone/{rank}") or self._is_lost(rank) for rank in others):
+        if self.writes:
+            self._store.set("written", "")
+        self._store.set(f"gone/{self.rank}", "")
+        while self.writes and not self._all("gone"):
             time.sleep(_POLL_S)
 
-    def _has(self, key: str) -> bool:
-        return self._store.check([key])
+    def _all(self, key: str) -> bool:
+        """Each process that is left has said so."""
+        return all(self._store.check([f"{key}/{r}"]) or self._is_lost(r) for r in range(self.size))
 
     def _is_lost(self, rank: int) -> bool:
+        """The launcher says that this process has ended."""
         return self._program.check([lost_key(rank)])
 
 
