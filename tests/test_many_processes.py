@@ -85,11 +85,11 @@ def rows(folder):
         return {row["id"]: row for row in csv.DictReader(stream)}
 
 
-def compare(found, alone):
+def compare(out, alone):
     """The same files, byte for byte; of reports and summary all but what was measured."""
-    assert {path.name for path in found.iterdir()} == {*GOOD, "summary.csv"}
+    assert {path.name for path in out.iterdir()} == {*GOOD, "summary.csv"}
     for name in GOOD:
-        ours, theirs = found / name, alone / name
+        ours, theirs = out / name, alone / name
         assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
         for path in ours.iterdir():
             if path.name not in ("report.json", "report.html"):
@@ -99,7 +99,7 @@ def compare(found, alone):
             assert report.pop("timings")
             assert report.pop("peak_memory_mb")
         assert reports[0] == reports[1]
-    ours, theirs = rows(found), rows(alone)
+    ours, theirs = rows(out), rows(alone)
     assert list(ours) == IDS
     for name, row in ours.items():
         status = "failed" if name == "bad" else row["status"]
