@@ -19,6 +19,7 @@ from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.pipeline import (
     CaseDataset,
+    CaseQueue,
     EvaluationHandler,
     FusionEvaluator,
     FusionInferer,
@@ -84,7 +85,8 @@ def small_pipeline(spatial_dims=3, seed=0, window_hu=None, **settings):
 def small_evaluator(cases, output, *, seed=0, resume=False, save=None, evaluate=False):
     """As the bundle's config builds it, with an untrained small network."""
     steps = preprocessing()
-    loader = DataLoader(CaseDataset(cases, steps), batch_size=1, collate_fn=no_collation)
+    dataset = CaseDataset(cases, steps)
+    loader = DataLoader(dataset, batch_size=1, sampler=CaseQueue(dataset), collate_fn=no_collation)
     handlers = [ProgressHandler(), SummaryHandler(output)]
     if evaluate:
         handlers.append(EvaluationHandler(output))

@@ -370,6 +370,74 @@ def test_demo_refuses_in_one_line(made, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.fixture
+def datalist(paths, tmp_path):
+    entries = ", ".join(
+        f'{{"id": "{name}", "ct": "{paths["ct"]}", "mr": "{paths["mr"]}"}}' for name in "abc"
+    )
+    (tmp_path / "cases.json").write_text(f'{{"testing": [{entries}]}}')
+    return str(tmp_path / "cases.json")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What would have been started in processes."""
+    calls = []
+
+    def run_processes(work, args, count):
+        calls.append((args, count))
+        return 1
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(pipeline_package, "run_processes", run_processes)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "device"),
+    [(["--jobs", "2"], 2, "cpu"), (["--jobs", "9"], 3, "cpu"), (["--devices", "2"], 2, "cuda")],
+)
+def test_processes_share_a_datalist(launched, datalist, tmp_path, options, count, device):
+    arguments = ["--datalist", datalist, "--resume", *options]
+    assert run(*arguments, output=tmp_path / "out") == 1
+    ((args, started),) = launched
+    assert (started, args.device, args.resume) == (count, device, True)
+    assert (args.devices, args.jobs) == (None, None)  # they do not start others in their turn
+
+
+@pytest.mark.parametrize("options", [["--jobs", "1"], ["--devices", "1"]])
+def test_one_process_is_this_one(launched, no_run, datalist, tmp_path, options):
+    assert run("--datalist", datalist, *options, output=tmp_path / "out") == 0
+    assert launched == []
+    assert no_run["device"] == ("cpu" if options[0] == "--jobs" else "cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--jobs", "0"], "expected a whole number from 1 up, got '0'"),
+        (["--jobs", "2", "--devices", "2"], "not allowed with argument"),
+        (["--jobs", "2", "--device", "cuda"], "--jobs: expected --device cpu, got cuda"),
+        (["--devices", "2", "--device", "cuda:1"], "--devices: expected --device cuda, got cuda:1"),
+        (["--devices", "3"], "--devices: expected at most 2, the GPUs that torch can use here"),
+        (["--jobs", "2", "--bundle", "nowhere"], "nowhere: expected a bundle"),
+    ],
+)
+def test_processes_are_refused_in_one_line(launched, datalist, tmp_path, capsys, options, message):
+    assert run("--datalist", datalist, *options, output=tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert launched == []
+
+
+def test_processes_within_torchrun_are_refused(launched, datalist, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert run("--datalist", datalist, "--jobs", "2", output=tmp_path / "out") == 2
+    assert "torchrun starts the processes; leave --jobs out" in capsys.readouterr().err
+
+
 def test_an_interruption_leaves_with_130(no_run, paths, tmp_path, capsys):
     def stop():
         raise KeyboardInterrupt

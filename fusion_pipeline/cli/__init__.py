@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 
 from fusion_pipeline import __version__
 from fusion_pipeline.cli import demo, export, run, train
 from fusion_pipeline.cli.arguments import Parser
-from fusion_pipeline.cli.terminal import log_to_terminal, logger, quiet
+from fusion_pipeline.cli.process import run_command
 
 # The heavy imports stand inside the functions: the help comes at once, and library warnings that
 # are raised on import find the filter in place.
@@ -33,11 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parsed(sys.argv[1:] if argv is None else list(argv))
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
-    log_to_terminal(debug=args.debug)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quiet()
-        return _exit_code_of(args)
+    return run_command(args)
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
@@ -52,24 +47,6 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     if args.check is not None:
         args.check(args)
     return args
-
-
-def _exit_code_of(args: argparse.Namespace) -> int:
-    """Run the command; whatever it raises becomes one line on stderr."""
-    from fusion_pipeline.data import InputError
-
-    try:
-        return int(args.command(args))
-    except InputError as error:
-        logger.error("%s", " ".join(str(error).split()), exc_info=error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error(args.interrupted)
-        return 130
-    except Exception as error:
-        text = " ".join(str(error).split())
-        logger.error("unexpected %s: %s", type(error).__name__, text, exc_info=error)
-        return 1
 
 
 __all__ = ["main"]

@@ -100,4 +100,19 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-__all__ = ["HelpFormatter", "Parser", "add_inference", "key_of", "new_command", "whole_number"]
+def positive(text: str) -> int:
+    """A number of processes."""
+    if whole_number(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+__all__ = [
+    "HelpFormatter",
+    "Parser",
+    "add_inference",
+    "key_of",
+    "new_command",
+    "positive",
+    "whole_number",
+]

@@ -1,6 +1,7 @@
 """The object behind ``run`` and ``demo``: the bundle's evaluator with the options as overrides."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,9 +12,9 @@ def evaluator_of(
     args: argparse.Namespace, spatial_dims: int, **overrides: object
 ) -> "FusionEvaluator":
     """The evaluator that the bundle's ``inference.json`` describes, with the overrides."""
-    from fusion_pipeline.pipeline import bundle_for, from_config
+    from fusion_pipeline.pipeline import from_config
 
-    path = bundle_for(spatial_dims) if args.bundle is None else args.bundle
+    path = bundle_of(args, spatial_dims)
     overrides |= {
         "output_dir": str(args.output),
         "ckpt_path": None if args.weights is None else str(args.weights),
@@ -25,4 +26,11 @@ def evaluator_of(
     return evaluator
 
 
-__all__ = ["evaluator_of"]
+def bundle_of(args: argparse.Namespace, spatial_dims: int) -> Path:
+    """Folder of the bundle."""
+    from fusion_pipeline.pipeline import bundle_for
+
+    return bundle_for(spatial_dims) if args.bundle is None else Path(args.bundle)
+
+
+__all__ = ["bundle_of", "evaluator_of"]

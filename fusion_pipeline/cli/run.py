@@ -1,13 +1,15 @@
 """``fusion-pipeline run``: one case from its images, or many from a datalist."""
 
 import argparse
+import os
 import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_pipeline.cli.arguments import Parser, add_inference, key_of, new_command
-from fusion_pipeline.cli.evaluator import evaluator_of
+from fusion_pipeline.cli.arguments import Parser, add_inference, key_of, new_command, positive
+from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
+from fusion_pipeline.cli.process import run_command
 from fusion_pipeline.cli.terminal import logger
 
 if TYPE_CHECKING:
@@ -59,21 +61,60 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="how far the registration may go (default: deformable); --transform-KEY for one image",
     )
     run.add_argument("--resume", action="store_true", help="skip cases that are done")
+    shared = run.add_mutually_exclusive_group()
+    shared.add_argument(
+        "--devices", type=positive, metavar="N", help="GPUs that share the cases, a process each"
+    )
+    shared.add_argument(
+        "--jobs", type=positive, metavar="N", help="processes on the CPU that share the cases"
+    )
     add_inference(run)
 
 
 def _run(args: argparse.Namespace) -> int:
     """``fusion-pipeline run``."""
     from fusion_pipeline.data import check_output_folder
-    from fusion_pipeline.pipeline import spatial_dims_of_cases
+    from fusion_pipeline.pipeline import FusionPipeline, run_processes, spatial_dims_of_cases
 
+    count = _process_count(args)
     cases = _cases(args)
     check_output_folder(args.output)
-    evaluator = evaluator_of(args, spatial_dims_of_cases(cases), cases=cases, resume=args.resume)
+    dims = spatial_dims_of_cases(cases)
+    if count > 1 and len(cases) > 1:
+        # what is wrong with the bundle is said once, and no GPU is woken
+        FusionPipeline.from_bundle(bundle_of(args, dims), weights=args.weights, device="cpu")
+        alone = argparse.Namespace(**vars(args) | {"devices": None, "jobs": None, "check": None})
+        return run_processes(run_command, alone, min(count, len(cases)))
+    evaluator = evaluator_of(args, dims, cases=cases, resume=args.resume)
     evaluator.run()
     if len(cases) == 1 and not evaluator.exit_code:
         logger.info("report: %s", args.output / cases[0].id / "report.html")
     return evaluator.exit_code
+
+
+def _process_count(args: argparse.Namespace) -> int:
+    """How many processes to start; ``--devices`` and ``--jobs`` decide the device as well."""
+    import torch
+
+    from fusion_pipeline.data import InputError
+
+    if args.devices is None and args.jobs is None:
+        return 1
+    option, device = ("--jobs", "cpu") if args.devices is None else ("--devices", "cuda")
+    if args.device not in (None, device):
+        raise InputError(
+            f"{option}: expected --device {device}, got {args.device}; --devices counts GPUs, "
+            "--jobs processes on the CPU"
+        )
+    if "RANK" in os.environ:
+        raise InputError(f"{option}: torchrun starts the processes; leave {option} out")
+    if args.devices is not None and args.devices > torch.cuda.device_count():
+        raise InputError(
+            f"--devices: expected at most {torch.cuda.device_count()}, the GPUs that torch can use "
+            f"here, got {args.devices}; --jobs starts processes on the CPU"
+        )
+    args.device = device
+    return int(args.devices or args.jobs)
 
 
 def _cases(args: argparse.Namespace) -> "list[CaseFiles]":

@@ -25,8 +25,10 @@ from fusion_pipeline.pipeline.dataset import (
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator, SaveResult
 from fusion_pipeline.pipeline.handlers import EvaluationHandler, ProgressHandler, SummaryHandler
 from fusion_pipeline.pipeline.inferer import FusionInferer
+from fusion_pipeline.pipeline.launch import run_processes
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
+from fusion_pipeline.pipeline.shared_run import CaseQueue, SharedRun
 from fusion_pipeline.pipeline.summary import Outcome
 from fusion_pipeline.pipeline.synthetic import SyntheticCases
 from fusion_pipeline.pipeline.workflow import run_training
@@ -34,6 +36,7 @@ from fusion_pipeline.pipeline.workflow import run_training
 __all__ = [
     "BundleInUse",
     "CaseDataset",
+    "CaseQueue",
     "CheckpointLoader",
     "EvaluationHandler",
     "FusionEvaluator",
@@ -44,6 +47,7 @@ __all__ = [
     "PipelineResult",
     "ProgressHandler",
     "SaveResult",
+    "SharedRun",
     "SummaryHandler",
     "SyntheticCases",
     "TrainingFacts",
@@ -55,6 +59,7 @@ __all__ = [
     "load_weights",
     "refuse_unknown_overrides",
     "refuse_wrong_values",
+    "run_processes",
     "run_training",
     "spatial_dims_of_cases",
     "switch",

@@ -31,12 +31,14 @@ class LoadedCase:
         case: prepared; None if it was skipped or cannot be used.
         error: what was raised.
         clock: the seconds that loading took.
+        number: of the case in the dataset.
     """
 
     files: CaseFiles
     case: Case | None = None
     error: Exception | None = None
     clock: Clock = field(default_factory=Clock)
+    number: int = 0
 
 
 class CaseDataset(Dataset):
@@ -61,11 +63,12 @@ class CaseDataset(Dataset):
         clock = Clock()
         try:
             if self.skip(files):
-                return LoadedCase(files)
+                return LoadedCase(files, number=index)
             with clock.stage("load"):
-                return LoadedCase(files, load_case(files, self._prepare), clock=clock)
+                case = load_case(files, self._prepare)
+            return LoadedCase(files, case, clock=clock, number=index)
         except Exception as error:  # a case must not stop the others
-            return LoadedCase(files, error=error)
+            return LoadedCase(files, error=error, number=index)
 
 
 def _never(_: CaseFiles) -> bool:

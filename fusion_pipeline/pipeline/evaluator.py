@@ -27,7 +27,10 @@ from fusion_pipeline.pipeline.fingerprint import RunFingerprint
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
+from fusion_pipeline.pipeline.shared_run import CaseQueue, SharedRun
 from fusion_pipeline.pipeline.summary import Outcome, exit_code, read_report
+
+logger = logging.getLogger("fusion_pipeline.run")
 
 
 class SaveResult:
@@ -51,7 +54,8 @@ class FusionEvaluator(Evaluator):
 
     Rules beyond MONAI's: a case that raises is kept as failed and the next one runs; with
     ``resume`` a case whose report was made from the same input, settings and weights is skipped;
-    `exit_code` tells how it went.
+    `exit_code` tells how it went. The processes of ``torchrun`` share the cases through the
+    loader's `CaseQueue`, and each of them ends with the outcomes of all.
 
     Args:
         val_data_loader: gives lists of one `LoadedCase`, from a `CaseDataset`.
@@ -64,7 +68,8 @@ class FusionEvaluator(Evaluator):
         resume: skip what is done.
 
     Attributes:
-        state.outcomes: an `Outcome` for each case so far.
+        state.outcomes: an `Outcome` for each case so far; at the end those of all processes.
+        shared: the run with the other processes.
     """
 
     @one_line_refusals()
@@ -88,7 +93,7 @@ class FusionEvaluator(Evaluator):
         super().__init__(
             device=inferer.device,
             val_data_loader=val_data_loader,
-            val_handlers=val_handlers,
+            val_handlers=[_Gather(), *val_handlers],
             decollate=False,
         )
         self.logger.setLevel(logging.CRITICAL)  # ignite's own lines on starts and ends
@@ -97,6 +102,7 @@ class FusionEvaluator(Evaluator):
         self.output_dir = Path(output_dir)
         self.resume = bundle.switch("resume", resume)
         self.state.outcomes = []
+        self.shared = SharedRun()
         # behind the checkpoint loader, and before the DataLoader starts its workers
         self.add_event_handler(Events.STARTED, self._digest_weights)
 
@@ -108,9 +114,11 @@ class FusionEvaluator(Evaluator):
         """
         with one_line_refusals():
             check_output_folder(self.output_dir)
+            self._share()
         self.state.outcomes = []
         with one_line_refusals():  # the checkpoint loader may refuse the weights
             super().run(global_epoch)
+        self.shared.close()
 
     @property
     def exit_code(self) -> int:
@@ -134,6 +142,39 @@ class FusionEvaluator(Evaluator):
         if self.resume:
             self.data_loader.dataset.skip = _WasRun(self.output_dir, self._fingerprint)
 
+    def gather(self) -> None:
+        """Wait for the other processes, and take over what became of their cases."""
+        self.shared.wait_for_others()
+        if self.shared.size == 1:
+            return
+        cases = self.data_loader.dataset.data
+        texts = [self.shared.outcome(number) for number in range(len(cases))]
+        self.state.outcomes = [
+            Outcome.lost(files.id) if text is None else Outcome.from_json(text)
+            for files, text in zip(cases, texts, strict=True)
+        ]
+        if self.shared.writes:
+            for outcome, text in zip(self.state.outcomes, texts, strict=True):
+                if text is None:
+                    logger.error("%s", outcome.message)
+
+    def _share(self) -> None:
+        """Start a run with the other processes of the program."""
+        self.shared = SharedRun.of_this_program()
+        sampler = getattr(self.data_loader, "sampler", None)
+        if isinstance(sampler, CaseQueue):
+            sampler.shared = self.shared
+            self.state.cases = len(sampler.dataset)
+            # None: ignite goes on until the queue is empty
+            self.state.epoch_length = self.state.cases if self.shared.size == 1 else None
+        elif self.shared.size > 1:
+            raise InputError(
+                f"dataloader: expected the sampler CaseQueue, to share the cases between "
+                f"{self.shared.size} processes, got {type(sampler).__name__}; add it to the config"
+            )
+        else:
+            self.state.cases = self.state.epoch_length
+
     def _iteration(self, engine: Engine, batchdata: Sequence[LoadedCase]) -> Outcome:
         """Run or skip one case; whatever it raises is kept."""
         loaded = batchdata[0]
@@ -149,6 +190,7 @@ class FusionEvaluator(Evaluator):
                 message = f"{loaded.files.id}: unexpected {type(error).__name__}: {message}"
             outcome = Outcome(loaded.files.id, "failed", message=message, error=error)
         self.state.outcomes.append(outcome)
+        engine.state.ended = self.shared.finish(loaded.number, outcome.as_json())
         engine.state.batch = None  # the volumes of this case must not outlive it
         return outcome
 
@@ -179,6 +221,14 @@ class _WasRun:
             return bool(report.get("input") == self.fingerprint(files))
         except (OSError, ValueError):  # no report, or a file is gone: the run will tell
             return False
+
+
+class _Gather:
+    """Handler before all others: at the end the outcomes are those of all processes."""
+
+    def attach(self, engine: Engine) -> None:
+        """Be called at the end."""
+        engine.add_event_handler(Events.COMPLETED, FusionEvaluator.gather)
 
 
 def forget_frames(error: BaseException | None) -> None:

@@ -31,12 +31,14 @@ class ProgressHandler:
             return
         seconds = outcome.numbers.get("seconds")
         took = f" in {seconds:.1f} s" if isinstance(seconds, float) else ""
-        done = f"[{engine.state.iteration}/{engine.state.epoch_length}]"
+        done = f"[{engine.state.ended}/{engine.state.cases}]"
         logger.info("%s %s: %s%s", done, outcome.id, outcome.status, took)
 
 
 class SummaryHandler:
     """At the end of more than one case ``summary.csv``, and a table in the log.
+
+    Where several processes share the run, one of them writes it.
 
     Args:
         output_dir: gets the file.
@@ -52,7 +54,7 @@ class SummaryHandler:
     def __call__(self, engine: Engine) -> None:
         """Write the summary."""
         outcomes = engine.state.outcomes
-        if len(outcomes) < 2:
+        if len(outcomes) < 2 or not engine.shared.writes:
             return
         with written_whole(self.path) as aside:
             aside.write_text(as_csv(outcomes), encoding="utf-8")
@@ -78,6 +80,8 @@ class EvaluationHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Write the evaluation."""
+        if not engine.shared.writes:
+            return
         scores = [one.evaluation for one in engine.state.outcomes if one.evaluation]
         content = {"cases": len(scores), **averaged(scores)}
         with written_whole(self.path) as aside:

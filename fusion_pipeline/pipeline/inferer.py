@@ -1,5 +1,6 @@
 """`FusionInferer`: register, harmonize and fuse one prepared case, as a MONAI inferer."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -36,7 +37,8 @@ class FusionInferer(Inferer):
         working_spacing: mm of the lattice on which the registration works, 0.1 to 20; None: by the
             images.
         same_person: False for images of different people, such as an atlas: softer fields.
-        device: where the networks compute.
+        device: where the networks compute; in a process of ``torchrun`` plain ``cuda`` is the GPU
+            of its own number, ``LOCAL_RANK``.
     """
 
     @one_line_refusals()
@@ -193,9 +195,26 @@ def _along(affine: Matrix, images: Mapping[str, Image]) -> dict[str, Image]:
     return {key: image.in_axes_of(affine) for key, image in images.items()}
 
 
+def _choose_gpu(device: torch.device) -> None:
+    """Let ``cuda`` be this process's own GPU.
+
+    The name stays ``cuda``: `--resume` compares it, and another process may have run the case.
+    """
+    number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number == 0 or str(device) != "cuda":
+        return
+    if number >= there:
+        raise InputError(
+            f"device {device}: expected a GPU for each process of this machine, got {there} for "
+            f"process {number + 1}; start fewer"
+        )
+    torch.cuda.set_device(number)
+
+
 def _check_device(device: torch.device | str) -> None:
     """Refuse a device that is not there."""
     try:
+        _choose_gpu(torch.device(device))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

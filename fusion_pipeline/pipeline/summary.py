@@ -53,6 +53,25 @@ class Outcome:
             evaluation=report.get("evaluation", {}),
         )
 
+    @classmethod
+    def lost(cls, case_id: str) -> "Outcome":
+        """The outcome of a case whose process was killed, or that none could take any more."""
+        message = f"{case_id}: its process ended before it was done; go on with --resume"
+        return cls(case_id, "failed", message=message, error=RuntimeError(message))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Outcome":
+        """What `as_json` wrote, in another process; of an error its kind and message are left."""
+        content = json.loads(text)
+        kind = InputError if content.pop("bad_input") else RuntimeError
+        failed = content["status"] == "failed"
+        return cls(**content, error=kind(content["message"]) if failed else None)
+
+    def as_json(self) -> str:
+        """All but the traceback of the error."""
+        names = ("id", "status", "message", "numbers", "evaluation", "bad_input")
+        return json.dumps({name: getattr(self, name) for name in names})
+
     @property
     def bad_input(self) -> bool:
         """It failed because the input cannot be used."""

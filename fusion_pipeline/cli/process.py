@@ -1,0 +1,43 @@
+"""A command in this process: its messages on the terminal, its exit code."""
+
+import argparse
+import warnings
+
+from fusion_pipeline.cli.terminal import log_to_terminal, logger, quiet
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Run the command that the arguments name.
+
+    Args:
+        args: with ``command``, which takes them and returns its exit code.
+
+    Returns:
+        0: done; 1: some cases failed; 2: bad input.
+    """
+    log_to_terminal(debug=args.debug)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet()
+        return _exit_code_of(args)
+
+
+def _exit_code_of(args: argparse.Namespace) -> int:
+    """Run the command; whatever it raises becomes one line on stderr."""
+    from fusion_pipeline.data import InputError
+
+    try:
+        return int(args.command(args))
+    except InputError as error:
+        logger.error("%s", " ".join(str(error).split()), exc_info=error)
+        return 2
+    except KeyboardInterrupt:
+        logger.error(args.interrupted)
+        return 130
+    except Exception as error:
+        text = " ".join(str(error).split())
+        logger.error("unexpected %s: %s", type(error).__name__, text, exc_info=error)
+        return 1
+
+
+__all__ = ["run_command"]
