@@ -113,6 +113,7 @@ def test_the_whole_pipeline_runs_on_the_device():
     assert "operations on the device" in run_apart(_PIPELINE)
 
 
-@pytest.mark.parametrize("shape", [(33, 33), pytest.param((33, 33, 33), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(33, 33), (33, 33, 33)])
 def test_a_training_step_runs_on_the_device(shape):
     run_apart(_TRAINING.format(shape=shape, d=len(shape)))
