@@ -4,6 +4,9 @@ PYTHON ?= python3
 OUTPUT ?= out/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# one worker for each core, each of about 1 GB; torch must not start further threads in them
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
 
 .PHONY: help install demo test lint check wheel
@@ -29,7 +32,7 @@ demo: install
 	$(BIN)/fusion-pipeline demo --output $(OUTPUT)
 
 test: install
-	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term --cov-fail-under=90
+	$(PYTEST) --cov --cov-branch --cov-report=term --cov-fail-under=90
 
 lint: install
 	$(BIN)/ruff check .
@@ -38,7 +41,7 @@ lint: install
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 wheel: install
 	rm -rf dist build

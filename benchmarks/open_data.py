@@ -7,8 +7,8 @@
 painted training heads, half of them as 8-bit pictures. Label maps of the training subjects
 (Apache-2.0) at 2 mm. The seven evaluation patients and the evaluation heads are not among them.
 
-``cases.json`` keeps four patients for validation; ``registration.json`` trains on all of them, since
-the registration is validated on painted pairs, whose truth is exact. An image whose headers agree
+``cases.json`` keeps four patients for validation; ``registration.json`` trains on all of them: the
+registration is validated on painted pairs, whose truth is exact. An image whose headers agree
 with the CT's is called aligned (``transform: none``): each PET, and the MR of five patients; of the
 others the MR is 4 mm off and more. About 40 MB (3D) and 25 MB (2D); takes four minutes on one core.
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from sarcoma_grids import EVALUATION, KEYS
 from PIL import Image as Picture
+from sarcoma_grids import EVALUATION, KEYS
 from slices import training_slices
 from torch import Tensor
 

@@ -124,11 +124,13 @@ def export_networks(
         The files.
 
     Raises:
-        InputError: an unknown name, format or kind.
+        InputError: an unknown name, format or kind; packages that ONNX needs are missing.
     """
     _check_choice("network", names, NETWORKS)
     _check_choice("format", [file_format], FORMATS)
     _check_choice("kind", kinds, KINDS)
+    if file_format == "onnx":
+        _check_onnx_packages()
     folder = check_output_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().eval()
@@ -176,6 +178,14 @@ def _write(program: ExportedProgram, path: Path) -> None:
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
+    written = torch.onnx.export(program, dynamo=True, verbose=False)
+    if written is None:
+        raise RuntimeError(f"{path}: torch gave no ONNX program")
+    written.save(str(path), external_data=False)
+
+
+def _check_onnx_packages() -> None:
+    """Refuse before the work, which takes minutes."""
     try:
         import onnxscript  # noqa: F401 - torch asks for it in the middle of the work
     except ModuleNotFoundError as error:
@@ -183,10 +193,6 @@ def _write(program: ExportedProgram, path: Path) -> None:
             'export to onnx: expected the packages onnx and onnxscript, got none; "pip install '
             "'fusion-pipeline[export]'\", or choose the format pt2"
         ) from error
-    written = torch.onnx.export(program, dynamo=True, verbose=False)
-    if written is None:
-        raise RuntimeError(f"{path}: torch gave no ONNX program")
-    written.save(str(path), external_data=False)
 
 
 def _check_choice(what: str, given: Sequence[str], choices: Sequence[str]) -> None:

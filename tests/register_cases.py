@@ -1,6 +1,7 @@
 """Pairs with a known rigid map, and SimpleITK's view of our images and fields."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import SimpleITK as sitk
@@ -47,10 +48,11 @@ class KnownPair:
         return float(max(sizes))
 
 
+@cache  # a volume takes more than a second
 def rigid_pair(
     seed: int = 3, *, d: int = 3, key: str = "mr", degrees: float = 10.0, mm: float = 12.0
 ) -> KnownPair:
-    """A patient whose second image was moved by one rotation and one shift, nothing else."""
+    """A patient whose second image was moved by one rotation and one shift; leave it as it is."""
     patient = synthetic_patient(seed, spatial_dims=d, size="small")
     fixed, aligned = patient.case.fixed, patient.aligned[key]
     centre = apply_affine(fixed.affine, (np.asarray(fixed.shape) - 1) / 2)

@@ -157,14 +157,6 @@ def test_training_starts_from_the_weights_or_from_none(word, meant):
     )
 
 
-def test_a_word_that_is_no_switch_ends_training_with_one_line(tmp_path):
-    args = ["--config_file", str(CONFIGS / "train.json"), "--pretrained", "no"]
-    done = ran("monai.bundle", "run", *args, folder=tmp_path)
-    assert done.returncode == 2
-    assert "expected pretrained true or false, got 'no'" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_the_configs_share_one_network(bundle):
     first, *others = (
         json.loads((bundle / "configs" / f"{name}.json").read_text())["network_def"]
@@ -663,33 +655,40 @@ def test_bundle_command_and_python_leave_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    ("name", "arguments", "line"),
     [
-        (["--datalist", "broken.json"], "broken.json: expected valid JSON"),
-        (["--datalst", "cases.json"], "unknown override: datalst"),
+        ("train", ["--pretrained", "no"], "expected pretrained true or false, got 'no'"),
+        ("inference", ["--datalist", "broken.json"], "broken.json: expected valid JSON"),
+        ("inference", ["--datalst", "cases.json"], "unknown override: datalst"),
         (
+            "inference",
             ["--checkpointloader#load_path", "broken.json"],
             "broken.json: expected the weights of MultimodalNet",
         ),
-        (["--refine_steps", "-1"], "expected refine_steps a whole number of 0 or more, got -1"),
-        (["--same_person", "no"], "expected same_person true or false, got 'no'"),
-        (["--resume", "no"], "expected resume true or false, got 'no'"),
+        (
+            "inference",
+            ["--refine_steps", "-1"],
+            "expected refine_steps a whole number of 0 or more, got -1",
+        ),
+        ("inference", ["--same_person", "no"], "expected same_person true or false, got 'no'"),
+        ("inference", ["--resume", "no"], "expected resume true or false, got 'no'"),
         # what MONAI's and torch's components refuse
-        (["--dataloader#num_workers", "-1"], "got: DataLoader: num_workers option should be"),
-        (["--dataset#data", "@nothing"], "got: the referring item `@nothing` is not defined"),
+        (
+            "inference",
+            ["--dataloader#num_workers", "-1"],
+            "got: DataLoader: num_workers option should be",
+        ),
+        (
+            "inference",
+            ["--dataset#data", "@nothing"],
+            "got: the referring item `@nothing` is not defined",
+        ),
     ],
 )
-def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, arguments, line):
+def test_a_refusal_ends_the_bundle_command_in_one_line(tmp_path, name, arguments, line):
     (tmp_path / "broken.json").write_text("{")
-    config = str(CONFIGS / "inference.json")
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run"]
-    done = subprocess.run(
-        [*command, "--bundle_root", str(BUNDLE), "--config_file", config, *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    config = ["--bundle_root", str(BUNDLE), "--config_file", str(CONFIGS / f"{name}.json")]
+    done = ran("monai.bundle", "run", *config, *arguments, folder=tmp_path)
     assert done.returncode == 2
     assert line in done.stderr
     assert "Traceback" not in done.stderr

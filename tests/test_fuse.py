@@ -1,5 +1,7 @@
 """The fuse stage: windows, fields of view, colour, scores."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -61,11 +63,13 @@ def test_one_window_is_the_network():
     torch.testing.assert_close(found.weights, expected.weights[0], atol=1e-5, rtol=0)
 
 
+@cache
 def _packaged():
+    """The packaged network; hooks are taken off again."""
     return FusionPipeline.from_bundle().network.fusion
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_windows_give_what_the_whole_gives(dims):
     """The network sees the whole in one case and pieces in the other; whatever the order."""
     shape = (250, 230) if dims == 2 else (71, 53, 30)
@@ -73,10 +77,11 @@ def test_windows_give_what_the_whole_gives(dims):
     valid["mr"][:, : shape[0] // 3] = 0
     net = _network(2) if dims == 2 else _packaged()
     sizes = []
-    net.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[2:]))
+    hook = net.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[2:]))
     whole = Fuse(net, window=208)(images, valid)
     assert len(sizes) == 1
     pieces = Fuse(net, window=52)(images, valid)
+    hook.remove()
     assert len(sizes) > 4
     assert max(n for size in sizes[1:] for n in size) <= (208 if dims == 2 else 52)
     torch.testing.assert_close(pieces.weights, whole.weights, atol=1e-2, rtol=0)

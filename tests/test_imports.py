@@ -41,6 +41,18 @@ code_digest.cache_clear()
 assert code_digest() != before
 """
 
+# one process for all: torch and MONAI take seconds
+_COMES_WHEN_ASKED_FOR = """
+import sys
+from fusion_pipeline import metrics
+print([name for name in ("torchmetrics", "pytorch_lightning") if name in sys.modules])
+import fusion_pipeline.export
+print("pytorch_lightning" in sys.modules)
+classes = [name for name in metrics.__all__ if name[0].isupper()]
+made = [getattr(metrics, name).__mro__[-1].__name__ for name in classes]
+print(len(classes) == len(made) > 0, "torchmetrics" in sys.modules)
+"""
+
 
 def python(*arguments, cwd=ROOT):
     return subprocess.run(
@@ -79,6 +91,11 @@ def test_the_package_alone_imports_neither_torch_nor_monai(statement):
     heavy = "{'torch', 'monai', 'numpy', 'pytorch_lightning'} & set(sys.modules)"
     found = python("-c", f"import sys; {statement}; print({heavy})")
     assert found.stdout == "set()\n", found.stderr
+
+
+def test_metrics_as_functions_and_export_need_neither_torchmetrics_nor_lightning():
+    found = python("-c", _COMES_WHEN_ASKED_FOR)
+    assert found.stdout.splitlines() == ["[]", "False", "True True"], found.stderr
 
 
 def test_the_pipeline_is_a_name_of_the_package():

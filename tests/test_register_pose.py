@@ -32,7 +32,8 @@ def assert_rigid(matrix):
 
 
 class TestKnownMoves:
-    @pytest.mark.parametrize("key", ["mr", "pet"])
+    # fast tests place the volume with an MR in test_register_stage
+    @pytest.mark.parametrize("key", [pytest.param("mr", marks=pytest.mark.slow), "pet"])
     def test_ten_degrees_and_twelve_mm(self, key):
         pair = rigid_pair(3, key=key)
         pose = search(pair)

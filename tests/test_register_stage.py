@@ -111,6 +111,7 @@ class TestVolumes:
         assert found > 0.9
         assert found > before
 
+    @pytest.mark.slow
     def test_a_deformation_is_finite_and_does_not_fold(self, deformable_result):
         assert np.isfinite(numbers(deformable_result)).all()
         assert deformable_result.evidence.folded_fraction == 0.0
@@ -123,6 +124,7 @@ class TestVolumes:
         assert float(deformable_result.evidence.error_map_mm.min()) >= 0
         assert deformable_result.evidence.error_mm > 0
 
+    @pytest.mark.slow
     def test_whatever_was_kept_is_better_than_doing_nothing(self, volumes, deformable_result):
         error = volumes.error(deformable_result.map.points(volumes.points))
         assert error < 0.5 * volumes.error_before
