@@ -154,7 +154,7 @@ def test_a_phase_learns_and_leaves_the_other_stages(tmp_path, phase):
         total = torch.stack(list(parts.values())).sum()
         total.backward()
         optimizer.step()
-        costs.append(float(total))
+        costs.append(total.item())
     assert min(costs[-3:]) < 0.97 * costs[0]
     for name, value in trained.network.state_dict().items():
         if not name.startswith(phase):

@@ -66,7 +66,7 @@ def alone(tmp_path_factory):
 
 def test_two_processes_do_what_one_does(alone, tmp_path):
     finished(start(tmp_path, "--batch-size", 2, "--devices", 2))
-    # not the weights: Adam divides the gradient of a bias before a norm, which is rounding, by itself
+    # not the weights: Adam divides the gradient of a bias before a norm, mere rounding, by itself
     assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-4)
 
 

@@ -101,7 +101,7 @@ def test_label_maps_are_read_onto_an_isotropic_lattice(tmp_path):
     assert read.shape == (1, 8, 8, 8)
     assert read.unique().tolist() == [0, 1]
     assert label_map_paths(None) == []
-    with pytest.raises(InputError, match="expected label maps in .*, got no "):
+    with pytest.raises(InputError, match=r"expected label maps in .*, got no "):
         label_map_paths(tmp_path / "b.nii.gz")
 
 
@@ -202,21 +202,19 @@ class TestCaseSamples:
         assert {"ct", "mr"} in [set(moved.kinds(i)) for i in range(1, len(moved), 2)]
 
     def test_the_known_field_of_a_moved_sample_is_its_truth(self, datalist):  # noqa: F811
-        moved = samples(datalist, (32, 32, 32), windows=12, modalities=2, motion=True)
-        for index in range(1, 24, 2):
-            if set(moved.kinds(index)) == {"ct", "mr"}:
-                sample = moved[index]
-                break
-        after = warp(sample.image[None, 1:], sample.ddf, fill=None)[0, 0]
-        still = samples(datalist, (32, 32, 32), windows=12, modalities=2)
-        assert still[1].ddf is None
+        moved = samples(datalist, (40, 40, 40), windows=12, modalities=2, motion=True)
+        index = next(i for i in range(1, 24, 2) if set(moved.kinds(i)) == {"ct", "mr"})
+        sample, plan = moved[index], moved._plan(index)
+        generator = torch.Generator().manual_seed(moved.seed * 1_000_003 + index)
+        still = moved._window(moved.prepared[plan.case], generator).image[plan.channels[1]]
         inside = (sample.body[0] > 0) & (sample.valid.amin(0) > 0)
-        inside[:6], inside[-6:] = False, False
 
         def likeness(x):
-            return torch.corrcoef(torch.stack([sample.image[0][inside], x[inside]]))[0, 1].abs()
+            return float(torch.corrcoef(torch.stack([still[inside], x[inside]]))[0, 1])
 
-        assert likeness(after) > likeness(sample.image[1]) - 0.05
+        after = likeness(warp(sample.image[None, 1:], sample.ddf, fill=None)[0, 0])
+        assert after > 0.8
+        assert after > likeness(sample.image[1])
 
     def test_protocols_of_a_case(self, datalist):  # noqa: F811
         sample = samples(datalist, (24, 24, 24), protocols=True)[0]

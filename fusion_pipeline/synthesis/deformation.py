@@ -57,7 +57,8 @@ def _small_affine(shape: Sequence[int], generator: torch.Generator) -> np.ndarra
     d = len(shape)
     unit = torch.rand(3 * d + 3, generator=generator).numpy() * 2 - 1
     centre = (np.asarray(shape) - 1) / 2
-    matrix = rigid_matrix(unit[: 1 if d == 2 else 3] * 6.0, unit[3 : 3 + d] * 3.0, centre)
+    angles = (unit[: 1 if d == 2 else 3] * 6.0).tolist()
+    matrix = rigid_matrix(angles, (unit[3 : 3 + d] * 3.0).tolist(), centre.tolist())
     stretch = np.eye(d + 1)
     stretch[:d, :d] += np.diag(unit[3 + d : 3 + 2 * d]) * 0.06
     stretch[:d, d] = centre - stretch[:d, :d] @ centre

@@ -1,7 +1,8 @@
 """What a training step gets: images of one anatomy on one lattice, and what is known about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,9 +61,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
-        return replace(self, **moved)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in values.items()}
+        return Batch(**moved)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

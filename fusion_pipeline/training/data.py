@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from fusion_pipeline.data import CaseFiles, InputError, one_line_refusals, read_datalist
 from fusion_pipeline.pipeline import spatial_dims_of_cases
-from fusion_pipeline.training.batch import Batch, Sample, collate
+from fusion_pipeline.training.batch import Sample, collate
 from fusion_pipeline.training.cases import CaseSamples
 from fusion_pipeline.training.label_maps import label_map_paths, load_label_map
 from fusion_pipeline.training.painted import PaintedSamples
@@ -132,22 +132,32 @@ class MultimodalData(pl.LightningDataModule):
                 "samples_per_epoch and validation_samples, or give a datalist"
             )
 
-    def train_dataset(self, epoch: int = 0) -> ConcatDataset[Sample]:
+    def train_dataset(self, epoch: int = 0) -> "Samples":
         """The samples of one epoch."""
         return self._samples(self.samples_per_epoch, self.seed + epoch, self.training)
 
-    def val_dataset(self) -> ConcatDataset[Sample]:
+    def val_dataset(self) -> "Samples":
         """The samples that each validation sees."""
         return self._samples(self.validation_samples, _VALIDATION_SEED, self.validation)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Sample]:
         """Called anew for each epoch (see `Trainer`)."""
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         return self._loader(self.train_dataset(epoch), seed=self.seed + epoch)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Sample]:
         """Always the same samples in the same order."""
         return self._loader(self.val_dataset(), seed=None)
+
+    def counts(self) -> dict[str, int]:
+        """What there is to train on, for the model card."""
+        return {
+            "training cases": 0 if self.training is None else len(self.training),
+            "validation cases": 0 if self.validation is None else len(self.validation),
+            "windows of a case in an epoch": self.windows_per_case,
+            "painted samples in an epoch": self.samples_per_epoch,
+            "label maps": len(self.label_map_paths),
+        }
 
     @property
     def label_maps(self) -> list[Tensor]:
@@ -163,9 +173,7 @@ class MultimodalData(pl.LightningDataModule):
             (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         )
 
-    def _samples(
-        self, count: int, seed: int, prepared: PreparedCases | None
-    ) -> ConcatDataset[Sample]:
+    def _samples(self, count: int, seed: int, prepared: PreparedCases | None) -> "Samples":
         """Painted samples, then windows of the cases."""
         parts: list[PaintedSamples | CaseSamples] = []
         if count:
@@ -197,21 +205,33 @@ class MultimodalData(pl.LightningDataModule):
                 seed=seed,
             )
             parts.append(real)
-        return ConcatDataset(parts)
+        return Samples(parts)
 
-    def _loader(self, dataset: ConcatDataset[Sample], *, seed: int | None) -> DataLoader[Batch]:
+    def _loader(self, dataset: "Samples", *, seed: int | None) -> DataLoader[Sample]:
         """Each process's share of the samples, in batches of equal kinds."""
-        # a painted and a real sample do not know the same things
-        groups = [
-            (number, part.kinds(i))
-            for number, part in enumerate(dataset.datasets)
-            for i in range(len(part))
-        ]
         world, rank = self._world
-        batches = GroupedBatches(groups, self.batch_size, world=world, rank=rank, seed=seed)
+        batches = GroupedBatches(
+            dataset.groups(), self.batch_size, world=world, rank=rank, seed=seed
+        )
         return DataLoader(
             dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=collate
         )
+
+
+class Samples(ConcatDataset[Sample]):
+    """Painted samples and windows of cases, one after the other."""
+
+    def __init__(self, parts: Sequence[PaintedSamples | CaseSamples]) -> None:
+        super().__init__(parts)
+        self.parts = list(parts)
+
+    def groups(self) -> list[tuple[int, tuple[str, ...]]]:
+        """Which samples may share a batch: a painted and a real one do not know the same things."""
+        return [
+            (number, part.kinds(i))
+            for number, part in enumerate(self.parts)
+            for i in range(len(part))
+        ]
 
 
 def _prepared(

@@ -111,14 +111,12 @@ class MultimodalTraining(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """The learning rate is the one asked for now, not the checkpoint's."""
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["initial_lr"] = self.learning_rate
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
-            scheduler.base_lrs = [self.learning_rate] * len(scheduler.base_lrs)
-            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs):
-                group["lr"] = rate * self._share(scheduler.last_epoch)
+            scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]
+            for group in scheduler.optimizer.param_groups:
+                group["initial_lr"] = self.learning_rate
+                group["lr"] = self.learning_rate * self._share(scheduler.last_epoch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what is trained; the rate changes with each step."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusion_pipeline.geometry import resample, warp
+from fusion_pipeline.geometry.sampling import Mode
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.synthesis import (
     Body,
@@ -216,7 +217,7 @@ def crop(
         room = n - 1 - zoom * (size - 1)
         matrix[axis, axis] = zoom
         matrix[axis, d] = room * uniform(generator, 0.0, 1.0) if room > 0 else room / 2
-    mode = "nearest" if nearest else "bilinear"
+    mode: Mode = "nearest" if nearest else "bilinear"
     return resample(image, matrix, tuple(shape), mode=mode, fill=None)
 
 

@@ -33,6 +33,7 @@ from fusion_pipeline.data import (
     written_whole,
 )
 from fusion_pipeline.geometry import ddf_from_ddf_mm, resample, rescaled_affine, spacing_of
+from fusion_pipeline.geometry.sampling import Mode
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.pipeline.fingerprint import code_digest, files_of, transform_settings
 from fusion_pipeline.pipeline.pipeline import split
@@ -370,7 +371,7 @@ def _resampled(
 ) -> Tensor:
     """``(C, *S)`` on the grid of ``image``, read on the lattice by the headers."""
     voxels = torch.from_numpy(np.linalg.inv(image.affine) @ lattice.affine)
-    mode = "nearest" if nearest else "bilinear"
+    mode: Mode = "nearest" if nearest else "bilinear"
     return resample(values[None].float(), voxels, lattice.shape, mode=mode, fill=fill)[0]
 
 

@@ -17,6 +17,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fusion_pipeline.data import InputError, check_output_folder, one_line_refusals, written_whole
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, refusal
+from fusion_pipeline.pipeline import (
+    TrainingFacts,
+    bundle_in_use,
+    check_bundle_folder,
+    write_bundle,
+)
 from fusion_pipeline.training.data import MultimodalData
 from fusion_pipeline.training.module import MultimodalTraining
 
@@ -70,7 +76,7 @@ class Trainer(pl.Trainer):
 
     @functools.wraps(pl.Trainer.__init__)
     @one_line_refusals()
-    def __init__(self, *, default_root_dir: Path | str, **settings: Any) -> None:
+    def __init__(self, *, default_root_dir: Path | str, **settings: Any) -> None:  # type: ignore[misc]  # noqa: ANN401 - Lightning's
         folder = check_output_folder(default_root_dir)
         if settings.get("strategy", "auto") == "auto" and _several(settings):
             settings["strategy"] = "ddp_find_unused_parameters_true"
@@ -122,6 +128,8 @@ def fit(
 
     Returns:
         ``<default_root_dir>/model.pt``: the plain state dict of the network, as a bundle holds it.
+        Where a bundle's config runs the training, ``<default_root_dir>/bundle`` is that bundle with
+        these weights.
 
     Raises:
         InputError: the checkpoint, the samples and the settings do not go together.
@@ -132,18 +140,50 @@ def fit(
     if checkpoint is not None:
         _check_checkpoint(checkpoint, module)
         logger.info("training goes on from %s", checkpoint)
+    source = bundle_in_use()
+    path = Path(trainer.default_root_dir) / "model.pt"
+    if source is not None:  # what cannot be written is refused before hours of work
+        check_bundle_folder(path.with_name("bundle"))
     begun = time.monotonic()
     with _lightning_refusals(), _quiet():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     logger.info("%d steps, %.0f s", trainer.global_step, time.monotonic() - begun)
-    path = Path(trainer.default_root_dir) / "model.pt"
     if trainer.is_global_zero:
         state = _best_weights(trainer) if weights == "best" else None
         state = state or {name: value.cpu() for name, value in module.network.state_dict().items()}
         with written_whole(path) as aside:
             torch.save(state, aside)
+        if source is not None:
+            facts = _facts(trainer, module, data)
+            write_bundle(
+                path.with_name("bundle"), source.root, state, config=source.config, facts=facts
+            )
     trainer.strategy.barrier()
     return path
+
+
+def _facts(trainer: pl.Trainer, module: MultimodalTraining, data: MultimodalData) -> TrainingFacts:
+    """What the model card says."""
+    scores = {
+        name.removeprefix("val/"): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("val/")
+    }
+    return TrainingFacts(
+        phase=module.objective.phase,
+        steps=trainer.global_step,
+        seeds={"samples": data.seed},
+        data=data.counts(),
+        scores=scores,
+        settings={
+            **dict(module.hparams),
+            "batch size": data.batch_size * trainer.world_size,
+            "accumulated batches": trainer.accumulate_grad_batches,
+            "precision": trainer.precision,
+            "shape": list(data.shape),
+            "spacing in mm": data.spacing,
+        },
+    )
 
 
 def _best_weights(trainer: pl.Trainer) -> dict[str, torch.Tensor] | None:

@@ -42,6 +42,7 @@ class EndToEnd:
         InputError: an unknown stage.
     """
 
+    phase = "all"
     stages = STAGES
 
     @one_line_refusals()

@@ -37,6 +37,7 @@ class FusionObjective:
         given_up: weight of what is missing there.
     """
 
+    phase = "fusion"
     stages = ("fusion",)
 
     def __init__(

@@ -29,6 +29,7 @@ class HarmonizationObjective:
         spread: standard deviation within a body that each harmonized image should have.
     """
 
+    phase = "harmonization"
     stages = ("harmonization",)
 
     def __init__(

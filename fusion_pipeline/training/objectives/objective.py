@@ -37,9 +37,11 @@ class Objective(Protocol):
     """One phase: its losses, which stages it trains, and what its validation measures.
 
     Attributes:
+        phase: its name.
         stages: names of the stages that it trains; the others stay as they are.
     """
 
+    phase: str
     stages: tuple[str, ...]
 
     def losses(

@@ -30,6 +30,7 @@ class RegistrationObjective:
         second_pass_every: steps from one with a second pass to the next; 0: none.
     """
 
+    phase = "registration"
     stages = ("registration",)
 
     def __init__(
