@@ -170,7 +170,7 @@ class TestCaseSamples:
         assert set(sample.valid.unique().tolist()) <= {0.0, 1.0}
         assert sample.image.abs().max() <= 4
 
-    @pytest.mark.parametrize("zoom", [(1.0, 1.0), (1.5, 1.5)])
+    @pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.7, 0.7)])
     def test_the_true_field_of_a_window_carries_the_labels(self, datalist, zoom):  # noqa: F811
         sample = samples(datalist, (49, 49, 49), zoom=zoom)[0]
         for m in range(2):

@@ -1,7 +1,7 @@
 """Random deformations with an exact way back: what the pose search may leave to the network."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,11 +14,33 @@ from fusion_pipeline.synthesis.painting import random_velocity
 _STEPS = 5  # squarings: the first step of a field of 8 voxels is a quarter of a voxel
 
 
-class Deformation(NamedTuple):
-    """A field and its inverse, ``(1, d, *S)`` voxels each, pull-back on one lattice."""
+@dataclass(frozen=True)
+class Deformation:
+    """A field ``exp(v)`` and an affine after it, pull-back on one lattice.
 
-    ddf: Tensor
-    inverse: Tensor
+    Attributes:
+        velocity: ``(1, d, *S)`` voxels.
+        affine: ``(d + 1, d + 1)`` between voxels; None: the identity.
+    """
+
+    velocity: Tensor
+    affine: np.ndarray | None = None
+
+    @property
+    def ddf(self) -> Tensor:
+        """``(1, d, *S)`` voxels."""
+        field = integrate(self.velocity, _STEPS)
+        if self.affine is None:
+            return field
+        return compose(field, _affine_ddf(self.affine, field.shape[2:]))
+
+    @property
+    def inverse(self) -> Tensor:
+        """``(1, d, *S)`` voxels: the way back, as exact as the integration."""
+        field = integrate(-self.velocity, _STEPS)
+        if self.affine is None:
+            return field
+        return compose(_affine_ddf(np.linalg.inv(self.affine), field.shape[2:]), field)
 
 
 def random_deformation(
@@ -32,24 +54,19 @@ def random_deformation(
         max_voxels: length of the longest displacement of the smooth part.
 
     Returns:
-        The field and its inverse; zeros in one draw of twelve, so that the network also learns to
-        leave alone what is aligned.
+        The deformation; none at all in one draw of twelve, so that the network also learns to leave
+        alone what is aligned.
     """
-    d = len(shape)
     if chance(generator, 0.08):
-        zero = torch.zeros((1, d, *shape))
-        return Deformation(zero, zero)
+        return Deformation(torch.zeros((1, len(shape), *shape)))
     strength = uniform(generator, 0.0, 1.0)
     smooth = uniform(generator, 7.0, 20.0)
     # steeper fields than this fold once they are integrated
     peak = min(max_voxels, 0.55 * smooth) * strength
     velocity = random_velocity(shape, generator, peak, smooth)
-    ddf, inverse = integrate(velocity, _STEPS), integrate(-velocity, _STEPS)
     if chance(generator, 0.3):
-        return Deformation(ddf, inverse)
-    affine = _small_affine(shape, generator)
-    there, back = (_affine_ddf(m, shape) for m in (affine, np.linalg.inv(affine)))
-    return Deformation(compose(ddf, there), compose(back, inverse))
+        return Deformation(velocity)
+    return Deformation(velocity, _small_affine(shape, generator))
 
 
 def _small_affine(shape: Sequence[int], generator: torch.Generator) -> np.ndarray:

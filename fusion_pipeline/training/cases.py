@@ -1,7 +1,7 @@
 """Samples cut out of real cases, varied as scanners and patients vary."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -135,10 +135,14 @@ class CaseSamples(Dataset[Sample]):
         room = (size - 1) - 2 * half
         # a window larger than the image is centred on it
         start = torch.where(room > 0, (centre - half).clamp_min(0).minimum(room), room / 2)
+        # only what the window shows is read from the cache
+        low = start.floor().long().clamp_min(0)
+        high = (start + 2 * half).ceil().long() + 1
+        box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         matrix = torch.eye(len(size) + 1, dtype=torch.float64)
         matrix[:-1, :-1] *= zoom
-        matrix[:-1, -1] = start
-        return _resampled(case, matrix, self.shape, zoom)
+        matrix[:-1, -1] = start - low
+        return _resampled(_part(case, box), matrix, self.shape, zoom)
 
     def _moved(self, sample: Sample, plan: _Plan, generator: torch.Generator) -> Sample:
         """Moving images moved by known fields, ends of fields of view cut off."""
@@ -197,6 +201,19 @@ def _aligned(files: CaseFiles) -> list[int]:
     ]
 
 
+def _part(case: LatticeCase, box: tuple[slice, ...]) -> LatticeCase:
+    """The voxels in a box; the affine stays the whole case's."""
+    inside = (..., *box)
+    return replace(
+        case,
+        image=case.image[inside],
+        valid=case.valid[inside],
+        body=case.body[inside],
+        labels=None if case.labels is None else case.labels[inside],
+        ddf=None if case.ddf is None else case.ddf[inside],
+    )
+
+
 def _resampled(case: LatticeCase, matrix: Tensor, shape: Sequence[int], zoom: float) -> LatticeCase:
     """The case on another lattice: ``matrix`` says which voxel of the case each voxel is."""
 
@@ -220,7 +237,7 @@ def _resampled(case: LatticeCase, matrix: Tensor, shape: Sequence[int], zoom: fl
         labels=labels,
         ddf=fields,
         kinds=case.kinds,
-        affine=case.affine @ matrix.to(case.affine.dtype),
+        affine=case.affine,
         spacing=case.spacing * zoom,
     )
 

@@ -74,12 +74,15 @@ class Trainer(pl.Trainer):
         InputError: the folder cannot be written, or Lightning does not know what is asked for.
     """
 
-    @functools.wraps(pl.Trainer.__init__)
+    @functools.wraps(pl.Trainer.__init__)  # type: ignore[misc]
     @one_line_refusals()
-    def __init__(self, *, default_root_dir: Path | str, **settings: Any) -> None:  # type: ignore[misc]  # noqa: ANN401 - Lightning's
+    def __init__(self, *, default_root_dir: Path | str, **settings: Any) -> None:  # noqa: ANN401 - Lightning's
         folder = check_output_folder(default_root_dir)
         if settings.get("strategy", "auto") == "auto" and _several(settings):
             settings["strategy"] = "ddp_find_unused_parameters_true"
+        if settings.get("enable_progress_bar") is False:
+            callbacks = settings.get("callbacks") or []
+            settings["callbacks"] = [x for x in callbacks if not isinstance(x, ProgressBar)]
         settings |= {"use_distributed_sampler": False, "reload_dataloaders_every_n_epochs": 1}
         with _lightning_refusals(ModuleNotFoundError, ValueError, TypeError), _quiet():
             super().__init__(default_root_dir=folder, **settings)
