@@ -28,18 +28,18 @@ import sys, torch, monai
 sys.modules["resource"] = None  # as on Windows; torch has its own way around that
 import pathlib, fusion_pipeline.networks, fusion_pipeline.transforms
 from fusion_pipeline.pipeline import bundle_for
-from fusion_pipeline.pipeline.fingerprint import _of_code
+from fusion_pipeline.pipeline.fingerprint import code_digest
 here = pathlib.Path.cwd()
 for module in (fusion_pipeline.networks, fusion_pipeline.transforms):
     assert pathlib.Path(module.__file__).is_relative_to(here), module.__file__
 for dims in (2, 3):
     assert (bundle_for(dims) / "models" / "model.pt").is_file()
     assert bundle_for(dims).is_relative_to(here), bundle_for(dims)
-before = _of_code()
+before = code_digest()
 code = pathlib.Path(fusion_pipeline.networks.__file__)
 code.write_text(code.read_text("utf-8") + "# changed", "utf-8")
-_of_code.cache_clear()
-assert _of_code() != before
+code_digest.cache_clear()
+assert code_digest() != before
 """
 
 

@@ -43,7 +43,7 @@ from fusion_pipeline.data import (
 )
 from fusion_pipeline.geometry import WorldMap, rigid_matrix
 from fusion_pipeline.pipeline import FusionInferer
-from fusion_pipeline.pipeline.fingerprint import _of_transform
+from fusion_pipeline.pipeline.fingerprint import transform_settings
 from fusion_pipeline.pipeline.folder import deliver
 from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.synthesis import synthetic_patient
@@ -285,8 +285,8 @@ class TestFingerprint:
         ids=["function", "mapping", "array", "transform"],
     )
     def test_any_setting_of_preprocessing_counts(self, one, other):
-        assert _of_transform(one) == _of_transform(one)
-        assert _of_transform(one) != _of_transform(other)
+        assert transform_settings(one) == transform_settings(one)
+        assert transform_settings(one) != transform_settings(other)
 
     def test_roles_count(self, pipeline, files, paths):
         entries = [
@@ -329,7 +329,7 @@ class TestFingerprint:
 
     def test_the_code_counts(self, pipeline, files, monkeypatch):
         before = pipeline.fingerprint(files)
-        monkeypatch.setattr("fusion_pipeline.pipeline.fingerprint._of_code", lambda: "other")
+        monkeypatch.setattr("fusion_pipeline.pipeline.fingerprint.code_digest", lambda: "other")
         assert pipeline.fingerprint(files) != before
 
     def test_folders_count_by_their_files(self, pipeline, tmp_path):

@@ -37,8 +37,8 @@ def fingerprint(
     """
     digest = hashlib.blake2b(digest_size=16)
     parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
-    steps = [_of_transform(step) for step in preprocessing.transforms]
-    for part in (f"{_of_code()} {sorted(settings.items())} {steps}".encode(), *parts):
+    steps = [transform_settings(step) for step in preprocessing.transforms]
+    for part in (f"{code_digest()} {sorted(settings.items())} {steps}".encode(), *parts):
         digest.update(part)
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
@@ -47,8 +47,16 @@ def fingerprint(
 
 
 @cache
-def _of_code() -> str:
-    """Digest of the package's modules: between two releases the version does not change."""
+def code_digest(*parts: str) -> str:
+    """Digest of the package's modules: between two releases the version does not change.
+
+    Args:
+        parts: folders and modules of the package that count, such as ``data`` or ``geometry``;
+            all where none is named.
+
+    Returns:
+        32 hexadecimal digits.
+    """
     digest = hashlib.blake2b(digest_size=16)
     package, *beside = map(Path, fusion_pipeline.__path__)  # beside it: a checkout without links
     roots = [package, *(folder / name for folder in beside for name in ("networks", "transforms"))]
@@ -60,7 +68,9 @@ def _of_code() -> str:
         if name.endswith(".py")
     }
     for path in sorted(found):
-        digest.update(str(path.relative_to(package.parent)).encode() + path.read_bytes())
+        name = path.relative_to(package.parent).as_posix()
+        if not parts or any(f"/{part}" in f"/{name}" for part in parts):
+            digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -69,8 +79,13 @@ def _bytes(tensor: Tensor) -> bytes:
     return np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes()
 
 
-def _of_transform(step: object, depth: int = 8) -> str:
-    """A transform's class and all its settings, those of objects inside it as well."""
+def transform_settings(step: object, depth: int = 8) -> str:
+    """A transform's class and all its settings, those of objects inside it as well.
+
+    Args:
+        step: a transform, or anything that it holds.
+        depth: how many objects within objects count; the class of those further in counts alone.
+    """
     if isinstance(step, str | bytes | int | float | complex | type | None):
         return repr(step)
     if depth == 0:
@@ -78,10 +93,11 @@ def _of_transform(step: object, depth: int = 8) -> str:
     if isinstance(step, Tensor | np.ndarray):
         return hashlib.blake2b(np.ascontiguousarray(step).tobytes(), digest_size=16).hexdigest()
     if isinstance(step, list | tuple):
-        return f"[{', '.join(_of_transform(x, depth - 1) for x in step)}]"
+        return f"[{', '.join(transform_settings(x, depth - 1) for x in step)}]"
     if isinstance(step, Mapping):
         pairs = [
-            (_of_transform(k, depth - 1), _of_transform(v, depth - 1)) for k, v in step.items()
+            (transform_settings(k, depth - 1), transform_settings(v, depth - 1))
+            for k, v in step.items()
         ]
         return str(sorted(pairs))
     code = getattr(step, "__code__", None)
@@ -89,7 +105,9 @@ def _of_transform(step: object, depth: int = 8) -> str:
         return f"{step.__module__}.{step.__qualname__} {code.co_code!r} {code.co_consts!r}"  # type: ignore[attr-defined]
     settings = getattr(step, "__dict__", {}).items()
     kept = {name: value for name, value in settings if name not in _NO_SETTINGS}
-    return f"{type(step).__module__}.{type(step).__qualname__}({_of_transform(kept, depth - 1)})"
+    return (
+        f"{type(step).__module__}.{type(step).__qualname__}({transform_settings(kept, depth - 1)})"
+    )
 
 
 def _of_case(case: Case) -> Iterable[bytes]:
@@ -125,8 +143,7 @@ def _of_files(case: CaseFiles) -> Iterable[bytes]:
 def _content(source: Source) -> Iterable[bytes]:
     """The bytes of a file, or of all files of a folder, and which series of it."""
     yield source.series.encode()
-    root = Path(source.path)
-    parts = sorted(root.rglob("*")) if root.is_dir() else _with_data(root)
+    parts, root = files_of(source), Path(source.path)
     root = root if root.is_dir() else root.parent
     for file in parts:
         if file.is_file():
@@ -135,6 +152,12 @@ def _content(source: Source) -> Iterable[bytes]:
             with file.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     yield chunk
+
+
+def files_of(source: Source) -> list[Path]:
+    """The file of a source with those that may hold its voxels, or all in its folder, sorted."""
+    root = Path(source.path)
+    return sorted(root.rglob("*")) if root.is_dir() else _with_data(root)
 
 
 def _with_data(header: Path) -> list[Path]:
