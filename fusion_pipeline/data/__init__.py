@@ -9,6 +9,7 @@ from fusion_pipeline.data.datalist import (
     default_reference,
     read_datalist,
 )
+from fusion_pipeline.data.headers import check_case_headers
 from fusion_pipeline.data.image import (
     MODALITIES,
     TRANSFORMS,
@@ -74,6 +75,7 @@ __all__ = [
     "case_from_entry",
     "case_from_paths",
     "cause_of",
+    "check_case_headers",
     "check_output_folder",
     "default_reference",
     "load_case",

@@ -21,6 +21,7 @@ from fusion_pipeline.data.sources import InMemory, Source, is_in_memory
 
 _IMAGE_KEY = re.compile(rf"({'|'.join(MODALITIES)})(_[A-Za-z0-9-]+)*")
 _EXTRAS = ("label", "landmarks", "displacement", "transform", "mask")
+_OF_CASE = ("id", "reference", "target", "patient")
 _OF_MOVING = ("displacement", "transform")
 _BAD_IN_ID = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 _OF_COHORT = ("summary.csv", "evaluation.json")  # files that stand beside the cases' folders
@@ -57,12 +58,15 @@ class CaseFiles:
         reference: key of the fixed image.
         series: per image key its files, the reference first, then as the user listed them.
         target: class of the case, for the diagnostic study.
+        patient: whose images they are; cases of one patient stay in one fold. Empty: the case is
+            the only one of its patient.
     """
 
     id: str
     reference: str
     series: Mapping[str, SeriesFiles]
     target: str | int | None = None
+    patient: str = ""
 
     @property
     def images(self) -> Mapping[str, Source | InMemory]:
@@ -218,7 +222,9 @@ def _case(entry: object, folder: Path, place: str) -> CaseFiles:
         own = {name: given[key] for name, given in extras.items() if key in given}
         series[key] = _series(key, images[key], own, folder, place)
     _check_same_kind([files.image for files in series.values()], place)
-    return CaseFiles(case_id, reference, series, _checked_target(entry.get("target"), place))
+    target = _checked_target(entry.get("target"), place)
+    patient = _checked_patient(entry.get("patient"), place)
+    return CaseFiles(case_id, reference, series, target, patient)
 
 
 def _split_keys(
@@ -229,10 +235,10 @@ def _split_keys(
     extras: dict[str, dict[str, Any]] = {name: {} for name in _EXTRAS}
     for key, value in entry.items():
         base, _, name = key.rpartition("_")
-        if key in ("id", "reference", "target"):
+        if key in _OF_CASE:
             continue
         if not _IMAGE_KEY.fullmatch(base if name in _EXTRAS else key):
-            known = f"id, reference, target, {', '.join(MODALITIES)}, mr_t1 and the like, or " + (
+            known = f"{', '.join((*_OF_CASE, *MODALITIES))}, mr_t1 and the like, or " + (
                 ", ".join(f"ct_{extra}" for extra in _EXTRAS)
             )
             raise refusal(place, f"keys of {known}", f"{key!r}", "correct or remove the key")
@@ -299,6 +305,15 @@ def _checked_target(target: object, place: str) -> str | int | None:
     if target is None or (isinstance(target, str | int) and not isinstance(target, bool)):
         return target
     raise refusal(place, "a target that is a word or a whole number", repr(target), "correct it")
+
+
+def _checked_patient(patient: object, place: str) -> str:
+    """Whose images they are; empty where nothing is said."""
+    if patient is None:
+        return ""
+    if isinstance(patient, str | int) and not isinstance(patient, bool) and str(patient).strip():
+        return str(patient).strip()
+    raise refusal(place, "a patient that is a word or a whole number", repr(patient), "correct it")
 
 
 def _series(

@@ -61,6 +61,29 @@ def read_series(source: Source, place: str) -> RawImage:
             raise refusal(place, "whole DICOM slices", came, "copy the series again") from error
 
 
+def check_series_header(source: Source, place: str) -> None:
+    """Refuse what is no DICOM image series, by the first header that belongs to it.
+
+    Args:
+        source: as for `read_series`.
+        place: name of the image in messages.
+
+    Raises:
+        InputError: no image, not the series named, colour, or slices without geometry.
+    """
+    with quiet():
+        for path in _files_in(Path(source.path)):
+            header = _header(path)
+            if header is None or not _is_image(header):
+                continue
+            if source.series in ("", str(header.get("SeriesInstanceUID", ""))):
+                _check_grey([header], place)
+                next(frames_of(header, 0, place))
+                return
+    what = f"the series {source.series}" if source.series else "a DICOM image series"
+    raise refusal(place, f"a folder with {what}", "none", "give the image series' folder")
+
+
 def _read_series(source: Source, place: str) -> RawImage:
     """The same, where a damaged header may raise anything."""
     location = Path(source.path)
@@ -268,4 +291,4 @@ def _damaged(path: Path, place: str, error: Exception) -> InputError:
     return refusal(place, "whole DICOM slices", came, "copy the series again")
 
 
-__all__ = ["has_dicom_mark", "read_series"]
+__all__ = ["check_series_header", "has_dicom_mark", "read_series"]

@@ -48,14 +48,14 @@ def load_case(files: CaseFiles, preprocessing: Preprocessing | None = None) -> C
     native_affine = loaded[files.reference].native_affine
     fixed = loaded[files.reference].image
     points = {
-        key: _landmarks(files.id, key, one.landmarks, fixed)
+        key: read_points(files.id, key, one.landmarks, fixed)
         for key, one in files.series.items()
         if one.landmarks is not None
     }
-    _check_counts(files, points)
+    check_counts(files, points)
     for key, image in loaded.items():
         place = where(files.id, key, image.image.path)
-        _check_dims(image.image.spatial_dims, fixed, place)
+        check_dims(image.image.spatial_dims, fixed, place)
         if key != files.reference:
             check_overlap(_grid(fixed), _grid(image.image), place, files.reference)
             messages += _uneven_pictures(fixed, image.image, place)
@@ -271,7 +271,7 @@ def _uneven_pictures(fixed: Image, image: Image, place: str) -> list[str]:
     ]
 
 
-def _check_dims(dims: int, fixed: Image, place: str) -> None:
+def check_dims(dims: int, fixed: Image, place: str) -> None:
     """Refuse 2D beside 3D."""
     if dims != fixed.spatial_dims:
         raise refusal(
@@ -286,20 +286,20 @@ def _map(case_id: str, name: str, source: Source | InMemory, image: Image, fixed
     """A mask or label map, which must lie on its image."""
     labels = read_labels(source, name, case_id=case_id)
     place = where(case_id, name, str(source))
-    _check_dims(labels.spatial_dims, fixed, place)
+    check_dims(labels.spatial_dims, fixed, place)
     check_overlap(_grid(image), _grid(labels), place, image.key)
     return labels
 
 
-def _landmarks(case_id: str, key: str, source: Source | None, fixed: Image) -> Matrix:
+def read_points(case_id: str, key: str, source: Source | None, fixed: Image) -> Matrix:
     """Points with as many coordinates as the image has axes."""
     place = where(case_id, f"{key}_landmarks", str(source))
     points = read_landmarks(str(source), place=place)
-    _check_dims(points.shape[1], fixed, place)
+    check_dims(points.shape[1], fixed, place)
     return points
 
 
-def _check_counts(files: CaseFiles, points: dict[str, Matrix]) -> None:
+def check_counts(files: CaseFiles, points: dict[str, Matrix]) -> None:
     """Refuse lists of points whose rows cannot be the same places."""
     if files.reference not in points:
         return
@@ -317,26 +317,44 @@ def _check_counts(files: CaseFiles, points: dict[str, Matrix]) -> None:
 def _displacement(source: Source, fixed: Image, place: str) -> Tensor:
     """A true field on the reference's grid as its file has it."""
     field, affine = read_displacement_grid(source, place=place)
-    same_shape = tuple(field.shape[1:]) == fixed.shape
+    check_field_grid(affine, tuple(field.shape[1:]), fixed, place)
+    return field
+
+
+def check_field_grid(affine: Matrix, shape: tuple[int, ...], fixed: Image, place: str) -> None:
+    """Refuse a true field that does not lie on the reference's grid.
+
+    Args:
+        affine: of the field, RAS mm.
+        shape: spatial shape of the field.
+        fixed: the reference, in its file's axes.
+        place: name of the field in messages.
+
+    Raises:
+        InputError: another shape or affine.
+    """
     tolerance = 1e-3 * float(spacing_of(fixed.affine).min())
-    if not same_shape or np.abs(affine - fixed.affine).max() > tolerance:
+    if shape != fixed.shape or np.abs(affine - fixed.affine).max() > tolerance:
         raise refusal(
             place,
             f"a field on the grid of {fixed.key} (shape {fixed.shape})",
-            f"another grid (shape {tuple(field.shape[1:])})",
+            f"another grid (shape {shape})",
             "resample the field to the reference",
         )
-    return field
 
 
 __all__ = [
     "LoadedImage",
     "Preprocessing",
     "cause_of",
+    "check_counts",
+    "check_dims",
+    "check_field_grid",
     "load_case",
     "prepare_case",
     "prepare_image",
     "read_image",
+    "read_points",
     "reading",
     "refusal_within",
 ]

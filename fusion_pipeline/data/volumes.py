@@ -1,6 +1,8 @@
 """NIfTI by nibabel; NRRD and MetaImage by ITK: native grid, exact affine, RAS+ mm."""
 
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,76 @@ def read_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
     d = vectors.shape[0]
     signs = lps_from_ras(d).diagonal()[:d].astype(np.float32)
     return _native(vectors * signs.reshape(d, *[1] * d)), affine
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What a header says.
+
+    Attributes:
+        affine: ``(d + 1, d + 1)`` float64, world_from_voxel, RAS+ mm.
+        shape: spatial shape.
+        components: values per voxel.
+        bytes: of the whole file, unpacked; 0 where the header does not tell.
+    """
+
+    affine: Matrix
+    shape: tuple[int, ...]
+    components: int = 1
+    bytes: int = 0
+
+
+def read_nifti_header(path: Path, place: str, *, vectors: bool = False) -> VolumeHeader:
+    """Read the header of a NIfTI file alone.
+
+    Args:
+        path: the file.
+        place: its name in messages.
+        vectors: a displacement field is expected; else one real value per voxel.
+
+    Raises:
+        InputError: not such a file, or not such an image.
+    """
+    with quiet():
+        image = _open_nifti(path, place)
+        _check_scalar(image.get_data_dtype(), place)
+        whole = tuple(int(n) for n in image.shape)
+        shape = _field_shape(whole, place) if vectors else _spatial_shape(whole, place)
+        affine, _ = _nifti_affine(image.header, shape, place)
+        if len(shape) == 2:
+            affine = _plane_affine(affine, place)
+        values = math.prod(whole) * image.get_data_dtype().itemsize
+        return VolumeHeader(affine, shape, bytes=int(image.dataobj.offset) + values)
+
+
+def read_itk_header(path: Path, place: str, *, vectors: bool = False) -> VolumeHeader:
+    """Read the header of an NRRD or MetaImage file (or another of ITK's) alone.
+
+    Args:
+        path: the file.
+        place: its name in messages.
+        vectors: a displacement field is expected.
+
+    Raises:
+        InputError: not such a file, or not such an image.
+    """
+    with quiet():
+        reader = _itk_reader(path)
+        try:
+            with muted():
+                reader.ReadImageInformation()
+        except READ_ERRORS as error:
+            raise _unreadable(place, "an NRRD or MetaImage file", error) from error
+    d, components = reader.GetDimension(), reader.GetNumberOfComponents()
+    if vectors and components != d:
+        raise _no_field(place, f"{components} components on {d} axes")
+    lps = np.eye(d + 1)
+    lps[:d, :d] = np.reshape(reader.GetDirection(), (d, d)) * np.asarray(reader.GetSpacing())
+    lps[:d, d] = reader.GetOrigin()
+    shape = _spatial_shape(reader.GetSize(), place)
+    kept = [*range(len(shape)), -1]
+    affine = lps_from_ras(len(shape)) @ lps[np.ix_(kept, kept)]
+    return VolumeHeader(affine, shape, components)
 
 
 def header_dims(path: Path, place: str) -> int:
@@ -272,17 +344,22 @@ def _itk_reader(path: Path) -> sitk.ImageFileReader:
 def _nifti_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
     """LPS vectors ``(d, *S)`` of a NIfTI file laid out as ITK does: ``(i, j, k, 1, d)``."""
     image = _open_nifti(path, place)
-    shape = tuple(image.shape)
-    d = shape[4] if len(shape) == 5 else 0
-    if d not in (2, 3) or shape[3] != 1 or (d == 2 and shape[2] != 1):
-        raise _no_field(place, f"shape {'x'.join(map(str, shape))}")
-    grid = shape[:d]
+    grid = _field_shape(tuple(image.shape), place)
+    d = len(grid)
     affine, _ = _nifti_affine(image.header, grid, place)
     try:
         array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(*grid, d)
     except READ_ERRORS as error:
         raise _unreadable(place, "a whole NIfTI file", error) from error
     return np.moveaxis(array, -1, 0), affine if d == 3 else _plane_affine(affine, place)
+
+
+def _field_shape(shape: tuple[int, ...], place: str) -> tuple[int, ...]:
+    """Spatial shape of a displacement field laid out ``(i, j, k, 1, d)``."""
+    d = shape[4] if len(shape) == 5 else 0
+    if d not in (2, 3) or shape[3] != 1 or (d == 2 and shape[2] != 1):
+        raise _no_field(place, f"shape {'x'.join(map(str, shape))}")
+    return tuple(int(n) for n in shape[:d])
 
 
 def _itk_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
@@ -327,9 +404,12 @@ __all__ = [
     "ITK_SUFFIXES",
     "NIFTI_SUFFIXES",
     "UNITS_PREFIX",
+    "VolumeHeader",
     "header_dims",
     "nifti_values",
     "read_itk",
+    "read_itk_header",
     "read_nifti",
+    "read_nifti_header",
     "read_vectors",
 ]

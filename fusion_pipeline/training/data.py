@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
 from fusion_pipeline.data import CaseFiles, InputError, one_line_refusals, read_datalist
-from fusion_pipeline.pipeline import spatial_dims_of_cases
 from fusion_pipeline.training.batch import Sample, collate
 from fusion_pipeline.training.cases import CaseSamples
+from fusion_pipeline.training.checked_cases import checked_cases
+from fusion_pipeline.training.folds import fold as fold_of
 from fusion_pipeline.training.label_maps import label_map_paths, load_label_map
 from fusion_pipeline.training.painted import PaintedSamples
 from fusion_pipeline.training.prepared_cases import PreparedCases
@@ -43,7 +44,10 @@ class MultimodalData(pl.LightningDataModule):
         batch_size: samples of one process and step.
         workers: processes that make samples.
         cache_dir: folder that keeps prepared cases from run to run; None: they stay in memory.
-        cache_gib: bound of that cache in GiB; the least recently used go.
+        cache_gib: bound of that cache in GiB, see `PreparedCases`.
+        folds: split training and validation cases anew, by patient, into so many parts.
+        fold: which of them validates, from 0.
+        output_dir: gets ``set_aside.csv``, the cases that cannot be used and why.
         seed: start of the randomness.
 
     Raises:
@@ -72,7 +76,10 @@ class MultimodalData(pl.LightningDataModule):
         batch_size: int = 1,
         workers: int = 0,
         cache_dir: Path | str | None = None,
-        cache_gib: float = 4.0,
+        cache_gib: float | None = None,
+        folds: int | None = None,
+        fold: int = 0,
+        output_dir: Path | str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -97,40 +104,61 @@ class MultimodalData(pl.LightningDataModule):
         self.seed = seed
         self.label_map_paths = label_map_paths(label_maps)
         self._label_maps: list[Tensor] | None = None
-        training = [] if datalist is None else read_datalist(datalist, "training")
-        # painted samples can validate alone
-        may_be_empty = validation_samples > 0
-        validation = (
-            []
-            if datalist is None
-            else read_datalist(datalist, "validation", may_be_empty=may_be_empty)
-        )
-        self._check(training, validation, datalist, preprocessing)
-        self.training = _prepared(training, preprocessing, spacing, cache_dir, cache_gib)
-        self.validation = _prepared(validation, preprocessing, spacing, cache_dir, cache_gib)
-
-    def _check(
-        self,
-        training: Sequence[CaseFiles],
-        validation: Sequence[CaseFiles],
-        datalist: Path | str | None,
-        preprocessing: Compose | None,
-    ) -> None:
-        """Refuse what cannot train."""
-        dims = len(self.shape)
-        given = spatial_dims_of_cases([*training, *validation], unread=dims)
-        if given != dims:
-            raise InputError(
-                f"datalist {datalist}: expected {dims}D cases, as the shape {list(self.shape)} "
-                f"of a sample, got {given}D; use the bundle of their dimension"
-            )
+        self.preprocessing = preprocessing
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_gib = cache_gib
+        self.output_dir = output_dir
+        self.cases = _listed(datalist, folds, fold, may_validate_alone=validation_samples > 0)
         if datalist is not None and preprocessing is None:
             raise InputError("training: expected preprocessing for the datalist's cases, got none")
-        if not (self.samples_per_epoch or training) or not (self.validation_samples or validation):
+        training, validation = self.cases
+        if not (samples_per_epoch or training) or not (validation_samples or validation):
             raise InputError(
                 "training: expected samples to train on and to validate with, got none; raise "
                 "samples_per_epoch and validation_samples, or give a datalist"
             )
+        self._prepared: tuple[PreparedCases | None, PreparedCases | None] | None = None
+
+    @one_line_refusals()
+    def setup(self, stage: str | None = None) -> None:
+        """Check the headers of all cases, once; the broken ones are set aside.
+
+        Raises:
+            InputError: no case of a part can be used.
+        """
+        del stage
+        if self._prepared is None:
+            training, validation = (self._checked(part) for part in self.cases)
+            self._prepared = self._on_lattices(training), self._on_lattices(validation)
+
+    def _checked(self, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
+        """The cases that can be used."""
+        dims = len(self.shape)
+        return checked_cases(cases, self.output_dir, spatial_dims=dims) if cases else []
+
+    def _on_lattices(self, cases: Sequence[CaseFiles]) -> PreparedCases | None:
+        """The cases on their lattices; None where there are none."""
+        if not cases or self.preprocessing is None:
+            return None
+        return PreparedCases(
+            cases,
+            self.preprocessing,
+            spacing=self.spacing,
+            cache_dir=self.cache_dir,
+            cache_gib=self.cache_gib,
+        )
+
+    @property
+    def training(self) -> PreparedCases | None:
+        """The cases to train on."""
+        self.setup()
+        return None if self._prepared is None else self._prepared[0]
+
+    @property
+    def validation(self) -> PreparedCases | None:
+        """The cases to validate with."""
+        self.setup()
+        return None if self._prepared is None else self._prepared[1]
 
     def train_dataset(self, epoch: int = 0) -> "Samples":
         """The samples of one epoch."""
@@ -234,17 +262,20 @@ class Samples(ConcatDataset[Sample]):
         ]
 
 
-def _prepared(
-    cases: Sequence[CaseFiles],
-    preprocessing: Compose | None,
-    spacing: float,
-    cache_dir: Path | str | None,
-    cache_gib: float,
-) -> PreparedCases | None:
-    """The cases on their lattices; None where there are none."""
-    if not cases or preprocessing is None:
-        return None
-    folder = None if cache_dir is None else Path(cache_dir)
-    return PreparedCases(
-        cases, preprocessing, spacing=spacing, cache_dir=folder, cache_gib=cache_gib
+def _listed(
+    datalist: Path | str | None,
+    folds: int | None,
+    number: int,
+    *,
+    may_validate_alone: bool,
+) -> tuple[list[CaseFiles], list[CaseFiles]]:
+    """Training and validation cases, as the datalist or the folds split them."""
+    if datalist is None:
+        return [], []
+    training = read_datalist(datalist, "training")
+    if folds is None:
+        # painted samples can validate alone
+        return training, read_datalist(datalist, "validation", may_be_empty=may_validate_alone)
+    return fold_of(
+        [*training, *read_datalist(datalist, "validation", may_be_empty=True)], folds, number
     )
