@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_cases import preprocessing, write_case
+from torch.utils.data import DataLoader
 
 from fusion_pipeline.data import InputError, case_from_paths, read_datalist, read_image
 from fusion_pipeline.geometry import apply_affine, warp
@@ -198,6 +199,29 @@ class TestCacheOnDisk:
         PreparedCases([case_from_paths("p1", paths)], steps, spacing=8.0, cache_dir=tmp_path)[0]
         assert not old.exists()
         assert new.exists()
+
+    def test_workers_share_the_folder(self, tmp_path, paths, steps, made):
+        files = [case_from_paths(f"p{n}", paths) for n in range(3)]
+        cases = PreparedCases(files, steps, spacing=8.0, cache_dir=tmp_path)
+        loader = DataLoader(cases, batch_size=None, num_workers=2)
+        for _ in range(2):
+            assert [case.id for case in loader] == ["p0", "p1", "p2"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            path.name for path in tmp_path.glob("[!.]*.pt")
+        )
+        assert [case.id for case in cases] == ["p0", "p1", "p2"]
+        assert made == []  # this process found all of them made
+
+    def test_a_disk_without_room_costs_the_cache_only(self, tmp_path, paths, steps, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("fusion_pipeline.training.prepared_cases.torch.save", full)
+        cases = PreparedCases(
+            [case_from_paths("p1", paths)], steps, spacing=8.0, cache_dir=tmp_path
+        )
+        assert cases[0].id == "p1"
+        assert list(tmp_path.iterdir()) == []
 
     def test_other_cases_leave_the_folder_alone(self, tmp_path, paths, steps, made):
         cases = PreparedCases(

@@ -94,6 +94,8 @@ class PreparedCases(PersistentDataset):
     paths, sizes and modification times of all files of a case, the same preprocessing, spacing and
     code. Entries on disk appear whole or not at all, and processes may share the folder; the
     tensors are mapped from the file, so that a patch reads only its own part.
+    Of several machines, each needs a folder on a disk of its own: a mapped file that another
+    machine removes can no longer be read.
 
     In memory each worker process of a `DataLoader` holds its share of the bound; keep workers from
     epoch to epoch (``persistent_workers=True``), or their shares are lost.
