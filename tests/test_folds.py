@@ -4,11 +4,8 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain, islice
 
 import pytest
-from fusion_pipeline.training.rank_shares import EndlessBatches, rank_share, shuffled
-from torch.utils.data import DataLoader
 
 from fusion_pipeline.data import InputError, case_from_entry, read_datalist
 from fusion_pipeline.training.folds import fold
@@ -115,57 +112,3 @@ class TestPatientOfADatalist:
     def test_it_is_a_word(self, wrong):
         with pytest.raises(InputError, match="a patient that is a word or a whole number"):
             case("a", patient=wrong)
-
-
-class TestRankShares:
-    @pytest.mark.parametrize(("length", "world"), [(0, 2), (1, 3), (7, 2), (12, 4), (13, 4)])
-    def test_none_twice_and_none_lost(self, length, world):
-        shares = [list(rank_share(length, world, rank)) for rank in range(world)]
-        assert sorted(chain(*shares)) == list(range(length))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-    def test_a_loader_takes_it_as_a_sampler(self):
-        assert [int(x) for x in DataLoader(range(7), sampler=rank_share(7, 2, 1))] == [1, 3, 5]
-
-    def test_no_such_process(self):
-        with pytest.raises(ValueError, match="a rank from 0 to 1, got 2"):
-            rank_share(5, 2, 2)
-
-
-class TestEndlessBatches:
-    @pytest.mark.parametrize(("world", "size"), [(1, 4), (2, 2), (4, 1)])
-    def test_any_number_of_processes_reads_the_same_in_each_step(self, world, size):
-        streams = [islice(EndlessBatches(size, world=world, rank=r), 5) for r in range(world)]
-        for step, batches in enumerate(zip(*streams, strict=True)):
-            assert list(chain(*batches)) == list(range(4 * step, 4 * step + 4))
-
-    def test_it_goes_on_where_it_stopped(self):
-        whole = list(islice(EndlessBatches(3, world=2, rank=1), 6))
-        assert list(islice(EndlessBatches(3, world=2, rank=1, start=4), 2)) == whole[4:]
-
-    def test_it_starts_anew_for_each_loop(self):
-        batches = EndlessBatches(2)
-        assert next(iter(batches)) == next(iter(batches)) == [0, 1]
-
-    def test_wrong_sizes(self):
-        with pytest.raises(ValueError, match="batch size of 1 or more"):
-            EndlessBatches(0)
-        with pytest.raises(ValueError, match="a rank from 0 to 0"):
-            EndlessBatches(1, rank=1)
-
-
-class TestShuffled:
-    def test_each_pass_has_each_item_once(self):
-        drawn = [shuffled(n, 11, seed=3) for n in range(33)]
-        passes = [drawn[k : k + 11] for k in (0, 11, 22)]
-        assert all(sorted(one) == list(range(11)) for one in passes)
-        assert passes[0] != passes[1]
-
-    def test_it_depends_on_the_number_and_the_seed_alone(self):
-        backwards = [shuffled(n, 11, seed=3) for n in reversed(range(99))][::-1]
-        assert backwards == [shuffled(n, 11, seed=3) for n in range(99)]
-        assert backwards != [shuffled(n, 11, seed=4) for n in range(99)]
-
-    def test_no_items(self):
-        with pytest.raises(ValueError, match="items to draw from"):
-            shuffled(0, 0)

@@ -43,7 +43,7 @@ from fusion_pipeline.data import (
 )
 from fusion_pipeline.geometry import WorldMap, rigid_matrix
 from fusion_pipeline.pipeline import FusionInferer
-from fusion_pipeline.pipeline.fingerprint import transform_settings
+from fusion_pipeline.pipeline.fingerprint import code_digest, transform_settings
 from fusion_pipeline.pipeline.folder import deliver
 from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.synthesis import synthetic_patient
@@ -331,6 +331,11 @@ class TestFingerprint:
         before = pipeline.fingerprint(files)
         monkeypatch.setattr("fusion_pipeline.pipeline.fingerprint.code_digest", lambda: "other")
         assert pipeline.fingerprint(files) != before
+
+    def test_parts_of_the_code_count_by_themselves(self):
+        parts = [code_digest(name) for name in ("data/", "geometry/", "training/data.py")]
+        both = code_digest("data/", "geometry/")
+        assert len({*parts, both, code_digest(), code_digest("no such part")}) == 6
 
     def test_folders_count_by_their_files(self, pipeline, tmp_path):
         series = tmp_path / "series"

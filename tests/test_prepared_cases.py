@@ -1,20 +1,20 @@
-"""Cases on their lattices, their cache, and patches of them."""
+"""Cases on their lattices, and their cache."""
 
 import os
 import shutil
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from pipeline_cases import preprocessing, write_case
+from torch.utils.data import DataLoader
 
 from fusion_pipeline.data import InputError, case_from_paths, read_datalist, read_image
 from fusion_pipeline.geometry import apply_affine, warp
 from fusion_pipeline.pipeline.pipeline import split
 from fusion_pipeline.synthesis import synthetic_patient
-from fusion_pipeline.training.prepared_cases import LatticeCase, PreparedCases, patch
+from fusion_pipeline.training.prepared_cases import PreparedCases
 
 SPACING = 4.0
 
@@ -199,6 +199,29 @@ class TestCacheOnDisk:
         assert not old.exists()
         assert new.exists()
 
+    def test_workers_share_the_folder(self, tmp_path, paths, steps, made):
+        files = [case_from_paths(f"p{n}", paths) for n in range(3)]
+        cases = PreparedCases(files, steps, spacing=8.0, cache_dir=tmp_path)
+        loader = DataLoader(cases, batch_size=None, num_workers=2)
+        for _ in range(2):
+            assert [case.id for case in loader] == ["p0", "p1", "p2"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            path.name for path in tmp_path.glob("[!.]*.pt")
+        )
+        assert [case.id for case in cases] == ["p0", "p1", "p2"]
+        assert made == []  # this process found all of them made
+
+    def test_a_disk_without_room_costs_the_cache_only(self, tmp_path, paths, steps, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("fusion_pipeline.training.prepared_cases.torch.save", full)
+        cases = PreparedCases(
+            [case_from_paths("p1", paths)], steps, spacing=8.0, cache_dir=tmp_path
+        )
+        assert cases[0].id == "p1"
+        assert list(tmp_path.iterdir()) == []
+
     def test_other_cases_leave_the_folder_alone(self, tmp_path, paths, steps, made):
         cases = PreparedCases(
             [case_from_paths("p1", paths)], steps, spacing=8.0, cache_dir=tmp_path
@@ -231,95 +254,3 @@ class TestCacheInMemory:
         cases = PreparedCases([case_from_paths("p1", paths)], steps, spacing=8.0, cache_gib=0.0)
         assert cases[0].id == cases[0].id == "p1"
         assert made == ["p1", "p1"]
-
-
-def lattice_case(shape=(12, 10, 14), lowest=-3.0):
-    """Voxel (i, j, k) holds 100 i + 10 j + k, scaled; the body is one voxel thick."""
-    index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij"))
-    number = (index * torch.tensor([100, 10, 1])[:, None, None, None]).sum(0)
-    body = torch.zeros(2, *shape, dtype=torch.bool)
-    body[:, 8:, 6:, 9:] = True
-    return LatticeCase(
-        id="p",
-        image=torch.stack([number / 1000 + lowest, number / 1000]).half(),
-        valid=torch.ones(2, *shape, dtype=torch.bool),
-        body=body,
-        kinds=("ct", "mr"),
-        affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64)),
-        spacing=2.0,
-        labels=number.expand(2, *shape).to(torch.int32),
-        ddf=index[None].half(),
-    )
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-class TestPatch:
-    def test_it_is_a_part_of_the_case(self):
-        case = lattice_case()
-        one = patch(case, (5, 6, 7), seeded(3))
-        start = ((one.affine[:3, 3] - case.affine[:3, 3]) / 2).long().tolist()
-        inside = tuple(slice(s, s + n) for s, n in zip(start, (5, 6, 7), strict=True))
-        for name in ("image", "valid", "body", "labels", "ddf"):
-            given, cut = getattr(case, name), getattr(one, name)
-            assert cut.dtype == given.dtype
-            assert torch.equal(cut, given[(..., *inside)])
-
-    def test_the_generator_decides(self):
-        case = lattice_case()
-        first, again, other = (patch(case, (4, 4, 4), seeded(s)) for s in (1, 1, 2))
-        assert torch.equal(first.image, again.image)
-        assert not torch.equal(first.image, other.image)
-
-    def test_every_position_comes(self):
-        case = lattice_case((3, 2, 2))
-        firsts = {int(patch(case, (2, 2, 2), seeded(s)).labels[0, 0, 0, 0]) for s in range(20)}
-        assert firsts == {0, 100}
-
-    def test_in_the_body(self):
-        case = lattice_case()
-        centres = [
-            patch(case, (3, 3, 3), seeded(s), in_body=1.0).body[0, 1, 1, 1] for s in range(9)
-        ]
-        apart = [patch(case, (3, 3, 3), seeded(s)).body[0, 1, 1, 1] for s in range(9)]
-        assert sum(map(int, centres)) > 6 > sum(map(int, apart))
-
-    def test_a_smaller_case_is_centred_and_padded(self):
-        case = lattice_case((4, 10, 14))
-        one = patch(case, (8, 4, 4), seeded(0))
-        assert one.image.shape == (2, 8, 4, 4)
-        assert one.affine[0, 3] == -4.0
-        for m, low in enumerate(case.image.flatten(1).amin(1)):
-            assert (one.image[m, :2] == low).all()
-        assert not one.valid[:, :2].any()
-        assert not one.valid[:, 6:].any()
-        assert one.valid[:, 2:6].all()
-        assert (one.labels[:, 6:] == 0).all()
-        assert torch.equal(one.ddf[:, :, 0], one.ddf[:, :, 2])  # the border goes on
-        assert torch.equal(one.ddf[:, :, 7], one.ddf[:, :, 5])
-        assert torch.equal(one.ddf[0, 0, :, 0, 0], torch.tensor([0, 0, 0, 1, 2, 3, 3, 3]).half())
-
-    def test_in_2d(self):
-        case = lattice_case()
-        flat = replace(
-            case,
-            image=case.image[..., 0],
-            valid=case.valid[..., 0],
-            body=case.body[..., -1],
-            affine=torch.eye(3, dtype=torch.float64),
-            labels=None,
-            ddf=None,
-        )
-        one = patch(flat, (5, 20), seeded(0), in_body=1.0)
-        assert one.image.shape == (2, 5, 20)
-        assert one.labels is None
-        assert one.ddf is None
-
-    def test_it_is_its_own(self):
-        """Writing into a patch must not write into the case."""
-        case = lattice_case()
-        before = case.ddf.clone()
-        patch(case, case.shape, seeded(0)).ddf.zero_()
-        assert torch.equal(case.ddf, before)

@@ -38,6 +38,8 @@ READ_ERRORS = (
     BytesLengthException,
 )
 
+_SILENT = logging.CRITICAL + 1
+
 
 def where(case_id: str, key: str, path: str | Path) -> str:
     """Name a file as every message does: ``case 'a', ct (folder/ct.nii.gz)``."""
@@ -91,19 +93,19 @@ def monai_is_the_program() -> bool:
 def quiet() -> Iterator[None]:
     """Keep the warnings of nibabel, pydicom, Pillow and ITK from the user's terminal."""
     names = ("nibabel.global", "pydicom", "PIL", "monai")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
+    loud = [one for name in names if (one := logging.getLogger(name)).level != _SILENT]
+    levels = [logger.level for logger in loud]
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
+        for logger in loud:  # a change of level empties the caches of all loggers
+            logger.setLevel(_SILENT)
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fusion_pipeline.data import CaseFiles, InputError, check_case_headers, written_whole
-from fusion_pipeline.data.refusals import one_line
+from fusion_pipeline.data.refusals import one_line, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def set_aside(
         The cases that cannot be used, in their order.
     """
     if workers is None:
-        workers = 0 if len(cases) < _FEW else min(_MOST_WORKERS, os.cpu_count() or 1)
+        workers = 0 if len(cases) < _FEW else min(_MOST_WORKERS, _cores())
     loader = DataLoader(
         _Reasons(cases, spatial_dims), batch_size=_BATCH, num_workers=workers, collate_fn=list
     )
@@ -105,6 +105,13 @@ def set_aside(
     return [SetAside(case.id, why) for case, why in zip(cases, reasons, strict=True) if why]
 
 
+def _cores() -> int:
+    """Cores that this process may use; a container or SLURM may grant fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Reasons(Dataset[str]):
     """Why each case cannot be used; an empty text where it can."""
 
@@ -114,6 +121,11 @@ class _Reasons(Dataset[str]):
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[str]:
+        """A batch, as the `DataLoader` asks for it: the libraries are silenced once."""
+        with quiet():
+            return [self[index] for index in indices]
 
     def __getitem__(self, index: int) -> str:
         try:

@@ -46,7 +46,6 @@ _GIB = 1 << 30
 _IN_MEMORY_GIB = 4.0
 _ON_DISK_GIB = 200.0
 _LEFT_OVER_S = 3600.0  # s without a write, after which a file written aside belongs to no process
-_TRIES = 64  # positions drawn for one in the body; a body of 5 % of the lattice is missed in 4 %
 # the code that makes an entry: changes elsewhere in the package keep the cache
 _MAKERS = ("data/", "geometry/", "transforms/", "register/", "training/prepared_cases.py")
 
@@ -94,6 +93,8 @@ class PreparedCases(PersistentDataset):
     paths, sizes and modification times of all files of a case, the same preprocessing, spacing and
     code. Entries on disk appear whole or not at all, and processes may share the folder; the
     tensors are mapped from the file, so that a patch reads only its own part.
+    Of several machines, each needs a folder on a disk of its own: a mapped file that another
+    machine removes can no longer be read.
 
     In memory each worker process of a `DataLoader` holds its share of the bound; keep workers from
     epoch to epoch (``persistent_workers=True``), or their shares are lost.
@@ -253,87 +254,6 @@ class OnLattice(Transform):
         }
 
 
-def patch(
-    case: LatticeCase,
-    shape: Sequence[int],
-    generator: torch.Generator,
-    *,
-    in_body: float = 0.0,
-) -> LatticeCase:
-    """Cut a patch at a random position; where the case is smaller, it is centred and padded.
-
-    Padding has each image's lowest value, label 0, and is neither valid nor body; a true field
-    continues its border.
-
-    Args:
-        case: where from.
-        shape: spatial shape of the patch.
-        generator: decides the position, on the CPU.
-        in_body: probability that the patch is centred in the reference's body, as far as the
-            lattice allows; 0: every position is as likely.
-
-    Returns:
-        The patch, of the same types, its affine that of its first voxel; tensors of its own.
-    """
-    start = _start(case, shape, generator, in_body)
-    affine = case.affine.clone()
-    affine[:-1, -1] = affine[:-1, :-1] @ torch.tensor(start, dtype=affine.dtype) + affine[:-1, -1]
-    padded = any(size < wanted for size, wanted in zip(case.shape, shape, strict=True))
-    lowest = case.image.flatten(1).amin(1) if padded else torch.zeros(len(case.image))
-    image = [
-        _cut(one[None], start, shape, float(low))
-        for one, low in zip(case.image, lowest, strict=True)
-    ]
-    return LatticeCase(
-        id=case.id,
-        image=torch.cat(image),
-        valid=_cut(case.valid, start, shape, 0),
-        body=_cut(case.body, start, shape, 0),
-        kinds=case.kinds,
-        affine=affine,
-        spacing=case.spacing,
-        labels=None if case.labels is None else _cut(case.labels, start, shape, 0),
-        ddf=None if case.ddf is None else _cut(case.ddf, start, shape, None),
-    )
-
-
-def _start(
-    case: LatticeCase, shape: Sequence[int], generator: torch.Generator, in_body: float
-) -> list[int]:
-    """First voxel of a patch, negative where the case is smaller."""
-    room = [size - wanted for size, wanted in zip(case.shape, shape, strict=True)]
-    wants_body = float(torch.rand(1, generator=generator)) < in_body
-    start = [0] * len(room)
-    for _ in range(_TRIES if wants_body else 1):
-        if wants_body:
-            centre = [int(torch.randint(size, (1,), generator=generator)) for size in case.shape]
-            start = [c - wanted // 2 for c, wanted in zip(centre, shape, strict=True)]
-        else:
-            centre = [0] * len(room)
-            start = [int(torch.randint(max(r, 0) + 1, (1,), generator=generator)) for r in room]
-        if wants_body and bool(case.body[0][tuple(centre)]):
-            break
-    return [min(max(s, 0), r) if r >= 0 else r // 2 for s, r in zip(start, room, strict=True)]
-
-
-def _cut(x: Tensor, start: Sequence[int], shape: Sequence[int], fill: float | None) -> Tensor:
-    """``(..., *shape)`` of ``(..., *S)``; beyond it ``fill``, or the border where that is None."""
-    axes = range(x.ndim - len(shape), x.ndim)
-    out = x.new_full((*x.shape[: axes.start], *shape), 0 if fill is None else fill)
-    inner, within = x, out
-    for axis, first, wanted in zip(axes, start, shape, strict=True):
-        low, high = max(first, 0), min(first + wanted, x.shape[axis])
-        inner = inner.narrow(axis, low, high - low)
-        within = within.narrow(axis, low - first, high - low)
-    if fill is not None:
-        within.copy_(inner)
-        return out
-    for axis, first, wanted in zip(axes, start, shape, strict=True):
-        nearest = torch.arange(wanted) + min(first, 0)
-        inner = inner.index_select(axis, nearest.clamp(0, inner.shape[axis] - 1))
-    return inner
-
-
 def _arrays(
     series: Series, lattice: Lattice, normalize: NormalizeModality
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -462,4 +382,4 @@ def _files_in(folder: Path) -> Iterable[tuple[Path, int, float]]:
                     yield Path(one.path), about.st_size, about.st_mtime
 
 
-__all__ = ["LatticeCase", "OnLattice", "PreparedCases", "patch"]
+__all__ = ["LatticeCase", "OnLattice", "PreparedCases"]
