@@ -45,6 +45,10 @@ def refine(
     folds. It is so smooth that comparing on half the lattice is enough on both levels: an eighth
     of the voxels in 3D. Stops early when the loss no longer falls.
 
+    The velocity's few nodes are integrated and changed where ``velocity`` lies, the images compared
+    where they lie. With the velocity on the CPU the result is the same in each run even if the
+    images are on a GPU, which adds up derivatives of what points read in any order.
+
     Convention:
         - lattices: odd sizes, so that half the lattice keeps the corner voxels
         - unit: ``velocity`` in voxels of half the lattice
@@ -52,7 +56,7 @@ def refine(
     Args:
         fixed: ``(1, C, *S)`` `describe` of the reference.
         moving: ``(1, C, *S)`` `describe` of the moving image after the pose stage.
-        velocity: ``(1, d, *H)`` to start from.
+        velocity: ``(1, d, *H)`` to start from; may lie on another device than the images.
         steps: at most so many on the first level; 0 gives ``velocity`` back.
         smoothness: how rough the velocity may be.
         information: weight of a nat of mutual information beside the hundredfold distance; on the
@@ -108,8 +112,13 @@ class _Dissimilarity:
         return values.flatten(1)[:, self.where]
 
     def __call__(self, velocity: Tensor) -> Tensor:
-        """The dissimilarity after a velocity ``(1, d, *Q)`` in voxels of its own lattice."""
+        """The dissimilarity after a velocity ``(1, d, *Q)`` in voxels of its own lattice.
+
+        Returns:
+            On the velocity's device.
+        """
         ddf = resize_ddf(integrate(velocity, REFINEMENT.squarings), self.shape)
+        ddf = ddf.to(self.fixed.device)
         points = self.fineness * (self.points + self._in_view(ddf[0])).T
         fixed, warped = self.fixed, sample(self.moving, points[None], fill=0.0)[0]
         both = fixed[-1] * warped[-1]
@@ -119,11 +128,11 @@ class _Dissimilarity:
         typical = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
         total = (distance * both + typical * lost).sum() / fixed[-1].sum().clamp_min(1.0)
         if not self.information:
-            return 100 * total
+            return (100 * total).to(velocity.device)
         inner = (both > 0.999).float()  # values mixed with padding would count as others
         some = [x[self.some][None, None] for x in (fixed[0], warped[0], inner)]
         shared = mutual_information(*some, bins=REFINEMENT.bins, normalized=False)[0]
-        return 100 * total - self.information * shared
+        return (100 * total - self.information * shared).to(velocity.device)
 
 
 def _optimize(
