@@ -74,9 +74,7 @@ class _Read(Function):
         return None, torch.stack(along, 1) * within, None, None, None
 
 
-def _cell_numbers(
-    shape: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def _cell_numbers(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The shape, the rows from a voxel to the next along each axis, and to a cell's corners."""
     strides = [1]
     for n in reversed(shape[1:]):

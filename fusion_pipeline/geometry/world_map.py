@@ -206,9 +206,7 @@ def _inverted(ddf: Tensor, nodes: Tensor, mm: float) -> Tensor:
     return back[0]
 
 
-def _affine_grid(
-    matrix: Matrix, shape: Sequence[int], start: int, device: torch.device
-) -> Tensor:
+def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int, device: torch.device) -> Tensor:
     """An affine of the voxels of a lattice, ``(d, *shape)`` float32, the first axis from ``start``.
 
     The terms of the axes are made in float64 and added in float32.

@@ -1,7 +1,7 @@
 """`FusionInferer`: register, harmonize and fuse one prepared case, as a MONAI inferer."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 from typing import Any
 
@@ -257,8 +257,15 @@ def _doubts(registrations: Mapping[str, Registration]) -> list[str]:
 
 @contextmanager
 def _repeatable(device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers whatever was drawn before, and leave the caller's untouched."""
+    """Draw the same random numbers whatever was drawn before, and leave the caller's untouched.
+
+    On a GPU the same kernels run each time, in full float32: by default convolutions round their
+    operands to 10 bits there.
+    """
+    on_gpu = device.type == "cuda"
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     # by default all GPUs would be forked, and so be woken, even for a run on the CPU
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.manual_seed(0)
-        yield
+        with exact if on_gpu else nullcontext():
+            yield

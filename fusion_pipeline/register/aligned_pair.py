@@ -102,9 +102,7 @@ class AlignedPair:
         if float(where.sum()) < DECISION.least_voxels:
             return {"nmi": 1.0, "mind": 1.0, "overlap": share}
         inside = where[0, 0] > 0
-        fixed, warped = (
-            one.arrays.image[0, 0][inside].cpu() for one in (self.fixed, self.warped)
-        )
+        fixed, warped = (one.arrays.image[0, 0][inside].cpu() for one in (self.fixed, self.warped))
         nmi = normalized_mutual_information(fixed, warped, bins=DECISION.bins)
         return {"nmi": nmi, "mind": self.distance(where), "overlap": share}
 

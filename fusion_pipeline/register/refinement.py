@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.geometry import identity_points, integrate, resize_ddf, sample
@@ -107,6 +108,21 @@ class _Dissimilarity:
         self.information = information
         self.some = self.where % REFINEMENT.histogram_stride == 0
 
+    def _enlarged(self, nodes: Tensor) -> Tensor:
+        """`resize_ddf` to the images' device as products of matrices.
+
+        A GPU adds up the derivatives of an interpolation in any order, but those of a product in
+        one.
+        """
+        sizes = list(zip(self.shape, nodes.shape[2:], strict=True))
+        factor = nodes.new_tensor([(n - 1) / max(o - 1, 1) for n, o in sizes])
+        ddf = (nodes * factor.view(1, -1, *[1] * len(sizes))).to(self.fixed.device)
+        for new, old in sizes:  # each product takes the first axis and appends it as the last
+            one = torch.eye(old, device=ddf.device)[None]
+            weights = F.interpolate(one, size=new, mode="linear", align_corners=True)[0]
+            ddf = torch.tensordot(ddf, weights, dims=([2], [0]))
+        return ddf
+
     def _in_view(self, values: Tensor) -> Tensor:
         """Values ``(C, *S)`` in the fixed image's field of view, ``(C, N)``."""
         return values.flatten(1)[:, self.where]
@@ -117,8 +133,9 @@ class _Dissimilarity:
         Returns:
             On the velocity's device.
         """
-        ddf = resize_ddf(integrate(velocity, REFINEMENT.squarings), self.shape)
-        ddf = ddf.to(self.fixed.device)
+        nodes = integrate(velocity, REFINEMENT.squarings)
+        on_cpu = self.fixed.device.type == "cpu"
+        ddf = resize_ddf(nodes, self.shape) if on_cpu else self._enlarged(nodes)
         points = self.fineness * (self.points + self._in_view(ddf[0])).T
         fixed, warped = self.fixed, sample(self.moving, points[None], fill=0.0)[0]
         both = fixed[-1] * warped[-1]
