@@ -2,10 +2,11 @@
 
     python benchmarks/devices.py --devices cpu cuda
 
-Runs the demo's 3D patient and its 2D slice with the packaged bundles; needs no files. Prints a table
-for each: seconds per stage (wall), the largest difference of the displacement fields in mm and of
-the fused images, whether a second run on the second device gives the same bits, and the peak of its
-memory. The first run on a GPU also loads its libraries, so the last of several is timed. ``--enlarge 3`` repeats each voxel of the CT thrice along each axis: a scanner's grid.
+Runs the demo's 3D patient and its 2D slice with the packaged bundles; needs no files. Prints for
+each: seconds per stage (wall), the largest difference of the displacement fields in mm and of the
+fused images, whether two runs on the second device give the same bits, and the peak of its memory.
+The first run on a GPU also loads its libraries, so the last of several is timed. ``--enlarge 3``
+repeats each voxel of the CT thrice along each axis: a scanner's grid.
 """
 
 import argparse
@@ -89,10 +90,8 @@ def report(case: dict[str, object], dims: int, devices: Sequence[str], repeats: 
         )
     print(f"fused images differ by at most {fused:.5f}")
     if repeats > 1:
-        equal = same_bits(*done[1][0][-2:])
-        print(
-            f"two runs on {devices[1]} are {'the same' if equal else 'NOT the same'}, bit for bit"
-        )
+        equal = "the same" if same_bits(*done[1][0][-2:]) else "NOT the same"
+        print(f"two runs on {devices[1]} are {equal}, bit for bit")
     print(f"peak memory on {devices[1]}: {done[1][1]:.0f} MiB")
 
 
@@ -105,9 +104,7 @@ def main() -> None:
     parser.add_argument("--spatial-dims", type=int, nargs="+", choices=(2, 3), default=[2, 3])
     parser.add_argument("--size", choices=("small", "full"), default="full")
     parser.add_argument("--enlarge", type=int, default=1, help="of the CT's voxels")
-    parser.add_argument(
-        "--repeats", type=int, default=2, help="on the second device; the last is timed"
-    )
+    parser.add_argument("--repeats", type=int, default=2, help="on the second device")
     options = parser.parse_args()
     names = [torch.cuda.get_device_name() if d.startswith("cuda") else d for d in options.devices]
     print(f"{names[0]} ({torch.get_num_threads()} threads) against {names[1]}, {torch.__version__}")

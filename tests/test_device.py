@@ -51,7 +51,7 @@ _REFINE = """
 import torch
 from test_register_refinement import STIFF, pair, waves
 from fusion_pipeline.register.refinement import describe, refine
-for d, least in ((2, 0.0), (3, 0.0)):
+for d, least in ((2, 0.55), (3, 0.65)):
     fixed, moving, _, body = pair(d)
     described = describe(fixed, body), describe(moving, torch.ones_like(body))
     start = torch.zeros_like(waves(fixed.shape[2:]))
@@ -110,7 +110,8 @@ for key, image in expected.registered.items():
 for key, image in expected.harmonized.items():
     close(result.harmonized[key].as_tensor(), image.as_tensor(), rtol=0, atol=1e-4)
 close(result.fused.as_tensor(), expected.fused.as_tensor(), rtol=0, atol=1e-4)
-everything = (*result.registered.values(), *result.harmonized.values(), result.fused, result.weights)
+everything = (result.fused, result.weights)
+everything += (*result.registered.values(), *result.harmonized.values())
 everything += tuple(x.evidence.error_map_mm for x in result.registrations.values())
 assert {x.device.type for x in everything} == {"cpu"}
 calls = layers.count(there.NAME)
@@ -192,7 +193,7 @@ def test_the_refinement_compares_on_the_device():
 
 @pytest.mark.slow
 def test_the_whole_pipeline_runs_on_the_device():
-    print(run_apart(_PIPELINE))  # the table of shares, with pytest's -rP
+    assert "pose search: " in run_apart(_PIPELINE)
 
 
 @pytest.mark.parametrize("shape", [(33, 33), pytest.param((33, 33, 33), marks=pytest.mark.slow)])
