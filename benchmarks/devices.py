@@ -12,6 +12,7 @@ repeats each voxel of the CT thrice along each axis: a scanner's grid.
 import argparse
 import tempfile
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from fusion_pipeline.pipeline.synthetic import SyntheticCases
 _STAGES = ("register", "resample", "harmonize", "fuse")
 
 
-def patient(dims: int, size: str, enlarge: int) -> dict[str, object]:
+def patient(dims: int, size: Literal["small", "full"], enlarge: int) -> dict[str, object]:
     """The demo's images in memory, the CT on a finer grid if asked for."""
     with tempfile.TemporaryDirectory() as folder:
         files = SyntheticCases(folder, spatial_dims=dims, size=size)[0]
