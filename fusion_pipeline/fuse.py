@@ -62,11 +62,11 @@ class Fuse:
     which the encoders run first.
 
     The memory of the whole grows with the grid: about four float32 volumes per modality are held
-    beside the input. They stay on the CPU; the device sees one window at a time.
+    beside the input, on the device.
 
     Args:
         network: weighs and decodes.
-        device: where it computes.
+        device: where all of it is computed.
         window: longest side of a window in voxels (2D: four times as long), its rim of 16 included.
     """
 
@@ -95,6 +95,9 @@ class Fuse:
             harmonized: the reference first; all on one grid, in [0, 1].
             fields_of_view: per key, ``(1, *S)``: where the image has data.
 
+        Returns:
+            Image and weights on the CPU.
+
         Raises:
             ValueError: images of different shapes, or no field of view for one of them.
         """
@@ -102,15 +105,19 @@ class Fuse:
         keys = list(harmonized)
         reference = harmonized[keys[0]]
         spacing = reference.spacing.tolist()
-        kept = torch.empty((len(keys), *reference.shape))
+        kept = torch.empty((len(keys), *reference.shape), device=self._device)
         for key, one in zip(keys, kept, strict=True):
-            one.copy_(faded((fields_of_view[key][0] > 0.5).float(), spacing))
-        images = torch.cat([harmonized[k].array for k in keys]).mul_(kept > 0)
+            view = fields_of_view[key][0].to(self._device) > 0.5
+            one.copy_(faded(view.float(), spacing))
+        images = torch.empty_like(kept)
+        for key, one in zip(keys, images, strict=True):
+            one.copy_(harmonized[key].array[0])
+        images.mul_(kept > 0)
         kinds = [kind_of(harmonized[k].modality) for k in keys]
         fused, weights = self._windows(images, kept, kinds)
         return Fusion(
-            fused=_finished(fused, [harmonized[k] for k in keys], reference),
-            weights=weights,
+            fused=_finished(fused.cpu(), [harmonized[k] for k in keys], reference),
+            weights=weights.cpu(),
             scores=_scores(fused, weights, dict(zip(keys, images, strict=True))),
         )
 
@@ -125,7 +132,7 @@ class Fuse:
 
         def within(window: _Window) -> tuple[Tensor, Sequence[str], Tensor]:
             part = (slice(None), *window.outer)
-            return images[part][None].to(self._device), kinds, kept[part][None].to(self._device)
+            return images[part][None], kinds, kept[part][None]
 
         summary = None
         if len(windows) > 1:
@@ -137,7 +144,7 @@ class Fuse:
         for window in windows:
             out = self._network(*within(window), summary)
             for whole, part in ((fused, out.fused), (weights, out.weights)):
-                whole[(slice(None), *window.core)] = part[0].cpu()[(slice(None), *window.inner)]
+                whole[(slice(None), *window.core)] = part[0][(slice(None), *window.inner)]
         return fused, weights
 
 
@@ -224,7 +231,7 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     factors = [max(1, min(int(_DEPTH_ON_MM / s), n)) for n, s in zip(shape, spacing, strict=True)]
     beyond = [p for n, f in zip(shape[::-1], factors[::-1], strict=True) for p in (0, -n % f)]
     whole = F.pad(view[None, None].float(), beyond, mode="replicate")
-    blocks = (Pool[Pool.AVG, d](factors)(whole)[0, 0] >= 0.5).numpy()
+    blocks = (Pool[Pool.AVG, d](factors)(whole)[0, 0] >= 0.5).cpu().numpy()
     if blocks.all():
         return view
     sizes = [f * s for f, s in zip(factors, spacing, strict=True)]
@@ -241,7 +248,7 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     parts, count = ndimage.label(blocks)
     deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
     reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_KEPT))[parts]
-    kept = torch.from_numpy((depth / reach).astype(np.float32))[None, None]
+    kept = torch.from_numpy((depth / reach).astype(np.float32))[None, None].to(view.device)
     mode = "trilinear" if d == 3 else "bilinear"
     kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
     kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0).square()
@@ -266,9 +273,12 @@ def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> di
         for key, weight in zip(sources, weights, strict=True)
     }
     if fused.ndim == 3:
-        return {**means, **fusion_scores(fused[0], sources)}
+        arrays = {key: source.cpu() for key, source in sources.items()}
+        return {**means, **fusion_scores(fused[0].cpu(), arrays)}
     slices = [
-        fusion_scores(fused[0, ..., at], {key: source[..., at] for key, source in sources.items()})
+        fusion_scores(
+            fused[0, ..., at].cpu(), {key: source[..., at].cpu() for key, source in sources.items()}
+        )
         for at in _judged_slices(shown)
     ]
     return means | {name: float(np.mean([one[name] for one in slices])) for name in slices[0]}
@@ -276,7 +286,7 @@ def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> di
 
 def _judged_slices(shown: Tensor) -> list[int]:
     """Slices of the last axis at 10, 30 … 90 % of what a volume shows; at least one."""
-    area = shown.sum((0, 1)).double()
+    area = shown.sum((0, 1)).cpu().double()
     up_to_middle = area.cumsum(0) - area / 2
     shares = (torch.arange(_JUDGED_SLICES) + 0.5).double() / _JUDGED_SLICES
     found = torch.searchsorted(up_to_middle, shares * area.sum()).clamp_max(len(area) - 1)

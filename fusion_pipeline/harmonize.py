@@ -51,11 +51,11 @@ class Harmonize:
 
     The curves are predicted on a small copy and applied at native resolution, slab by slab, so that
     the network's working memory stays bounded. The memory of the whole grows with the grid: a few
-    float32 volumes per modality are held, and the device sees one whole image to make the copy.
+    float32 volumes per modality are held; on the device those of one image at a time.
 
     Args:
         network: predicts the curves.
-        device: where it computes.
+        device: where all of it is computed.
         normalize: brings an image to the scale that the network reads.
     """
 
@@ -81,14 +81,17 @@ class Harmonize:
                 reference's native grid.
             fields_of_view: per key, ``(1, *S)``: where the image has data.
 
+        Returns:
+            Images on the CPU.
+
         Raises:
             ValueError: images of different shapes, or no field of view for one of them.
         """
         check_one_grid(images, fields_of_view)
         harmonized: dict[str, Image] = {}
         small: dict[str, _Small] = {}
-        for key, image in images.items():
-            view = fields_of_view[key] > 0.5
+        for key, given in images.items():
+            image, view = given.to(self._device), fields_of_view[key].to(self._device) > 0.5
             body = (
                 body_mask(image.array, image.spacing.tolist(), image.modality, units=image.units)
                 & view
@@ -98,7 +101,7 @@ class Harmonize:
                 image.array, body, modality=image.modality, units=image.units
             )
             array = self._mapped(normalized, image, view)
-            harmonized[key] = _finished(image, array)
+            harmonized[key] = _finished(given, array.cpu())
             small[key] = _Small.of(normalized, array, view, body)
         reference = next(iter(images))
         return Harmonization(
@@ -112,16 +115,14 @@ class Harmonize:
     def _mapped(self, normalized: Tensor, image: Image, view: Tensor) -> Tensor:
         """The harmonized array ``(1, *S)``."""
         kind = kind_of(image.modality)
-        curves = self._network.curves(
-            normalized[None].to(self._device), kind, view[None].float().to(self._device)
-        )
+        curves = self._network.curves(normalized[None], kind, view[None].float())
         out = torch.empty_like(normalized)
         length = normalized.shape[1]
         thickness = max(1, _SLAB_VOXELS * length // max(1, normalized.numel()))
         for first in range(0, length, thickness):
-            slab = normalized[None, :, first : first + thickness].to(self._device)
+            slab = normalized[None, :, first : first + thickness]
             part = apply_curves(slab, curves, first=first, length=length)
-            out[:, first : first + thickness] = part[0].cpu()
+            out[:, first : first + thickness] = part[0]
         return out * view
 
 

@@ -365,9 +365,8 @@ def _canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
     """
     if is_exporting():
         return sorted(range(images.shape[1]), key=lambda m: index[m])
-    brightness = [
-        float(images[:, m].detach().contiguous().double().sum()) for m in range(images.shape[1])
-    ]
+    sums = [images[:, m].detach().contiguous().double().sum() for m in range(images.shape[1])]
+    brightness = torch.stack(sums).tolist()  # one wait for the device
     return sorted(range(images.shape[1]), key=lambda m: (index[m], brightness[m]))
 
 

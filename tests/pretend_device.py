@@ -5,16 +5,16 @@ used with torch 2.13), so it belongs in a process of its own. What forgets a ``.
 here as on a GPU. Autograd works; ``out=`` arguments that change size do not.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import contextmanager
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "npu"
-# operations of both devices, by name: their share shows that the work was done on the device
-ON_DEVICE: Counter[str] = Counter()
-ELSEWHERE: Counter[str] = Counter()
+# what the processor waits for on a GPU, beside copies to it: it needs the values
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 # copies between devices, and indices on the CPU, are allowed on a GPU as well
 _CROSSING = {"_to_copy", "copy_", "index", "index_put_", "_index_put_impl_"}
 _MAKERS = ["tensor", "as_tensor", "arange", "linspace", "logspace", "eye", "full"]
@@ -49,14 +49,72 @@ class DeviceTensor(torch.Tensor):
         return self.values_on_cpu.tolist()
 
 
-class CountElsewhere(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the operations of tensors that lie on the CPU."""
+class CountWork(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts by stage what runs on the device and what on the CPU.
+
+    Attributes:
+        calls: device type → operations by name.
+        elements: stage → device type → elements of the tensors that operations read and write.
+            Views and copies between devices touch nothing.
+        waits: stage → operations by name for which the processor waits for the device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._stage = "other"
+        self.calls = defaultdict(Counter)
+        self.elements = defaultdict(Counter)
+        self.waits = defaultdict(Counter)
+
+    @contextmanager
+    def stage(self, name):
+        outer, self._stage = self._stage, name
+        try:
+            yield
+        finally:
+            self._stage = outer
+
+    def share(self, stage):
+        """Share of a stage's elements that are processed on the device."""
+        work = self.elements[stage]
+        return work[NAME] / max(1, work.total())
+
+    def table(self):
+        """A line for each stage."""
+        return "\n".join(
+            f"{stage}: {self.share(stage):.1%} of {work.total() / 1e6:.1f} million elements on the "
+            f"device, {self.waits[stage].total()} waits {dict(self.waits[stage].most_common(3))}"
+            for stage, work in self.elements.items()
+        )
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        leaves = tree_leaves((args, kwargs))
-        if not any(isinstance(leaf, DeviceTensor) for leaf in leaves):
-            ELSEWHERE[_name(operation)] += 1
-        return operation(*args, **(kwargs or {}))
+        result = operation(*args, **(kwargs or {}))
+        given, made = (_tensors(x) for x in ((args, kwargs), result))
+        there = [isinstance(x, DeviceTensor) for x in (*given, *made)]
+        device, name = NAME if any(there) else "cpu", _name(operation)
+        self.calls[device][name] += 1
+        crosses = name in ("_to_copy", "copy_") and len(set(there)) > 1
+        if crosses and not isinstance((made or given)[0], DeviceTensor):
+            self.waits[self._stage]["copy"] += 1
+        elif any(there) and (name in _WAITS or (name in _CROSSING and _by_mask(given))):
+            self.waits[self._stage][name] += 1
+        if not crosses and not _is_view(operation):
+            self.elements[self._stage][device] += sum(x.numel() for x in (*given, *made))
+        return result
+
+
+def _tensors(values):
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _by_mask(tensors):
+    """Whether an index among the operands is a mask, whose size decides that of the result."""
+    return any(x.dtype == torch.bool for x in tensors[1:])
+
+
+def _is_view(operation):
+    returns = operation._schema.returns
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
 def install():
@@ -91,8 +149,7 @@ def _name(operation):
 def _compute(operation, args, kwargs):
     """Run one operation on the wrapped values, and wrap what comes out."""
     name = _name(operation)
-    ON_DEVICE[name] += 1
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = _tensors((args, kwargs))
     own = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     # as on a GPU, a scalar of the CPU may enter any operation
     foreign = [x for x in tensors if not isinstance(x, DeviceTensor) and x.ndim > 0]

@@ -38,7 +38,7 @@ def pair(d, *, known=(0, 99), body=(6, 26)):
     net = network(d)
     first = LatticeArrays(images[0], torch.ones_like(nowhere), box(shape, 4, 24), nowhere)
     second = LatticeArrays(images[1], box(shape, *known), box(shape, *body), nowhere)
-    sides = [LatticeImage(arrays, net, "cpu") for arrays in (first, second)]
+    sides = [LatticeImage(arrays, net) for arrays in (first, second)]
     affine = np.diag([SPACING] * d + [1.0])
     return ImagePair(*sides, Lattice(affine, shape))
 

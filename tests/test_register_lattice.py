@@ -75,9 +75,9 @@ def test_around_the_bone_the_headers_explain_more_than_a_pose_that_follows_the_s
     along = rigid_matrix([0.0, 0.0, 0.0], [10.0, 0.0, 0.0], [0.0, 0.0, 0.0])
     left = []
     net = RegistrationNet(3, channels=(4, 6, 6, 8), learned_features=3)
-    reference = LatticeImage(read_on_lattice(ct, known[0], lattice), net, "cpu")
+    reference = LatticeImage(read_on_lattice(ct, known[0], lattice), net)
     for matrix in (np.eye(4), along):
-        moved = LatticeImage(read_on_lattice(mr, known[1], lattice, matrix), net, "cpu")
+        moved = LatticeImage(read_on_lattice(mr, known[1], lattice, matrix), net)
         trial = AlignedPair(reference, moved, lattice.spacing)
         everywhere = trial.compared_region(either=True)
         regions = everywhere, everywhere * reference.arrays.bone

@@ -69,8 +69,9 @@ class Scaling:
 def percentiles(values: Tensor, *percents: float) -> list[float]:
     """Percentiles of a flat tensor, of an evenly spaced part of it where it is very long."""
     step = max(1, values.numel() // _QUANTILE_VOXELS)
-    at = torch.tensor(percents, dtype=torch.float32) / 100
-    return [float(v) for v in torch.quantile(values[::step].cpu(), at)]
+    at = (torch.tensor(percents, dtype=torch.float32) / 100).to(values.device)
+    found: list[float] = torch.quantile(values[::step], at).tolist()
+    return found
 
 
 def clip_hu(image: Tensor, lower: float = _WINDOW_HU[0], upper: float = _WINDOW_HU[1]) -> Tensor:

@@ -97,6 +97,14 @@ class Image:
         """The same image with other values (and other attributes where named)."""
         return replace(self, array=array, **changes)  # type: ignore[arg-type]
 
+    def to(self, device: torch.device | str) -> "Image":
+        """The same image with its values on a device; itself if they lie there."""
+        array = self.array.to(device)
+        if array is self.array:
+            return self
+        colour = None if self.colour is None else self.colour.to(device)
+        return replace(self, array=array, colour=colour)
+
     def in_canonical_axes(self) -> "Image":
         """The same image with its axes flipped and swapped to lie nearest to R, A and S (R, A).
 
@@ -209,6 +217,12 @@ class Prepared:
     working: Image
     field_of_view: Tensor
     body: Tensor
+
+    def to(self, device: torch.device | str) -> "Prepared":
+        """The same with all values on a device; an image that is both is moved once."""
+        image = self.image.to(device)
+        working = image if self.working is self.image else self.working.to(device)
+        return Prepared(image, working, self.field_of_view.to(device), self.body.to(device))
 
 
 @dataclass(frozen=True)

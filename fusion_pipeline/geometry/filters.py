@@ -18,10 +18,14 @@ def box_around(mask: Tensor, margin: int) -> tuple[slice, ...]:
     Returns:
         Slices of all axes, the first two whole.
     """
+    sizes = list(mask.shape[2:])
+    lines = [
+        mask.amax([a for a in range(mask.ndim) if a != axis]) > 0 for axis in range(2, mask.ndim)
+    ]
     box = [slice(None), slice(None)]
-    for axis, size in enumerate(mask.shape[2:], start=2):
-        others = [a for a in range(mask.ndim) if a != axis]
-        along = (mask.amax(others) > 0).nonzero()[:, 0].tolist() or [0]
+    # one copy to the processor for all axes, since it waits for each
+    for line, size in zip(torch.cat(lines).cpu().split(sizes), sizes, strict=True):
+        along = line.nonzero()[:, 0].tolist() or [0]
         box.append(slice(max(along[0] - margin, 0), min(along[-1] + margin + 1, size)))
     return tuple(box)
 

@@ -27,6 +27,8 @@ class PointReader:
     def __init__(self, image: Tensor) -> None:
         self.shape = tuple(image.shape[2:])
         self.table = image[0].detach().float().flatten(1).T.contiguous()
+        # made once: each of these is a copy to the device that the points wait for
+        self.size, self.strides, self.steps = _cell_numbers(self.shape, image.device)
 
     def __call__(self, points: Tensor) -> Tensor:
         """Read all channels, linear in d dimensions; the border goes on.
@@ -37,7 +39,8 @@ class PointReader:
         Returns:
             ``(N, C)`` float32, differentiable in the points once.
         """
-        read: Tensor = _Read.apply(self.table, points.float(), self.shape)
+        numbers = self.size, self.strides, self.steps
+        read: Tensor = _Read.apply(self.table, points.float(), *numbers)
         return read
 
 
@@ -45,31 +48,42 @@ class _Read(Function):
     """Weighted sums of the rows of a table; their slopes are sums with other weights."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, points: Tensor, shape: tuple[int, ...]) -> Tensor:
-        size = points.new_tensor(shape)
+    def forward(
+        ctx: FunctionCtx,
+        table: Tensor,
+        points: Tensor,
+        size: Tensor,
+        strides: Tensor,
+        steps: Tensor,
+    ) -> Tensor:
         position = torch.minimum(points.clamp_min(0.0), size - 1)
         low = torch.minimum(position.floor(), (size - 2).clamp_min(0.0))
         part = (position - low).T.contiguous()
-        strides = [1]
-        for n in reversed(shape[1:]):
-            strides.insert(0, strides[0] * n)
-        steps = [0]
-        for n, stride in zip(shape, strides, strict=True):  # a single voxel has no upper neighbour
-            steps += [step + stride * (n > 1) for step in steps]
-        rows = (low.long() * low.new_tensor(strides, dtype=torch.long)).sum(1, keepdim=True)
-        rows = rows + rows.new_tensor(steps)
+        rows = (low.long() * strides).sum(1, keepdim=True) + steps
         ctx.save_for_backward(table, rows, part, position == points)
         return _sums(table, rows, _corner_weights(part))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         table, rows, part, within = ctx.saved_tensors  # type: ignore[attr-defined]
         along = [
             (_sums(table, rows, _corner_weights(part, axis)) * slopes[0]).sum(1)
             for axis in range(len(part))
         ]
-        return None, torch.stack(along, 1) * within, None
+        return None, torch.stack(along, 1) * within, None, None, None
+
+
+def _cell_numbers(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The shape, the rows from a voxel to the next along each axis, and to a cell's corners."""
+    strides = [1]
+    for n in reversed(shape[1:]):
+        strides.insert(0, strides[0] * n)
+    steps = [0]
+    for n, stride in zip(shape, strides, strict=True):  # a single voxel has no upper neighbour
+        steps += [step + stride * (n > 1) for step in steps]
+    size = torch.tensor(shape, dtype=torch.float32)
+    return size.to(device), torch.tensor(strides).to(device), torch.tensor(steps).to(device)
 
 
 def _sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:

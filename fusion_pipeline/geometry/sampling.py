@@ -105,7 +105,7 @@ def resample(
     Args:
         image: ``(B, C, *S)``.
         image_from_target: ``(d + 1, d + 1)`` or ``(B, d + 1, d + 1)``, voxels of the target lattice
-            to voxels of the image.
+            to voxels of the image; may lie on the CPU, where float64 is at home, for any image.
         shape: spatial shape of the target lattice.
         mode: see `sample`.
         fill: value outside the image.
@@ -113,9 +113,8 @@ def resample(
     Returns:
         ``(B, C, *shape)``.
     """
-    matrix = image_from_target.to(device=image.device)
-    matrix = matrix.expand(image.shape[0], *matrix.shape[-2:])
-    return sample(image, _mapped(matrix, shape), mode=mode, fill=fill)
+    matrix = image_from_target.expand(image.shape[0], *image_from_target.shape[-2:])
+    return sample(image, _mapped(matrix, shape, image.device), mode=mode, fill=fill)
 
 
 def resize(image: Tensor, shape: Sequence[int], *, mode: Mode = "bilinear") -> Tensor:
@@ -145,11 +144,11 @@ def resize(image: Tensor, shape: Sequence[int], *, mode: Mode = "bilinear") -> T
     )
 
 
-def _mapped(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+def _mapped(matrix: Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
     """The points of a lattice after affine maps ``(B, d + 1, d + 1)``, ``(B, *shape, d)`` float32.
 
-    What each axis adds is summed, the longest sum last and in float32; up to there in the matrix's
-    own type, since a large origin would eat float32's digits.
+    What each axis adds is summed, the longest sum last, in float32 and on the device; up to there
+    in the matrix's own type, since a large origin would eat float32's digits.
     """
     d = len(shape)
     points = matrix[:, :d, d].reshape(-1, *[1] * d, d)
@@ -157,5 +156,8 @@ def _mapped(matrix: Tensor, shape: Sequence[int]) -> Tensor:
         steps = torch.arange(size, device=matrix.device, dtype=matrix.dtype)
         along = matrix[:, None, :d, axis] * steps[:, None]
         along = along.reshape(-1, *[size if a == axis else 1 for a in range(d)], d)
-        points = points + along if axis < d - 1 else points.float() + along.float()
+        if axis < d - 1:
+            points = points + along
+        else:
+            points = points.float().to(device) + along.float().to(device)
     return points

@@ -1,7 +1,7 @@
 """`WorldMap`: from the fixed image's world to a moving image's, an affine after a deformation."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -111,11 +111,12 @@ class WorldMap:
             mode: linear, or nearest (labels).
 
         Returns:
-            ``(C, *fixed_shape)`` float32.
+            ``(C, *fixed_shape)`` float32, on the device of ``array``, which computes it.
         """
-        out = torch.empty((len(array), *fixed_shape))
+        out = torch.empty((len(array), *fixed_shape), device=array.device)
         voxel_from_world = inverse_affine(moving_affine)
-        for start, stop, voxels in self._slabs(fixed_affine, fixed_shape, voxel_from_world):
+        there = replace(self, ddf_mm=self.ddf_mm.to(array.device))
+        for start, stop, voxels in there._slabs(fixed_affine, fixed_shape, voxel_from_world):
             points = voxels.movedim(0, -1)[None]
             out[:, start:stop] = sample(array[None].float(), points, mode=mode, fill=fill)[0]
         return out
@@ -147,7 +148,7 @@ class WorldMap:
         voxel_from_finer = np.diag([*[0.5] * d, 1.0])
         voxel_from_finer[:d, d] = -reach
         shape = [2 * (n - 1 + 2 * r) + 1 for n, r in zip(ddf.shape[1:], reach, strict=True)]
-        nodes = _affine_grid(voxel_from_finer, shape, 0).movedim(0, -1)
+        nodes = _affine_grid(voxel_from_finer, shape, 0, ddf.device).movedim(0, -1)
         back = _inverted(ddf, nodes, float(np.linalg.norm(self.working_affine[:d, :d], 2)))
         turn = torch.from_numpy(moving_lattice[:d, :d]).float()
         return WorldMap(
@@ -173,21 +174,21 @@ class WorldMap:
 
         Yields:
             Start, stop and values ``(d, stop - start, *S[1:])`` float32 of runs along the first
-            axis, so that memory stays bounded.
+            axis, so that memory stays bounded; on the device of ``ddf_mm``.
         """
-        d = len(shape)
+        d, device = len(shape), self.ddf_mm.device
         target_from_fixed = target_from_moving @ self.moving_from_fixed
         affine = (target_from_fixed - (0 if minus is None else minus)) @ fixed_affine
-        turn = torch.from_numpy(target_from_fixed[:d, :d]).float()
+        turn = torch.from_numpy(target_from_fixed[:d, :d]).float().to(device)
         lattice_from_voxels = inverse_affine(self.working_affine) @ fixed_affine
         deformed = bool(self.ddf_mm.any())
         thickness = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
         for start in range(0, shape[0], thickness):
             stop = min(start + thickness, shape[0])
             run = (stop - start, *shape[1:])
-            out = _affine_grid(affine, run, start)
+            out = _affine_grid(affine, run, start, device)
             if deformed:
-                points = _affine_grid(lattice_from_voxels, run, start).movedim(0, -1)
+                points = _affine_grid(lattice_from_voxels, run, start, device).movedim(0, -1)
                 shift = sample(self.ddf_mm[None].float(), points[None])[0]
                 out += torch.einsum("ij,j...->i...", turn, shift)
             yield start, stop, out
@@ -205,7 +206,7 @@ def _inverted(ddf: Tensor, nodes: Tensor, mm: float) -> Tensor:
     return back[0]
 
 
-def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int) -> Tensor:
+def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int, device: torch.device) -> Tensor:
     """An affine of the voxels of a lattice, ``(d, *shape)`` float32, the first axis from ``start``.
 
     The terms of the axes are made in float64 and added in float32.
@@ -213,13 +214,12 @@ def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int) -> Tensor:
     d = len(shape)
     rows = []
     for row in matrix[:d]:
-        total = torch.zeros(tuple(shape))
+        total = torch.zeros(tuple(shape), device=device)
         for axis, n in enumerate(shape):
             along = row[axis] * (np.arange(n) + (start if axis == 0 else 0))
             if axis == 0:
                 along = along + row[d]
-            total += (
-                torch.from_numpy(along).float().view([-1 if a == axis else 1 for a in range(d)])
-            )
+            terms = torch.from_numpy(along).float().to(device)
+            total += terms.view([-1 if a == axis else 1 for a in range(d)])
         rows.append(total)
     return torch.stack(rows)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 from typing import Any
 
@@ -30,15 +30,17 @@ class FusionInferer(Inferer):
     Convention:
         - the stages work in canonical axes; results lie on the reference's native grid, after one
           interpolation of the original values
-        - the same input gives the same output, bit for bit, on the same machine
+        - the same input gives the same output, bit for bit, on the same machine and device
+        - the stages compute on ``device`` and hand their results back to the CPU; a device holds
+          the images of one stage at a time
 
     Args:
         refine_steps: steps of instance optimization after the network; 0 switches it off.
         working_spacing: mm of the lattice on which the registration works, 0.1 to 20; None: by the
             images.
         same_person: False for images of different people, such as an atlas: softer fields.
-        device: where the networks compute; in a process of ``torchrun`` plain ``cuda`` is the GPU
-            of its own number, ``LOCAL_RANK``.
+        device: where images are registered, resampled, harmonized and fused; in a process of
+            ``torchrun`` plain ``cuda`` is the GPU of its own number, ``LOCAL_RANK``.
     """
 
     @one_line_refusals()
@@ -108,9 +110,10 @@ class FusionInferer(Inferer):
             normalize=normalize,
         )
         fixed = case.series[case.reference]
+        reference = _prepared(case, case.reference).to(self.device)
         return {
             key: stage(
-                _prepared(case, case.reference),
+                reference,
                 _prepared(case, key),
                 transform=case.series[key].transform,
                 fixed_mask=fixed.mask,
@@ -157,10 +160,10 @@ class FusionInferer(Inferer):
             registrations = self.register(case, network, normalize)
         with clock.stage("resample"):
             registered = {
-                key: registrations[key].warp(moving, case.fixed)
+                key: registrations[key].warp(moving.to(self.device), case.fixed).to("cpu")
                 for key, moving in case.moving.items()
             }
-            fields_of_view = _fields_of_view(case, registrations)
+            fields_of_view = _fields_of_view(case, registrations, self.device)
         with clock.stage("harmonize"):
             together = {key: registered.get(key, image) for key, image in case.images.items()}
             harmonization = self.harmonize(together, fields_of_view, network, normalize)
@@ -249,13 +252,16 @@ def _check_numbers(refine_steps: object, working_spacing: object) -> None:
         )
 
 
-def _fields_of_view(case: Case, registrations: Mapping[str, Registration]) -> dict[str, Tensor]:
+def _fields_of_view(
+    case: Case, registrations: Mapping[str, Registration], device: torch.device
+) -> dict[str, Tensor]:
     """Per key ``(1, *S)`` bool on the reference's grid: where each image has data."""
     fields = {case.reference: _prepared(case, case.reference).field_of_view}
     for key, moving in case.moving.items():
-        own = _prepared(case, key).field_of_view.float()
+        own = _prepared(case, key).field_of_view.to(device).float()
         mask = moving.with_array(own, units="mask", colour=None)
-        fields[key] = registrations[key].warp(mask, case.fixed, nearest=True).array > 0.5
+        warped = registrations[key].warp(mask, case.fixed, nearest=True)
+        fields[key] = (warped.array > 0.5).cpu()
     return fields
 
 
@@ -270,8 +276,15 @@ def _doubts(registrations: Mapping[str, Registration]) -> list[str]:
 
 @contextmanager
 def _repeatable(device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers whatever was drawn before, and leave the caller's untouched."""
+    """Draw the same random numbers whatever was drawn before, and leave the caller's untouched.
+
+    On a GPU the same kernels run each time, in full float32: by default convolutions round their
+    operands to 10 bits there.
+    """
+    on_gpu = device.type == "cuda"
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     # by default all GPUs would be forked, and so be woken, even for a run on the CPU
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.manual_seed(0)
-        yield
+        with exact if on_gpu else nullcontext():
+            yield

@@ -25,12 +25,10 @@ class LatticeImage:
     Attributes:
         arrays: the image there, after pose and deformation.
         network: describes images and finds the displacement between them.
-        device: where the network computes.
     """
 
     arrays: LatticeArrays
     network: RegistrationNet
-    device: torch.device | str
 
     @cached_property
     def described(self) -> Tensor:
@@ -41,7 +39,7 @@ class LatticeImage:
     def features(self) -> Tensor:
         """``(1, C, *H)`` the network's, on half the padded lattice."""
         with torch.no_grad():
-            return self.network.features(self.arrays.image.to(self.device))
+            return self.network.features(self.arrays.image)
 
     def deformed(self, ddf: Tensor) -> "LatticeImage":
         """The same image after a deformation ``(1, d, *S)`` in voxels; its masks become shares."""
@@ -103,8 +101,9 @@ class AlignedPair:
         share = float(where.sum() / self.fixed.arrays.body.sum().clamp_min(1.0))
         if float(where.sum()) < DECISION.least_voxels:
             return {"nmi": 1.0, "mind": 1.0, "overlap": share}
-        fixed, warped = self.fixed.arrays.image[0, 0], self.warped.arrays.image[0, 0]
-        nmi = normalized_mutual_information(fixed, warped, where[0, 0], DECISION.bins)
+        inside = where[0, 0] > 0
+        fixed, warped = (one.arrays.image[0, 0][inside].cpu() for one in (self.fixed, self.warped))
+        nmi = normalized_mutual_information(fixed, warped, bins=DECISION.bins)
         return {"nmi": nmi, "mind": self.distance(where), "overlap": share}
 
     @cached_property
@@ -122,7 +121,7 @@ class AlignedPair:
             lengths = [x.square().sum(1).sqrt() for x in (forth, back, compose(forth, back))]
             length = 2 * self.spacing * torch.stack(lengths, 1).mean(1, keepdim=True)
         whole = resize(length, [2 * n + 1 for n in half])[0, 0]
-        return whole[tuple(slice(n) for n in shape)].cpu()
+        return whole[tuple(slice(n) for n in shape)]
 
     @cached_property
     def error_mm(self) -> float:
@@ -156,5 +155,6 @@ class ImagePair:
 
     def deformed(self, velocity: Tensor) -> AlignedPair:
         """The pair after a velocity ``(1, d, *H)`` on half the lattice, in voxels of that."""
-        ddf = resize_ddf(integrate(velocity), self.lattice.shape)
+        there = velocity.to(self.fixed.arrays.image.device)
+        ddf = resize_ddf(integrate(there), self.lattice.shape)
         return AlignedPair(self.fixed, self.moving.deformed(ddf), self.lattice.spacing, ddf)

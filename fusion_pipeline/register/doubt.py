@@ -35,7 +35,8 @@ def registration_of(
     """
     lattice = start.lattice
     d = len(lattice.shape)
-    field = torch.zeros((1, d, *lattice.shape)) if end.ddf is None else end.ddf
+    image = end.fixed.arrays.image
+    field = image.new_zeros(1, d, *lattice.shape) if end.ddf is None else end.ddf
     before, after = start.undeformed.similarity, end.similarity
     fixed_mm = float(end.fixed.arrays.body.sum()) * lattice.spacing**d
     shared = after["overlap"] * max(1.0, fixed_mm / body_mm)
@@ -49,10 +50,10 @@ def registration_of(
         similarity_after=after,
         folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
         error_mm=estimated_on.error_mm,
-        error_map_mm=estimated_on.error_map_mm,
+        error_map_mm=estimated_on.error_map_mm.cpu(),
         details={**chosen.details, "working_spacing_mm": lattice.spacing},
     )
-    return Registration(WorldMap(chosen.matrix, ddf_mm, lattice.affine), evidence)
+    return Registration(WorldMap(chosen.matrix, ddf_mm.cpu(), lattice.affine), evidence)
 
 
 def body_mm3(given: Prepared, field_of_view: Tensor) -> float:

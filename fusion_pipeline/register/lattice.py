@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import inverse_affine, resample, rescaled_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import dilated
+from fusion_pipeline.register.blur import gaussian_blur
 from fusion_pipeline.register.settings import LATTICE
 from fusion_pipeline.register.views import smoothed
 from fusion_pipeline.transforms import NormalizeModality, body_mask
@@ -136,6 +136,6 @@ def _around_bone(image: Image, small: Tensor, lattice: Lattice) -> Tensor:
     """``(1, 1, *S)`` 0/1: where a CT on the lattice shows bone, and some 6 mm around it."""
     if image.units != "HU":
         return torch.zeros_like(small)[None, None]
-    bone = (small > LATTICE.bone_hu).float().numpy()
-    near = ndimage.gaussian_filter(bone, LATTICE.bone_blur_mm / lattice.spacing, truncate=2.5) > 0.1
-    return torch.from_numpy(near.astype(np.float32))[None, None]
+    bone = (small > LATTICE.bone_hu).float()
+    sigma = [LATTICE.bone_blur_mm / lattice.spacing] * lattice.dims
+    return (gaussian_blur(bone, sigma, border="reflect") > 0.1).float()[None, None]

@@ -52,10 +52,13 @@ class Points:
         where = (near[0, 0] > 0.5).nonzero()
         if len(where) == 0:
             where = torch.ones_like(near[0, 0]).nonzero()
+        # drawn on the CPU, so that the points are the same on any device
         drawn = torch.randperm(len(where), generator=generator)[:count]
         # off the lattice: grid points that meet grid points make false peaks
-        chosen = where[drawn] + torch.rand((len(drawn), where.shape[1]), generator=generator) - 0.5
-        chosen = chosen[drawn.argsort()]  # neighbours are read from nearby memory
+        beside = torch.rand((len(drawn), where.shape[1]), generator=generator).to(where.device)
+        chosen = where[drawn.to(where.device)] + beside - 0.5
+        # neighbours are read from nearby memory
+        chosen = chosen[drawn.argsort().to(where.device)]
         self.values = sample(source.values, chosen[None], fill=None)[0, 0].clamp(0, 1)
         self.weight = sample(source.field_of_view, chosen[None], fill=0.0)[0, 0]
         self.tissue = sample(source.tissue, chosen[None], mode="nearest", fill=0.0)[0, 0]
@@ -64,11 +67,14 @@ class Points:
         self.structure_nats = usual if structure_nats is None else structure_nats
         self.structure = PointReader(_structure(source, blind))(chosen)
         self.centre = source.centre()
-        self.positions = source.world(chosen) - self.centre
+        self.positions = source.world(chosen) - self.centre.to(chosen.device)
 
 
 class PointScore:
     """How well the values and the structure at points of one view fit another, for many poses.
+
+    Poses and their scores lie on the CPU, whose optimizer is faster with so few numbers; the points
+    are read and compared where the views lie.
 
     Args:
         points: of the source.
@@ -97,7 +103,11 @@ class PointScore:
         self.target = PointReader(
             torch.cat([target.values, target.field_of_view, target.tissue, described], 1)
         )
-        self.voxel_from_world = torch.from_numpy(inverse_affine(target.affine))
+        device = points.positions.device
+        inverse = torch.from_numpy(inverse_affine(target.affine)).float().to(device)
+        self.turn, self.shift = inverse[:d, :d].T, inverse[:d, d]
+        self.size = torch.tensor(self.target.shape).to(device)
+        self.source_centre = points.centre.to(device)
         self.target_centre = target.centre()
         self.unrelated = self._unrelated(described, target.tissue)
 
@@ -117,16 +127,15 @@ class PointScore:
         """
         source = self.points
         d = source.positions.shape[1]
-        world = torch.einsum("pab,nb->pna", matrices[:, :, :d], source.positions)
-        world = world + (matrices[:, :, d] + source.centre)[:, None]
-        inverse = self.voxel_from_world
-        voxels = world @ inverse[:d, :d].T.float() + inverse[:d, d].float()
+        moves = matrices.to(source.positions.device)
+        world = torch.einsum("pab,nb->pna", moves[:, :, :d], source.positions)
+        world = world + (moves[:, :, d] + self.source_centre)[:, None]
+        voxels = world @ self.turn + self.shift
         poses, count = voxels.shape[:2]
         read = self.target(voxels.reshape(poses * count, d)).reshape(poses, count, -1)
         value, in_view, tissue = read[..., :3].unbind(-1)
-        size = torch.tensor(self.target.shape)
         # fades over half a voxel, so that the score has a slope where points leave the image
-        within = ((voxels + 0.5).clamp(0, 1) * (size - 0.5 - voxels).clamp(0, 1)).prod(-1)
+        within = ((voxels + 0.5).clamp(0, 1) * (self.size - 0.5 - voxels).clamp(0, 1)).prod(-1)
         weight = source.weight * in_view * within
         doubtful = (1 - source.tissue) * tissue * self.source_doubt
         doubtful = doubtful + source.tissue * (1 - tissue) * self.target_doubt
@@ -142,7 +151,7 @@ class PointScore:
         similarity = (weight * (self.unrelated - dissimilarity)).sum(
             1
         ) / source.weight.sum().clamp_min(1.0)
-        return informed + source.structure_nats * similarity
+        return (informed + source.structure_nats * similarity).to(matrices.device)
 
     def _unrelated(self, described: Tensor, tissue: Tensor) -> Tensor:
         """Expected squared distance of the descriptors of points with nothing in common."""
@@ -155,18 +164,39 @@ class PointScore:
 
     def _information(self, value: Tensor, weight: Tensor) -> Tensor:
         """Mutual information in nats, ``(P,)``: linear shares in a smoothed joint histogram."""
-        a, low_a = _shares(self.points.values[None])
-        b, low_b = _shares(value)
-        joint = value.new_zeros(len(value), POSE.bins * POSE.bins)
-        for i in (0, 1):
-            for j in (0, 1):
-                share = weight * (a if i else 1 - a) * (b if j else 1 - b)
-                joint = joint.scatter_add(1, (low_a + i) * POSE.bins + low_b + j, share)
+        joint = _joint_histogram(self.points.values[None], value, weight)
         kernel = joint.new_tensor([0.25, 0.5, 0.25])
         kernel = (kernel[:, None] * kernel[None])[None, None]
         joint = F.conv2d(joint.reshape(-1, 1, POSE.bins, POSE.bins), kernel, padding=1)[:, 0]
         joint = joint / joint.sum((1, 2), keepdim=True).clamp_min(1e-6)
         return _entropy(joint.sum(1)) + _entropy(joint.sum(2)) - _entropy(joint.flatten(1))
+
+
+def _joint_histogram(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """Weights summed by the bins of both values, ``(1, N)``, ``(P, N)``, ``(P, N)``: ``(P, B²)``.
+
+    A value is shared by the two bins beside it. On the CPU the shares are added one by one; a GPU
+    would add them in any order, another one each time, so there a product of matrices sums them.
+    """
+    a, low_a = _shares(first)
+    b, low_b = _shares(second)
+    if weight.device.type != "cpu":
+        rows = _in_bins(a, low_a) * weight[..., None]
+        return (rows.transpose(1, 2) @ _in_bins(b, low_b)).flatten(1)
+    joint = weight.new_zeros(len(weight), POSE.bins * POSE.bins)
+    for i in (0, 1):
+        for j in (0, 1):
+            share = weight * (a if i else 1 - a) * (b if j else 1 - b)
+            joint = joint.scatter_add(1, (low_a + i) * POSE.bins + low_b + j, share)
+    return joint
+
+
+def _in_bins(share: Tensor, low: Tensor) -> Tensor:
+    """What each value gives to each bin, ``(P, N)`` to ``(P, N, B)``."""
+    columns = torch.stack([low, low + 1], -1)
+    return share.new_zeros(*share.shape, POSE.bins).scatter(
+        -1, columns, torch.stack([1 - share, share], -1)
+    )
 
 
 def _shares(value: Tensor) -> tuple[Tensor, Tensor]:

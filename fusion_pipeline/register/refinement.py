@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.geometry import identity_points, integrate, resize_ddf, sample
@@ -45,6 +46,10 @@ def refine(
     folds. It is so smooth that comparing on half the lattice is enough on both levels: an eighth
     of the voxels in 3D. Stops early when the loss no longer falls.
 
+    The velocity's few nodes are integrated and changed where ``velocity`` lies, the images compared
+    where they lie. With the velocity on the CPU the result is the same in each run even if the
+    images are on a GPU, which adds up derivatives of what points read in any order.
+
     Convention:
         - lattices: odd sizes, so that half the lattice keeps the corner voxels
         - unit: ``velocity`` in voxels of half the lattice
@@ -52,7 +57,7 @@ def refine(
     Args:
         fixed: ``(1, C, *S)`` `describe` of the reference.
         moving: ``(1, C, *S)`` `describe` of the moving image after the pose stage.
-        velocity: ``(1, d, *H)`` to start from.
+        velocity: ``(1, d, *H)`` to start from; may lie on another device than the images.
         steps: at most so many on the first level; 0 gives ``velocity`` back.
         smoothness: how rough the velocity may be.
         information: weight of a nat of mutual information beside the hundredfold distance; on the
@@ -103,13 +108,34 @@ class _Dissimilarity:
         self.information = information
         self.some = self.where % REFINEMENT.histogram_stride == 0
 
+    def _enlarged(self, nodes: Tensor) -> Tensor:
+        """`resize_ddf` to the images' device as products of matrices.
+
+        A GPU adds up the derivatives of an interpolation in any order, but those of a product in
+        one.
+        """
+        sizes = list(zip(self.shape, nodes.shape[2:], strict=True))
+        factor = nodes.new_tensor([(n - 1) / max(o - 1, 1) for n, o in sizes])
+        ddf = (nodes * factor.view(1, -1, *[1] * len(sizes))).to(self.fixed.device)
+        for new, old in sizes:  # each product takes the first axis and appends it as the last
+            one = torch.eye(old, device=ddf.device)[None]
+            weights = F.interpolate(one, size=new, mode="linear", align_corners=True)[0]
+            ddf = torch.tensordot(ddf, weights, dims=([2], [0]))
+        return ddf
+
     def _in_view(self, values: Tensor) -> Tensor:
         """Values ``(C, *S)`` in the fixed image's field of view, ``(C, N)``."""
         return values.flatten(1)[:, self.where]
 
     def __call__(self, velocity: Tensor) -> Tensor:
-        """The dissimilarity after a velocity ``(1, d, *Q)`` in voxels of its own lattice."""
-        ddf = resize_ddf(integrate(velocity, REFINEMENT.squarings), self.shape)
+        """The dissimilarity after a velocity ``(1, d, *Q)`` in voxels of its own lattice.
+
+        Returns:
+            On the velocity's device.
+        """
+        nodes = integrate(velocity, REFINEMENT.squarings)
+        on_cpu = self.fixed.device.type == "cpu"
+        ddf = resize_ddf(nodes, self.shape) if on_cpu else self._enlarged(nodes)
         points = self.fineness * (self.points + self._in_view(ddf[0])).T
         fixed, warped = self.fixed, sample(self.moving, points[None], fill=0.0)[0]
         both = fixed[-1] * warped[-1]
@@ -119,11 +145,11 @@ class _Dissimilarity:
         typical = (distance * both).sum().detach() / both.sum().clamp_min(1.0).detach()
         total = (distance * both + typical * lost).sum() / fixed[-1].sum().clamp_min(1.0)
         if not self.information:
-            return 100 * total
+            return (100 * total).to(velocity.device)
         inner = (both > 0.999).float()  # values mixed with padding would count as others
         some = [x[self.some][None, None] for x in (fixed[0], warped[0], inner)]
         shared = mutual_information(*some, bins=REFINEMENT.bins, normalized=False)[0]
-        return 100 * total - self.information * shared
+        return (100 * total - self.information * shared).to(velocity.device)
 
 
 def _optimize(

@@ -43,7 +43,8 @@ class Register:
         same_person: whether both images show one person. If not, an affine pose needs no more gain
             than a rigid one, it is not compared with the initial alignment, and the deformation is
             as soft as anatomies differ.
-        device: where the network computes.
+        device: where images are read, compared and warped, and the network computes. Poses and
+            velocities have few numbers and are optimized on the CPU.
         normalize: brings images on the lattice to the scale that the network reads.
     """
 
@@ -87,12 +88,12 @@ class Register:
             moving_mask: where to look in the moving image.
 
         Returns:
-            The map, with what was kept and why.
+            The map, with what was kept and why; on the CPU.
 
         Raises:
             ValueError: the images differ in the number of dimensions.
         """
-        given = prepared(fixed), prepared(moving)
+        given = tuple(prepared(image.to(self.device)) for image in (fixed, moving))
         images = fixed, moving = given[0].working, given[1].working
         if fixed.spatial_dims != moving.spatial_dims:
             raise ValueError(f"expected {fixed.spatial_dims}D images, got {moving.spatial_dims}D")
@@ -161,7 +162,7 @@ class Register:
         def image(number: int, pose: Matrix | None) -> LatticeImage:
             read = images[number], fields_of_view[number], lattice, pose
             arrays = read_on_lattice(*read, blurred=blurred[number], normalize=self.normalize)
-            return LatticeImage(arrays, self.network, self.device)
+            return LatticeImage(arrays, self.network)
 
         reference = image(0, None)
         return lambda pose: ImagePair(reference, image(1, pose), lattice)
@@ -175,7 +176,7 @@ class Register:
         crop = (slice(None), slice(None), *[slice(n) for n in size])
         with torch.no_grad():
             velocity = self.network.match(pair.fixed.features, pair.moving.features)[0]
-        velocity = velocity[crop].cpu() * _taper(pair)
+        velocity = (velocity[crop] * _taper(pair)).cpu()
         aligned = pair.deformed(velocity)
         where = aligned.compared_region() * pair.undeformed.compared_region()
         if aligned.distance(where) < pair.undeformed.distance(where):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image, Prepared
@@ -17,6 +16,7 @@ from fusion_pipeline.geometry import (
     spacing_of,
 )
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.register.blur import gaussian_blur
 from fusion_pipeline.register.settings import VIEW
 from fusion_pipeline.transforms import body_mask, field_of_view
 
@@ -44,8 +44,8 @@ class View:
 
     def world(self, voxels: Tensor) -> Tensor:
         """World mm of voxel coordinates ``(n, d)``."""
-        points = apply_affine(self.affine, voxels.double().numpy())
-        return torch.from_numpy(points).to(torch.float32)
+        points = apply_affine(self.affine, voxels.cpu().double().numpy())
+        return torch.from_numpy(points).to(torch.float32).to(voxels.device)
 
     def along(self, other: "View", pose: Matrix, room: float | None) -> "View":
         """The same image on a lattice with another view's axes and voxels, after a pose.
@@ -89,15 +89,15 @@ class View:
         where = (self.tissue[0, 0] > 0.5).nonzero()
         if len(where) == 0:
             return 0.0
-        sides = (where.amax(0) - where.amin(0) + 1).double() * self.spacing
+        sides = (where.amax(0) - where.amin(0) + 1).cpu().double() * self.spacing
         return float(sides.prod())
 
     def centre(self) -> Tensor:
-        """World mm of the tissue's centre of mass, ``(d,)``."""
+        """World mm of the tissue's centre of mass, ``(d,)`` on the CPU."""
         where = (self.tissue[0, 0] > 0.5).nonzero()
         if len(where) == 0:
             where = torch.ones_like(self.tissue[0, 0]).nonzero()
-        return self.world(where.double().mean(0, keepdim=True))[0]
+        return self.world(where.sum(0, keepdim=True).cpu().double() / len(where))[0]
 
 
 def _shift(voxels: np.ndarray) -> Matrix:
@@ -138,7 +138,8 @@ def masked_field_of_view(given: Image | Prepared, mask: Image | None = None) -> 
     if mask is None:
         return view
     voxels = torch.from_numpy(inverse_affine(mask.affine) @ image.affine)
-    inside = resample(mask.array[None].float(), voxels, image.shape, mode="nearest")[0]
+    where = mask.array[None].to(view.device).float()
+    inside = resample(where, voxels, image.shape, mode="nearest")[0]
     return view * (inside > 0.5)
 
 
@@ -173,7 +174,8 @@ def _ranked(image: Tensor, tissue: Tensor) -> Tensor:
     """Half the value, half its rank in the tissue: fat and muscle are 10 % of a CT's window."""
     inside = image[tissue > 0.5] if bool((tissue > 0.5).any()) else image.flatten()
     part = inside[:: max(1, inside.numel() // 200_000)].sort().values
-    knots = part[torch.linspace(0, len(part) - 1, VIEW.quantiles).long()].contiguous()
+    at = torch.linspace(0, len(part) - 1, VIEW.quantiles).long().to(part.device)
+    knots = part[at].contiguous()
     rank = torch.searchsorted(knots, image.contiguous()).float()
     low = knots[(rank - 1).clamp(0, VIEW.quantiles - 2).long()]
     high = knots[rank.clamp(1, VIEW.quantiles - 1).long()]
@@ -198,12 +200,9 @@ def smoothed(image: Tensor, field_of_view: Tensor, sigma: Sequence[float]) -> Te
     """
     if not any(s > 0 for s in sigma):
         return image.float()
-    values, weight = image.float().numpy(), field_of_view.numpy()
+    values, weight = image.float(), field_of_view
     if bool((weight == 1).all()):  # a large CT has no padding as a rule
-        blurred = ndimage.gaussian_filter(values, sigma, truncate=2.5, mode="nearest")
-        return torch.from_numpy(blurred)
-    total = ndimage.gaussian_filter(values * weight, sigma, truncate=2.5, mode="nearest")
-    share = ndimage.gaussian_filter(weight, sigma, truncate=2.5, mode="nearest")
-    blurred = values.copy()
-    np.divide(total, share, out=blurred, where=share > 1e-3)
-    return torch.from_numpy(blurred)
+        return gaussian_blur(values, sigma)
+    total = gaussian_blur(values * weight, sigma)
+    share = gaussian_blur(weight, sigma)
+    return torch.where(share > 1e-3, total / share, values)

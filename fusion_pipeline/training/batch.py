@@ -62,7 +62,9 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in values.items()}
+        moved: dict[str, Any] = {
+            k: x.to(device) if isinstance(x, Tensor) else x for k, x in values.items()
+        }
         return Batch(**moved)
 
 

@@ -203,14 +203,14 @@ def _aligned(files: CaseFiles) -> list[int]:
 
 def _part(case: LatticeCase, box: tuple[slice, ...]) -> LatticeCase:
     """The voxels in a box; the affine stays the whole case's."""
-    inside = (..., *box)
+    inside: tuple[slice, ...] = (slice(None), *box)
     return replace(
         case,
         image=case.image[inside],
         valid=case.valid[inside],
         body=case.body[inside],
         labels=None if case.labels is None else case.labels[inside],
-        ddf=None if case.ddf is None else case.ddf[inside],
+        ddf=None if case.ddf is None else case.ddf[(slice(None), *inside)],
     )
 
 
