@@ -20,7 +20,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from PIL import Image as Picture
 from sarcoma_grids import EVALUATION, KEYS
 from slices import training_slices
 from torch import Tensor
@@ -34,6 +33,7 @@ MARGIN = 30.0  # mm around the MR: what else a window may show
 FAIR_MR = ("sts002", "sts014", "sts024", "sts025", "sts036")  # aligned to 4 mm, see datalist.json
 VALIDATION = ("sts002", "sts014", "sts017", "sts025")
 EVALUATION_HEADS = ("15", "16", "17", "19", "20")
+EVERY = 6  # slices from one to the next
 HEADS = ("02", "03", "05", "06", "08", "10", "11", "12")
 
 
@@ -84,18 +84,18 @@ def _save(image: Tensor, affine: np.ndarray, path: Path, key: str) -> Path:
 def slices(data: Path, cache: Path, out: Path, seed: int) -> None:
     """Slices of the training patients and of painted training heads."""
     cases = []
-    for one in training_slices(data, cache, HEADS, seed):
+    for one in training_slices(data, cache, HEADS, seed, every=EVERY):
         folder = out / one.id
         folder.mkdir(parents=True, exist_ok=True)
         case = {"id": one.id, "reference": "ct", "pet_transform": "none"}
         if one.patient in FAIR_MR or one.painted:
             case["mr_transform"] = "none"
         for key, image in zip(KEYS, one.images, strict=True):
-            if one.picture:
-                path = folder / f"{key}.png"
-                Picture.fromarray(image.numpy().astype(np.uint8).T).save(path)
+            path = folder / f"{key}.nii.gz"
+            if one.picture:  # whole numbers already; as NIfTI, since a datalist is of one format
+                nib.save(nib.Nifti1Image(image.numpy().astype(np.uint8), np.eye(4)), path)
             else:
-                path = _save(image, np.eye(4), folder / f"{key}.nii.gz", key)
+                _save(image, np.eye(4), path, key)
             case[key] = str(path.relative_to(out))
         cases.append(case)
     _write_lists(cases, out)

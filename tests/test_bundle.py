@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 import pytorch_lightning as pl
@@ -34,7 +35,7 @@ from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import FusionPipeline, bundle_for, load_weights
 from fusion_pipeline.pipeline.bundle import load_checkpoint
 from fusion_pipeline.synthesis import synthetic_patient
-from fusion_pipeline.training import MultimodalTraining
+from fusion_pipeline.training import EndToEnd, MultimodalTraining
 
 ROOT = bundle_for(3).parent
 BUNDLE, BUNDLE_2D = ROOT / "multimodal_fusion", ROOT / "multimodal_fusion_2d"
@@ -173,11 +174,13 @@ def test_the_configs_share_one_preprocessing(bundle):
     assert all(other == first for other in others)
 
 
-def test_targets_point_into_the_package_or_into_monai(bundle):
+def test_targets_point_into_the_package_into_monai_or_into_lightning(bundle):
     text = "".join(path.read_text() for path in (bundle / "configs").glob("*.json"))
     targets = {line.split('"')[3] for line in text.splitlines() if '"_target_"' in line}
-    monais = {target for target in targets if not target.startswith("fusion_pipeline.")}
-    assert monais == {"Compose", "DataLoader", "Orientationd"}
+    others = {target for target in targets if not target.startswith("fusion_pipeline.")}
+    lightnings = {target for target in others if target.startswith("pytorch_lightning.")}
+    assert others - lightnings == {"Compose", "DataLoader", "Orientationd"}
+    assert all(locate(target) is not None for target in lightnings)
 
 
 def test_the_keys_are_those_of_the_model_zoo(bundle):
@@ -462,7 +465,7 @@ def checkpoint(tmp_path):
 
     def write(*callbacks):
         network = small_network(2, seed=5)
-        module = MultimodalTraining(network, learning_rate=0.1)
+        module = MultimodalTraining(network, EndToEnd(), learning_rate=0.1)
         module.training_step = lambda *_: sum(p.square().sum() for p in network.parameters())
         path, plain = tmp_path / "last.ckpt", {}
 

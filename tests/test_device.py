@@ -127,36 +127,32 @@ assert sum(count.waits[s].total() for s in ("resample", "harmonize", "fuse")) < 
 
 _TRAINING = """
 import torch
+from training_cases import OBJECTIVES, painted
 from pipeline_cases import small_network
 from fusion_pipeline.training import MultimodalTraining
-from fusion_pipeline.training.samples import Batch
-def batch():
-    draw = torch.Generator().manual_seed(1)
-    shape = {shape}
-    d = len(shape)
-    return Batch(
-        image=torch.randn(1, 3, *shape, generator=draw).clamp(-4, 4),
-        kinds=("ct", "mr", "emission"),
-        valid=torch.ones(1, 3, *shape),
-        spacing=2.0,
-        ddf=torch.randn(1, 2, d, *shape, generator=draw),
-        labels=torch.randint(0, 4, (1, 3, *shape), generator=draw),
-    )
+batch = painted("{phase}", {shape}, modalities=3)
 def step(device):
     torch.manual_seed(0)
-    module = MultimodalTraining(small_network({d})).to(device)
-    optimizer = module.configure_optimizers()
-    losses, out = module.losses(module.transfer_batch_to_device(batch(), torch.device(device), 0))
-    losses.total.backward()
+    module = MultimodalTraining(small_network({d}), OBJECTIVES["{phase}"]()).to(device)
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+    there = module.transfer_batch_to_device(batch, torch.device(device), 0)
+    parts, outputs = module.objective.losses(module.network, there, 3)
+    total = torch.stack(list(parts.values())).sum()
+    total.backward()
     optimizer.step()
-    return losses.total.detach().cpu(), {{k: v.cpu() for k, v in module.state_dict().items()}}
-loss, weights = step("cpu")
+    module.objective.update(module.scores, there, outputs)
+    scores = {{name: float(metric.compute()) for name, metric in module.scores.items()}}
+    weights = {{k: v.cpu() for k, v in module.network.state_dict().items()}}
+    return total.detach().cpu(), weights, scores
+loss, weights, scores = step("cpu")
 count = there.CountWork()
 with count:
-    loss_there, weights_there = step(there.NAME)
+    loss_there, weights_there, scores_there = step(there.NAME)
 torch.testing.assert_close(loss_there, loss, rtol=1e-4, atol=1e-4)
 for name, value in weights.items():
     torch.testing.assert_close(weights_there[name], value, rtol=0, atol=1e-4, msg=name)
+for name, value in scores.items():
+    assert abs(scores_there[name] - value) < 1e-3, name
 assert count.calls[there.NAME]["convolution_backward"] > 0
 for name in ("convolution", "convolution_backward", "grid_sampler_2d", "grid_sampler_3d"):
     assert not count.calls["cpu"][name], f"{{count.calls['cpu'][name]}} times {{name}} on the CPU"
@@ -191,6 +187,7 @@ def test_the_whole_pipeline_runs_on_the_device():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("phase", ["registration", "harmonization", "fusion", "all"])
 @pytest.mark.parametrize("shape", [(33, 33), (33, 33, 33)])
-def test_a_training_step_runs_on_the_device(shape):
-    run_apart(_TRAINING.format(shape=shape, d=len(shape)))
+def test_a_training_step_runs_on_the_device(phase, shape):
+    run_apart(_TRAINING.format(phase=phase, shape=shape, d=len(shape)))

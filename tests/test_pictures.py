@@ -9,6 +9,7 @@ import SimpleITK as sitk
 import torch
 from monai.bundle import create_workflow
 from PIL import Image as Picture
+from pipeline_cases import preprocessing
 
 from fusion_pipeline.cli import main
 from fusion_pipeline.data import InputError, case_from_paths, load_case, read_image
@@ -162,5 +163,7 @@ def test_training_cases_of_other_dimensions_are_refused(patient, tmp_path):
     names = {key: str(folder / entry[key]) for key in ("ct", "mr")}
     content = {"training": [{"id": "a", **names}], "validation": []}
     (tmp_path / "cases.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"expected 3D cases, as the shape .* got 2D"):
-        MultimodalData([33, 33, 33], datalist=tmp_path / "cases.json")
+    steps = preprocessing(3)
+    data = MultimodalData([33, 33, 33], datalist=tmp_path / "cases.json", preprocessing=steps)
+    with pytest.raises(InputError, match="at least one usable case, got 1 that are not"):
+        data.setup()

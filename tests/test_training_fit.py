@@ -98,10 +98,39 @@ def test_a_refusal_in_a_worker_is_one_line(tmp_path):
     path.write_text(json.dumps({"training": [entry], "validation": []}))
     steps = preprocessing()
     samples = data(samples_per_epoch=0, datalist=path, preprocessing=steps, workers=1)
+    samples._checked = lambda cases: list(cases)  # what the headers do not show
     with pytest.raises(InputError) as caught:
         fit(trainer(tmp_path), module(), samples)
     assert str(caught.value).startswith("case 'a', ct (")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_cases_that_cannot_be_used_are_set_aside_before_the_first_step(tmp_path, datalist):  # noqa: F811
+    content = json.loads(datalist.read_text())
+    for part in ("training", "validation"):
+        content[part] = [
+            {k: str(datalist.parent / v) if "/" in str(v) else v for k, v in entry.items()}
+            for entry in content[part]
+        ]
+    content["training"].append({"id": "broken", "ct": "gone.nii.gz", "mr": "gone.nii.gz"})
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(content))
+    feed = MultimodalData(
+        (17, 17, 17), datalist=path, preprocessing=preprocessing(), output_dir=tmp_path
+    )
+    assert len(feed.training) == 2
+    assert "broken" in (tmp_path / "set_aside.csv").read_text()
+
+
+def test_folds_split_all_cases_by_patient(datalist):  # noqa: F811
+    feeds = [
+        MultimodalData(
+            (17, 17, 17), datalist=datalist, preprocessing=preprocessing(), folds=2, fold=fold
+        )
+        for fold in range(2)
+    ]
+    ids = [[case.id for case in feed.cases[1]] for feed in feeds]
+    assert sorted(ids[0] + ids[1]) == ["synthetic-head-1", "synthetic-head-1", "synthetic-head-2"]
 
 
 def rows(folder, version=0):

@@ -64,6 +64,7 @@ class TestEveryObjective:
 
 def _one(batch, b):
     values = {k: v[b : b + 1] if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
+    values["spacing"] = batch.spacing[b : b + 1]
     return Batch(**values)
 
 
@@ -103,14 +104,10 @@ class TestRegistration:
         assert passes == [False, False, False, True]
 
     def test_samples_without_truth_are_refused(self, batches):
+        batch = batches["fusion"]
+        bare = Batch(batch.image, batch.valid, batch.kinds, batch.spacing)
         with pytest.raises(ValueError, match="a known field"):
-            RegistrationObjective().losses(
-                network(),
-                batches["fusion"].__class__(
-                    batches["fusion"].image, batches["fusion"].valid, batches["fusion"].kinds, 2.0
-                ),
-                0,
-            )
+            RegistrationObjective().losses(network(), bare, 0)
 
     def test_distance_is_in_voxels_and_weighted(self):
         truth = torch.zeros(1, 2, 4, 4)
@@ -198,7 +195,9 @@ class TestRegistrationScores:
         truth = torch.zeros(2, 2, 2, 12, 14)
         truth[:, :, 0] = 2.0
         image = torch.zeros(2, 3, 12, 14)
-        batch = Batch(image, image + 1, ("ct", "mr", "mr"), self.SPACING, labels=labels, ddf=truth)
+        batch = Batch(
+            image, image + 1, ("ct", "mr", "mr"), (self.SPACING,) * 2, labels=labels, ddf=truth
+        )
         predicted = truth.clone()
         predicted[1, 1, 1] = 4.0  # one pair of four is four columns off
         predicted[..., 0, 0] = 100.0  # outside the body, where no error counts

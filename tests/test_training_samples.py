@@ -108,8 +108,14 @@ def test_label_maps_are_read_onto_an_isotropic_lattice(tmp_path):
 def test_samples_of_different_kinds_do_not_make_a_batch():
     x = torch.zeros(2, 4, 4)
     samples = [Sample(x, x, kinds, 2.0) for kinds in (("ct", "mr"), ("mr", "ct"))]
-    with pytest.raises(ValueError, match="same kinds and spacing"):
+    with pytest.raises(ValueError, match="the same kinds"):
         collate(samples)
+
+
+def test_samples_of_one_batch_may_have_voxels_of_their_own():
+    x = torch.zeros(2, 4, 4)
+    samples = [Sample(x, x, ("ct", "mr"), spacing) for spacing in (1.0, 2.0)]
+    assert collate(samples).spacing == (1.0, 2.0)
 
 
 def test_a_batch_has_only_what_all_its_samples_have():

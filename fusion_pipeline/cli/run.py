@@ -63,10 +63,16 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     run.add_argument("--resume", action="store_true", help="skip cases that are done")
     shared = run.add_mutually_exclusive_group()
     shared.add_argument(
-        "--devices", type=positive, metavar="N", help="GPUs that share the cases, a process each"
+        "--devices",
+        type=positive,
+        metavar="N",
+        help="GPUs that share the cases (default: none)",
     )
     shared.add_argument(
-        "--jobs", type=positive, metavar="N", help="processes on the CPU that share the cases"
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="CPU processes that share the cases (default: 1)",
     )
     add_inference(run)
 

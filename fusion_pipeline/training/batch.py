@@ -43,7 +43,7 @@ class Batch:
         image: ``(B, M, *S)``.
         valid: ``(B, M, *S)``.
         kinds: kind of each of the M images.
-        spacing: mm.
+        spacing: mm of each sample.
         body: ``(B, M, *S)`` or None.
         labels: ``(B, M, *S)`` or None.
         ddf: ``(B, M - 1, d, *S)`` or None.
@@ -53,7 +53,7 @@ class Batch:
     image: Tensor
     valid: Tensor
     kinds: tuple[str, ...]
-    spacing: float
+    spacing: tuple[float, ...]
     body: Tensor | None = None
     labels: Tensor | None = None
     ddf: Tensor | None = None
@@ -72,19 +72,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples; what one of them lacks, the batch lacks.
 
     Raises:
-        InputError: they differ in their kinds, their spacing or their shape.
+        InputError: they differ in their kinds.
     """
     first = samples[0]
-    if any(s.kinds != first.kinds or s.spacing != first.spacing for s in samples):
+    if any(s.kinds != first.kinds for s in samples):
         raise InputError(
-            "samples of one batch need the same kinds and spacing, got "
-            f"{[(s.kinds, s.spacing) for s in samples]}; use a batch size of 1"
+            f"samples of one batch need the same kinds, got {[s.kinds for s in samples]}; use a "
+            "batch size of 1"
         )
     return Batch(
         image=torch.stack([s.image for s in samples]),
         valid=torch.stack([s.valid for s in samples]),
         kinds=first.kinds,
-        spacing=first.spacing,
+        spacing=tuple(s.spacing for s in samples),
         body=_stacked([s.body for s in samples]),
         labels=_stacked([s.labels for s in samples]),
         ddf=_stacked([s.ddf for s in samples]),

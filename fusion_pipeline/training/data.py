@@ -128,8 +128,13 @@ class MultimodalData(pl.LightningDataModule):
         """
         del stage
         if self._prepared is None:
-            training, validation = (self._checked(part) for part in self.cases)
-            self._prepared = self._on_lattices(training), self._on_lattices(validation)
+            every = [case for part in self.cases for case in part]
+            usable = {case.id for case in self._checked(every)}
+            training, validation = (
+                self._on_lattices([case for case in part if case.id in usable])
+                for part in self.cases
+            )
+            self._prepared = training, validation
 
     def _checked(self, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
         """The cases that can be used."""

@@ -90,7 +90,9 @@ class EndToEnd:
         """``L_sim + λ L_smooth`` (METHOD 3.3) and, where known, field error and label overlap."""
         total = batch.image.new_zeros(())
         moving = batch.image.shape[1] - 1
-        spacing = [batch.spacing] * (batch.image.ndim - 2)
+        voxels = [1.0] * (batch.image.ndim - 2)
+        # a field in mm on a lattice in mm has that of voxels over the square of the voxel size
+        per_mm = batch.image.new_tensor(batch.spacing) ** -2
         body = reference_body(batch)[:, None].to(batch.image.dtype)
         for m in range(moving):
             ddf, one = out.ddf[:, m], slice(m + 1, m + 2)
@@ -99,7 +101,7 @@ class EndToEnd:
                 batch.image[:, :1], out.warped[:, one], overlap, samples=_MI_VOXELS
             )
             total = total + (2.0 - alike).mean()
-            total = total + self.smoothness * bending_energy(ddf * batch.spacing, spacing).mean()
+            total = total + self.smoothness * (bending_energy(ddf, voxels) * per_mm).mean()
             if batch.ddf is not None:
                 error = distance(ddf, batch.ddf[:, m], body)
                 total = total + self.supervision * error.mean()

@@ -126,7 +126,10 @@ def update_fusion_scores(scores: MetricCollection, outputs: Outputs) -> None:
 
 def faded_views(batch: Batch) -> Tensor:
     """``(B, M, *S)`` the share of its weight that each image keeps, as the fuse stage has it."""
-    spacing = [batch.spacing] * (batch.image.ndim - 2)
-    views = batch.valid.flatten(0, 1)
-    shares = [faded(view.cpu(), spacing).to(view) for view in views]
+    d = batch.image.ndim - 2
+    shares = [
+        faded(view.cpu(), [spacing] * d).to(view)
+        for views, spacing in zip(batch.valid, batch.spacing, strict=True)
+        for view in views
+    ]
     return torch.stack(shares).view_as(batch.valid)

@@ -185,8 +185,8 @@ def vectors_mm(batch: Batch, ddf: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return true, predicted
     for b, m in itertools.product(range(ddf.shape[0]), range(ddf.shape[1])):
         inside = reference_body(batch)[b]
-        true.append(batch.ddf[b, m][:, inside].T * batch.spacing)
-        predicted.append(ddf[b, m][:, inside].T * batch.spacing)
+        true.append(batch.ddf[b, m][:, inside].T * batch.spacing[b])
+        predicted.append(ddf[b, m][:, inside].T * batch.spacing[b])
     return true, predicted
 
 
