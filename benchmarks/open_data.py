@@ -5,7 +5,8 @@
 3D: the 20 training patients of the sarcoma collection (CT, T1 MR, FDG-PET; CC BY 3.0; Vallières
 2015, TCIA) at 2 mm, the CT and the PET cut to 30 mm around the MR. 2D: slices of them and of
 painted training heads, half of them as 8-bit pictures. Label maps of the training subjects
-(Apache-2.0) at 2 mm. The seven evaluation patients and the evaluation heads are not among them.
+(Apache-2.0) at 2 mm, for 2D at 1 mm. The seven evaluation patients and the evaluation heads are
+not among them.
 
 ``cases.json`` keeps four patients for validation; ``registration.json`` trains on all of them: the
 registration is validated on painted pairs, whose truth is exact. An image whose headers agree
@@ -110,16 +111,16 @@ def _write_lists(cases: list[dict[str, str]], out: Path) -> None:
     print(f"{out}: {len(rest)} cases to train on, {len(aside)} to validate with")
 
 
-def label_maps(data: Path, out: Path) -> None:
-    """The training subjects' label maps at 2 mm."""
+def label_maps(data: Path, out: Path, spacing: float) -> None:
+    """The training subjects' label maps."""
     files = sorted((data / "3d_brain_labelmaps").glob("*.nii.gz"))
     files = [f for f in files if f.name[:-7][-2:] not in EVALUATION_HEADS or "lab2im" in f.name]
     files.append(data / "3d_abdomen_ct_mr/totalseg_abdomen_ct_labels_3mm.nii.gz")
     folder = out / "label_maps"
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        labels = load_label_map(file, SPACING)[0].numpy()
-        nib.save(nib.Nifti1Image(labels, np.diag([SPACING] * 3 + [1.0])), folder / file.name)
+        labels = load_label_map(file, spacing)[0].numpy()
+        nib.save(nib.Nifti1Image(labels, np.diag([spacing] * 3 + [1.0])), folder / file.name)
     print(f"{folder}: {len(files)} label maps")
 
 
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    label_maps(options.data, options.out)
+    label_maps(options.data, options.out, SPACING if options.spatial_dims == 3 else 1.0)
     if options.spatial_dims == 3:
         volumes(options.data, options.out)
     else:

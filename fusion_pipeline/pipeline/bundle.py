@@ -130,7 +130,10 @@ def _built(parser: "ConfigParser", names: Sequence[str], config: Path) -> dict[s
     try:
         return {name: parser.get_parsed_content(name) for name in names}
     except (RuntimeError, *_WRONG_VALUES) as error:  # MONAI wraps what a component raises
-        raise refusal_within(error) or _refused_values(config, error) from error
+        refused = refusal_within(error) or _refused_values(config, error)
+        if refused is error:
+            raise
+        raise refused from error
 
 
 def _refused_values(config: Path, error: Exception) -> Exception:

@@ -52,7 +52,10 @@ def run_training(
         workflow.run()
         workflow.finalize()
     except RuntimeError as error:  # MONAI wraps what a component raises
-        raise refusal_within(error) or error from error
+        refused = refusal_within(error)
+        if refused is None:
+            raise
+        raise refused from error
 
 
 @contextmanager

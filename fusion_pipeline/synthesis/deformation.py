@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_pipeline.geometry import compose, identity_points, integrate, rigid_matrix
+from fusion_pipeline.geometry import compose, identity_points, integrate, resize_ddf, rigid_matrix
 from fusion_pipeline.synthesis.noise import chance, uniform
 from fusion_pipeline.synthesis.painting import random_velocity
 
@@ -29,7 +29,7 @@ class Deformation:
     @property
     def ddf(self) -> Tensor:
         """``(1, d, *S)`` voxels."""
-        field = integrate(self.velocity, _STEPS)
+        field = _integrated(self.velocity)
         if self.affine is None:
             return field
         return compose(field, _affine_ddf(self.affine, field.shape[2:]))
@@ -37,7 +37,7 @@ class Deformation:
     @property
     def inverse(self) -> Tensor:
         """``(1, d, *S)`` voxels: the way back, as exact as the integration."""
-        field = integrate(-self.velocity, _STEPS)
+        field = _integrated(-self.velocity)
         if self.affine is None:
             return field
         return compose(_affine_ddf(np.linalg.inv(self.affine), field.shape[2:]), field)
@@ -67,6 +67,13 @@ def random_deformation(
     if chance(generator, 0.3):
         return Deformation(velocity)
     return Deformation(velocity, _small_affine(shape, generator))
+
+
+def _integrated(velocity: Tensor) -> Tensor:
+    """``exp(v) − id`` on every second voxel: an eighth of the work; knots are 7 voxels apart."""
+    shape = velocity.shape[2:]
+    coarse = resize_ddf(velocity, [max(2, (n + 1) // 2) for n in shape])
+    return resize_ddf(integrate(coarse, _STEPS), shape)
 
 
 def _small_affine(shape: Sequence[int], generator: torch.Generator) -> np.ndarray:

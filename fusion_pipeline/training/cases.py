@@ -20,7 +20,7 @@ from fusion_pipeline.synthesis import (
 )
 from fusion_pipeline.synthesis.noise import chance, choice, uniform
 from fusion_pipeline.training.batch import Sample
-from fusion_pipeline.training.painted import without_view
+from fusion_pipeline.training.painted import counts_of, without_view
 from fusion_pipeline.training.prepared_cases import LatticeCase, PreparedCases
 
 _OWN_CONTRASTS = 0.6  # share of moved pairs that are one image under two contrasts
@@ -55,7 +55,7 @@ class CaseSamples(Dataset[Sample]):
         prepared: the cases on their lattices.
         shape: spatial shape of a sample.
         windows: samples of each case in an epoch.
-        modalities: images per sample; None: all of a case.
+        modalities: images per sample, or several numbers to draw from; None: all of a case.
         motion: move the images by known fields; False: they stay as they were acquired.
         protocols: give each image by another protocol as well.
         zoom: smallest and largest voxel of a sample, in voxels of the lattice.
@@ -69,7 +69,7 @@ class CaseSamples(Dataset[Sample]):
         shape: Sequence[int],
         *,
         windows: int = 1,
-        modalities: int | None = None,
+        modalities: int | Sequence[int] | None = None,
         motion: bool = False,
         protocols: bool = False,
         zoom: tuple[float, float] = (1.0, 1.0),
@@ -79,7 +79,7 @@ class CaseSamples(Dataset[Sample]):
         self.prepared = prepared
         self.shape = tuple(shape)
         self.windows = windows
-        self.modalities = modalities
+        self.modalities = None if modalities is None else counts_of(modalities)
         self.motion = motion
         self.protocols = protocols
         self.zoom = zoom
@@ -109,7 +109,9 @@ class CaseSamples(Dataset[Sample]):
         number = index % len(self.prepared)
         files = self.prepared.cases[number]
         kinds = [kind_of(modality_of(key)) for key in files.series]
-        count = len(kinds) if self.modalities is None else min(self.modalities, len(kinds))
+        count = len(kinds)
+        if self.modalities is not None:
+            count = min(count, self.modalities[choice(generator, len(self.modalities))])
         if not self.motion:
             others = (1 + torch.randperm(len(kinds) - 1, generator=generator)).tolist()
             channels = (0, *others[: count - 1])

@@ -14,7 +14,7 @@ from fusion_pipeline.training.cases import CaseSamples
 from fusion_pipeline.training.checked_cases import checked_cases
 from fusion_pipeline.training.folds import fold as fold_of
 from fusion_pipeline.training.label_maps import label_map_paths, load_label_map
-from fusion_pipeline.training.painted import PaintedSamples
+from fusion_pipeline.training.painted import PaintedSamples, counts_of
 from fusion_pipeline.training.prepared_cases import PreparedCases
 from fusion_pipeline.training.sampler import GroupedBatches
 
@@ -33,7 +33,7 @@ class MultimodalData(pl.LightningDataModule):
         preprocessing: what each image of a case goes through; needed with a datalist.
         windows_per_case: windows of each case in an epoch.
         zoom: smallest and largest voxel of a window, in units of ``spacing``.
-        modalities: images per sample.
+        modalities: images per sample, or several numbers to draw from.
         motion: move painted images by known fields, which are then the truth.
         case_motion: move the cases' images likewise, see `CaseSamples`; False: as acquired.
         protocols: give each image by another protocol as well.
@@ -65,7 +65,7 @@ class MultimodalData(pl.LightningDataModule):
         preprocessing: Compose | None = None,
         windows_per_case: int = 1,
         zoom: Sequence[float] = (1.0, 1.0),
-        modalities: int = 2,
+        modalities: int | Sequence[int] = 2,
         motion: bool = True,
         case_motion: bool = False,
         protocols: bool = False,
@@ -83,10 +83,10 @@ class MultimodalData(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if modalities < 2:
-            raise InputError(
-                f"training: expected two or more modalities, got {modalities}; raise modalities"
-            )
+        try:
+            counts_of(modalities)
+        except ValueError as error:
+            raise InputError(f"training: {error}; raise modalities") from error
         self.shape = tuple(shape)
         self.samples_per_epoch = samples_per_epoch
         self.validation_samples = validation_samples

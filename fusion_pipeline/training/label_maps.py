@@ -48,13 +48,13 @@ def load_label_map(path: Path, spacing: float) -> Tensor:
         InputError: it cannot be read, or has more than 256 labels.
     """
     image, _ = read_image(str(path), "mr")
-    affine, shape = rescaled_affine(image.affine, image.shape, spacing)
-    to_image = torch.from_numpy(np.linalg.inv(image.affine) @ affine)
-    labels = resample(image.array[None].float(), to_image, shape, mode="nearest", fill=None)[0]
-    values, numbered = torch.unique(labels, return_inverse=True)
+    values, numbered = np.unique(image.array.numpy(), return_inverse=True)
     if len(values) > 256:
         raise InputError(
             f"training ({path}): expected a label map, got {len(values)} different values; "
             "correct label_maps"
         )
-    return numbered.to(torch.uint8)
+    affine, shape = rescaled_affine(image.affine, image.shape, spacing)
+    to_image = torch.from_numpy(np.linalg.inv(image.affine) @ affine)
+    labels = torch.from_numpy(numbered.reshape(image.array.shape)).float()
+    return resample(labels[None], to_image, shape, mode="nearest", fill=None)[0].to(torch.uint8)

@@ -52,6 +52,7 @@ class MultimodalTraining(pl.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.last_rate = last_rate
+        objective.start(network)
         trained = set(objective.stages) - set(frozen)
         for name in STAGES:
             network.get_submodule(name).requires_grad_(name in trained)

@@ -40,7 +40,7 @@ class PaintedSamples(Dataset[Sample]):
     Args:
         length: number of samples.
         shape: spatial shape, 2 or 3 numbers.
-        modalities: images per sample.
+        modalities: images per sample; of several numbers one is drawn for each group.
         motion: move the moving images by known fields; False: all are aligned, and ``ddf`` is 0.
         protocols: draw each image by another protocol as well.
         typical: share of images painted in the manner of their kind; the others in any contrast.
@@ -61,7 +61,7 @@ class PaintedSamples(Dataset[Sample]):
         length: int,
         shape: Sequence[int],
         *,
-        modalities: int = 2,
+        modalities: int | Sequence[int] = 2,
         motion: bool = True,
         protocols: bool = False,
         typical: float = 0.5,
@@ -71,11 +71,9 @@ class PaintedSamples(Dataset[Sample]):
         seed: int = 0,
         group: int = 1,
     ) -> None:
-        if modalities < 2:
-            raise ValueError(f"expected two or more modalities, got {modalities}")
+        self.modalities = counts_of(modalities)
         self.length = length
         self.shape = tuple(shape)
-        self.modalities = modalities
         self.motion = motion
         self.protocols = protocols
         self.typical = typical
@@ -91,17 +89,18 @@ class PaintedSamples(Dataset[Sample]):
     def kinds(self, index: int) -> tuple[str, ...]:
         """The kinds of a sample's group, in random order; nothing is painted."""
         generator = torch.Generator().manual_seed(self.seed + 7919 * (index // self.group + 1))
+        count = self.modalities[choice(generator, len(self.modalities))]
         drawn = torch.cat(
-            [torch.randperm(len(_CHOICES), generator=generator) for _ in range(self.modalities)]
+            [torch.randperm(len(_CHOICES), generator=generator) for _ in range(count)]
         )
-        return tuple(_CHOICES[i] for i in drawn[: self.modalities].tolist())
+        return tuple(_CHOICES[i] for i in drawn[:count].tolist())
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
         kinds = self.kinds(index)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        maps, ddf = self._moved(self._labels(generator), generator)
+        maps, ddf = self._moved(self._labels(generator), len(kinds), generator)
         images = [
             self._painted(labels, kind, generator) for labels, kind in zip(maps, kinds, strict=True)
         ]
@@ -136,16 +135,18 @@ class PaintedSamples(Dataset[Sample]):
             labels = random_label_map(self.shape, generator, 4 + choice(generator, 16))
         return flipped(labels, generator) if chance(generator, 0.5) else labels
 
-    def _moved(self, labels: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    def _moved(
+        self, labels: Tensor, count: int, generator: torch.Generator
+    ) -> tuple[list[Tensor], Tensor]:
         """A label map per image, reference first, and the true fields."""
         d = len(self.shape)
         if not self.motion:
-            return [labels] * self.modalities, torch.zeros(self.modalities - 1, d, *self.shape)
+            return [labels] * count, torch.zeros(count - 1, d, *self.shape)
         # the first moving image is the anatomy as drawn, so that its field is exact
         first = random_deformation(self.shape, generator, self.max_voxels).ddf
         reference = _warped(labels, first)
         maps, fields = [reference, labels], [first]
-        for _ in range(self.modalities - 2):
+        for _ in range(count - 2):
             other = random_deformation(self.shape, generator, self.max_voxels)
             maps.append(_warped(reference, other.inverse))
             fields.append(other.ddf)
@@ -174,6 +175,18 @@ class PaintedSamples(Dataset[Sample]):
                 for m, (image, kind) in enumerate(zip(images, kinds, strict=True))
             ]
         )
+
+
+def counts_of(modalities: int | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of images that a sample may have.
+
+    Raises:
+        ValueError: one below two, or none.
+    """
+    counts = (modalities,) if isinstance(modalities, int) else tuple(modalities)
+    if not counts or min(counts) < 2:
+        raise ValueError(f"expected two or more modalities, got {modalities}")
+    return counts
 
 
 def without_view(image: Tensor, view: Tensor, generator: torch.Generator) -> Tensor:

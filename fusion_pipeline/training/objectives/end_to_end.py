@@ -62,6 +62,9 @@ class EndToEnd:
         self.supervision = supervision
         self.stage_weights = dict.fromkeys(STAGES, 1.0) | dict(stage_weights or {})
 
+    def start(self, network: MultimodalNet) -> None:
+        """Nothing to set."""
+
     def losses(
         self, network: MultimodalNet, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], Outputs]:

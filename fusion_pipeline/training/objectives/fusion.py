@@ -54,6 +54,18 @@ class FusionObjective:
         self.least_weight = least_weight
         self.given_up = given_up
 
+    def start(self, network: MultimodalNet) -> None:
+        """Weights by salience: a softmax of 8 (image + 2 local contrast), the logits bounded.
+
+        From the average that an untrained network gives, weights hardly learn
+        (`docs/decisions/0019`).
+        """
+        weight = network.fusion.logit.weight
+        if not bool(weight.any()):
+            with torch.no_grad():  # the network makes four times its logits
+                weight[0, -2].fill_(2.0)
+                weight[0, -1].fill_(4.0)
+
     def losses(
         self, network: MultimodalNet, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], Outputs]:

@@ -46,6 +46,9 @@ class HarmonizationObjective:
         self.absent = absent
         self.spread = spread
 
+    def start(self, network: MultimodalNet) -> None:
+        """Nothing to set."""
+
     def losses(
         self, network: MultimodalNet, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], Outputs]:

@@ -44,6 +44,10 @@ class Objective(Protocol):
     phase: str
     stages: tuple[str, ...]
 
+    def start(self, network: MultimodalNet) -> None:
+        """Set an untrained network to what the phase has to begin at; a trained one stays."""
+        ...
+
     def losses(
         self, network: MultimodalNet, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], Outputs]:

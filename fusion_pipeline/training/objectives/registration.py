@@ -40,6 +40,9 @@ class RegistrationObjective:
         self.smoothness = smoothness
         self.second_pass_every = second_pass_every
 
+    def start(self, network: MultimodalNet) -> None:
+        """Nothing to set."""
+
     def losses(
         self, network: MultimodalNet, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], Outputs]:
