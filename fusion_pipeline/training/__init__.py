@@ -11,12 +11,14 @@ from fusion_pipeline.training.objectives import (
     RegistrationObjective,
 )
 from fusion_pipeline.training.painted import PaintedSamples
+from fusion_pipeline.training.pictures import ExamplePictures
 from fusion_pipeline.training.trainer import ProgressBar, Trainer, fit, last_checkpoint
 
 __all__ = [
     "Batch",
     "CaseSamples",
     "EndToEnd",
+    "ExamplePictures",
     "FusionObjective",
     "HarmonizationObjective",
     "MultimodalData",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -57,6 +58,7 @@ class MultimodalTraining(pl.LightningModule):
         for name in STAGES:
             network.get_submodule(name).requires_grad_(name in trained)
         self.scores = objective.scores()
+        self._settings_logged = False
         settings = {k: v for k, v in vars(objective).items() if isinstance(v, int | float)}
         self.save_hyperparameters(
             {
@@ -109,6 +111,20 @@ class MultimodalTraining(pl.LightningModule):
             mean = torch.as_tensor(metric.compute())
             if not torch.isnan(mean):
                 self.log(f"val/{name}", mean.float(), rank_zero_only=True)
+
+    def on_validation_end(self) -> None:
+        """Put settings and scores side by side in TensorBoard's HPARAMS tab.
+
+        It shows each score's latest value and has to be told the names once, with real values.
+        """
+        scores = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k[:4] == "val/"}
+        if self._settings_logged or self.trainer.sanity_checking or not scores:
+            return
+        self._settings_logged = True
+        step = max(self.global_step - 1, 0)  # where Lightning put these scores: the step just made
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.hparams_initial, scores, step)
 
     def on_train_start(self) -> None:
         """The learning rate is the one asked for now, not the checkpoint's."""

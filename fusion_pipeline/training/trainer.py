@@ -48,7 +48,7 @@ def _lightning_refusals(*also: type[Exception]) -> Iterator[None]:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, without the loggers' version, which says nothing about the training."""
+    """Lightning's bar with the monitored score, and without the loggers' version number."""
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -56,7 +56,13 @@ class ProgressBar(TQDMProgressBar):
         """What stands behind the bar."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        return shown
+        monitored = {
+            callback.monitor
+            for callback in trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+        }
+        scores = trainer.callback_metrics
+        return shown | {name: float(scores[name]) for name in sorted(monitored & scores.keys())}
 
 
 class Trainer(pl.Trainer):
