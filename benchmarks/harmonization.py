@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from sarcoma_grids import KEYS, Patient, patients
 from torch import Tensor
-from train_harmonize_fuse import Crop, Patients, other_protocol
 
 from fusion_pipeline.baselines import Nyul, match_histogram
 from fusion_pipeline.harmonize import straight_line
@@ -39,6 +38,7 @@ from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lo
 from fusion_pipeline.metrics import ssim
 from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import kind_of
+from fusion_pipeline.synthesis import other_protocol
 
 Method = Callable[[Patient, Tensor], list[Tensor]]
 
@@ -72,7 +72,7 @@ def kept(output: Tensor, source: Tensor, body: Tensor) -> dict[str, float]:
     }
 
 
-def judge(method: Method, patient: Patient, draws: Patients) -> dict[str, float]:
+def judge(method: Method, patient: Patient, generator: torch.Generator) -> dict[str, float]:
     """All numbers of one method on one patient."""
     outputs = method(patient, patient.normalized)
     out: dict[str, float] = {}
@@ -82,7 +82,10 @@ def judge(method: Method, patient: Patient, draws: Patients) -> dict[str, float]
         for name, value in agreement(outputs[m], outputs[n], both, body).items():
             out[f"{name} {a}-{b}"] = value
     other = torch.cat(
-        [other_protocol(Crop(*(t[None] for t in _parts(patient))), m, draws)[0] for m in range(3)]
+        [
+            other_protocol(image[None, None], body[None, None], kind_of(key), generator)[0]
+            for image, body, key in zip(patient.normalized, patient.body, KEYS, strict=True)
+        ]
     )
     again = method(patient, other)
     for m, key in enumerate(KEYS):
@@ -93,10 +96,6 @@ def judge(method: Method, patient: Patient, draws: Patients) -> dict[str, float]
         apart = (outputs[m] - again[m])[inside].abs().mean()
         out[f"protocol {key}"] = float(apart / outputs[m][inside].std())
     return out
-
-
-def _parts(patient: Patient) -> tuple[Tensor, Tensor, Tensor]:
-    return patient.normalized, patient.valid, patient.body
 
 
 def methods(weights: Path, training: Callable[[], list[Patient]]) -> dict[str, Method]:
@@ -150,8 +149,8 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     for name, way in ways.items():
         # the same draws for every method
-        draws = Patients.drawing(torch.Generator().manual_seed(1))
-        rows[name] = [judge(way, patient, draws) for patient in chosen]
+        generator = torch.Generator().manual_seed(1)
+        rows[name] = [judge(way, patient, generator) for patient in chosen]
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept_rows = {"patients": [p.id for p in chosen], "rows": rows}
     (arguments.out / "harmonization.json").write_text(json.dumps(kept_rows, indent=1) + "\n")

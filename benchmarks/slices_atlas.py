@@ -178,8 +178,11 @@ def _end_point_error(result: CaseResult, key: str, move: np.ndarray) -> np.ndarr
     fixed = result.case.fixed
     grid = np.stack(np.meshgrid(*map(np.arange, fixed.shape), indexing="ij"), -1)
     voxels = grid.reshape(-1, 2).astype(float)
-    there = result.registrations[key].map.points(apply_affine(fixed.affine, voxels))
-    y = apply_affine(np.linalg.inv(result.case.images[key].affine), there)
+    # the case's images are in canonical axes; the move is known on the files' pixels, and those of
+    # all pictures lie alike in the world
+    affine = result.case.native_affine
+    there = result.registrations[key].map.points(apply_affine(affine, voxels))
+    y = apply_affine(np.linalg.inv(affine), there)
     u = np.stack([_read(component, y[:, ::-1]) for component in move], -1)
     error = np.linalg.norm(y[:, ::-1] + u - voxels[:, ::-1], axis=1)
     return np.asarray(error.reshape(fixed.shape).T)

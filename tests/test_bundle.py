@@ -530,6 +530,7 @@ class TestLightningCheckpoint:
         with pytest.raises(InputError, match=message):
             load_weights(small_network(2), tmp_path / "x.ckpt")
 
+    @pytest.mark.slow
     def test_lightning_is_not_needed(self, checkpoint):
         path, _ = checkpoint()
         code = (

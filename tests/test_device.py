@@ -173,10 +173,12 @@ def run_apart(code):
     return found.stdout
 
 
+@pytest.mark.slow
 def test_a_blur_on_the_device_is_that_of_the_cpu():
     run_apart(_BLUR)
 
 
+@pytest.mark.slow
 def test_the_refinement_compares_on_the_device():
     run_apart(_REFINE)
 

@@ -1,4 +1,4 @@
-"""Folds by patient, and the shares of processes."""
+"""Folds by patient."""
 
 import random
 import subprocess
@@ -65,6 +65,7 @@ class TestFold:
         cases = cohort()
         assert ids(fold(cases, 5, 0)[1]) != ids(fold(cases, 5, 0, seed=1)[1])
 
+    @pytest.mark.slow
     def test_it_is_the_same_everywhere(self):
         """Pinned, and in a process whose hashes differ."""
         cases = [case(f"c{n}") for n in range(7)]

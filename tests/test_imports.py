@@ -77,6 +77,7 @@ def checkout_without_links(request, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_checkout_without_links_finds_its_parts(checkout_without_links):
     found = python("-c", _FINDS_ITS_PARTS, cwd=checkout_without_links)
     assert found.returncode == 0, found.stderr

@@ -33,7 +33,8 @@ def assert_rigid(matrix):
 
 class TestKnownMoves:
     # fast tests place the volume with an MR in test_register_stage
-    @pytest.mark.parametrize("key", [pytest.param("mr", marks=pytest.mark.slow), "pet"])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("key", ["mr", "pet"])
     def test_ten_degrees_and_twelve_mm(self, key):
         pair = rigid_pair(3, key=key)
         pose = search(pair)
@@ -226,7 +227,12 @@ class TestPointScore:
         return torch.cat([still, torch.tensor([[[0.0], [x]] for x in mm])], 2)
 
     @pytest.mark.parametrize(
-        ("d", "key", "blind"), [(3, "mr", [1, 1, 0]), (3, "pet", [1, 1, 1]), (2, "mr", [0, 0, 0])]
+        ("d", "key", "blind"),
+        [
+            pytest.param(3, "mr", [1, 1, 0], marks=pytest.mark.slow),
+            pytest.param(3, "pet", [1, 1, 1], marks=pytest.mark.slow),
+            (2, "mr", [0, 0, 0]),
+        ],
     )
     def test_only_the_finest_level_without_a_pet_sees_the_noise(self, monkeypatch, d, key, blind):
         asked = []

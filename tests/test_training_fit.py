@@ -169,6 +169,18 @@ def test_training_writes_checkpoints_logs_and_weights_and_goes_on_after_a_stop(t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("phase", ["registration", "harmonization", "fusion", "all"])
+def test_the_first_fifty_steps_of_a_phase_are_the_same_twice(tmp_path, phase):
+    losses = []
+    for name in ("first", "again"):
+        options = {"max_epochs": -1, "max_steps": 50, "limit_val_batches": 0}
+        fit(trainer(tmp_path / name, **options), module(phase), data(phase, samples_per_epoch=25))
+        losses.append([float(row["train/loss"]) for row in rows(tmp_path / name)])
+    assert len(losses[0]) == 50
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["registration", "harmonization", "fusion"])
 def test_a_phase_learns_and_leaves_the_other_stages(tmp_path, phase):
     """The same samples over and over: the loss falls."""

@@ -234,11 +234,11 @@ def _field_panel(example: _Example, m: int) -> PicturePanel:
         raise ValueError("example pictures: expected a field, got none")
     ddf, truth = example.outputs.ddf[0, m].float(), example.batch.ddf
     if truth is None:
-        before, length = None, _length_mm(ddf, example.batch.spacing)
+        before, length = None, _length_mm(ddf, example.batch.spacing[0])
         top = float(length.max())
     else:
-        before = _length_mm(truth[0, m], example.batch.spacing)
-        length = _length_mm(ddf - truth[0, m], example.batch.spacing)
+        before = _length_mm(truth[0, m], example.batch.spacing[0])
+        length = _length_mm(ddf - truth[0, m], example.batch.spacing[0])
         top = float(before[example.body].max()) if example.body.any() else float(before.max())
     top = max(float(np.ceil(top)), 1.0)
     mean = _mean(length, example.body)
