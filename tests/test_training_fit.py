@@ -3,14 +3,20 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pipeline_cases import preprocessing
+from pytorch_lightning import Callback
 from training_cases import SHAPE, data, datalist, module, network, painted, trainer  # noqa: F401
 
 from fusion_pipeline.data import InputError
+from fusion_pipeline.pipeline import bundle_for
+from fusion_pipeline.pipeline.bundle_folder import BundleInUse
 from fusion_pipeline.training import Batch, MultimodalData, Trainer, fit, last_checkpoint
+from fusion_pipeline.training import trainer as training_trainer
+from fusion_pipeline.training.sampler import GroupedBatches
 
 
 class TestData:
@@ -200,3 +206,66 @@ def test_a_phase_learns_and_leaves_the_other_stages(tmp_path, phase):
     for name, value in trained.network.state_dict().items():
         if not name.startswith(phase):
             assert torch.equal(value, before[name])
+
+
+class Images(Callback):
+    """The first value of each training batch."""
+
+    def __init__(self):
+        self.first = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.first.append(float(batch.image.sum()))
+
+
+def seen_by(folder, steps, **options):
+    run = trainer(folder, max_epochs=-1, max_steps=steps, **options)
+    run.callbacks.append(images := Images())
+    fit(run, module("registration"), data("registration"))
+    return images.first
+
+
+def test_a_training_that_stopped_within_an_epoch_goes_on_with_its_next_batch(tmp_path):
+    whole = seen_by(tmp_path / "whole", 6)
+    assert len(set(whole)) == 6
+    parts = [seen_by(tmp_path / "parts", steps) for steps in (3, 4, 5, 6)]  # four to an epoch
+    assert [x for part in parts for x in part] == whole
+
+
+def test_the_facts_are_those_of_the_best_weights_and_stay_when_a_finished_training_starts_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training_trainer, "bundle_in_use", lambda: BundleInUse(bundle_for(2), {}))
+    monkeypatch.setattr(
+        training_trainer, "write_bundle", lambda *_, facts, **__: told.append(facts)
+    )
+    told = []
+    # the rate is far too high: the first validation is the best
+    run = trainer(tmp_path, max_epochs=3)
+    fit(run, module("registration", learning_rate=1.0, warmup_steps=1), data("registration"))
+    losses = [float(row["val/loss"]) for row in rows(tmp_path) if row.get("val/loss")]
+    assert min(losses) < losses[-1]
+    again = trainer(tmp_path, max_epochs=3)
+    fit(again, module("registration", learning_rate=1.0, warmup_steps=1), data("registration"))
+    for facts in told:
+        assert facts.scores["loss"] == pytest.approx(min(losses), rel=1e-4)
+        assert facts.settings["step of these weights"] == 4 * (1 + losses.index(min(losses)))
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_each_process_gets_a_validation_batch(world):
+    batches = [
+        list(GroupedBatches("aaa", batch_size=2, world=world, rank=rank)) for rank in range(world)
+    ]
+    assert all(batches)
+    assert sorted(i for own in batches for batch in own for i in batch) == [0, 1, 2]
+
+
+def test_more_processes_than_validation_samples_are_refused():
+    feed = data(validation_samples=2)
+    feed.trainer = SimpleNamespace(world_size=3, global_rank=0)
+    with pytest.raises(
+        InputError, match="for each of 3 processes, got 2; raise validation_samples"
+    ):
+        feed.val_dataloader()

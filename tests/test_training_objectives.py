@@ -130,6 +130,14 @@ class TestRegistration:
 
 
 class TestEndToEnd:
+    def test_a_step_draws_the_same_voxels_whatever_was_drawn_before(self):
+        net, batch = network(), painted("all", shape=(160, 160))  # more voxels than are drawn
+        torch.manual_seed(1)
+        first, _ = EndToEnd().losses(net, batch, 5)
+        torch.manual_seed(2)
+        again, _ = EndToEnd().losses(net, batch, 5)
+        assert torch.equal(first["registration"], again["registration"])
+
     def test_the_fusion_loss_alone_reaches_the_registration(self, batches):
         """METHOD 6.1."""
         net = network()

@@ -45,7 +45,7 @@ class TrainingFacts:
         steps: optimizer steps in all, those before a stop included.
         seeds: by what each of them starts.
         data: what was trained on, such as ``{"training cases": 12}``.
-        scores: the last validation's, named with their units; they go to the metadata as well.
+        scores: of these weights in validation, with their units; they go to the metadata as well.
         settings: whatever else decides the result, by name.
         command: what was typed; empty: the command of this process.
     """

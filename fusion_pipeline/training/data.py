@@ -118,6 +118,7 @@ class MultimodalData(pl.LightningDataModule):
                 "samples_per_epoch and validation_samples, or give a datalist"
             )
         self._prepared: tuple[PreparedCases | None, PreparedCases | None] | None = None
+        self._stopped = {"epoch": 0, "batches": 0}
 
     @one_line_refusals()
     def setup(self, stage: str | None = None) -> None:
@@ -173,14 +174,37 @@ class MultimodalData(pl.LightningDataModule):
         """The samples that each validation sees."""
         return self._samples(self.validation_samples, _VALIDATION_SEED, self.validation)
 
+    def state_dict(self) -> dict[str, int]:
+        """How much of an epoch is done, for a checkpoint that is written within it."""
+        if self.trainer is None:
+            return {}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        whole = done >= self.trainer.num_training_batches
+        return {"epoch": self.trainer.current_epoch, "batches": 0 if whole else done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind the batches that were done."""
+        self._stopped = {**self._stopped, **state_dict}
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Called anew for each epoch (see `Trainer`)."""
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        return self._loader(self.train_dataset(epoch), seed=self.seed + epoch)
+        done = self._stopped["batches"] if epoch == self._stopped["epoch"] else 0
+        return self._loader(self.train_dataset(epoch), seed=self.seed + epoch, done=done)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Always the same samples in the same order."""
-        return self._loader(self.val_dataset(), seed=None)
+        """Always the same samples in the same order.
+
+        Raises:
+            InputError: fewer samples than processes, which would wait for each other.
+        """
+        samples, world = self.val_dataset(), self._world[0]
+        if len(samples) < world:
+            raise InputError(
+                f"training: expected a validation sample for each of {world} processes, got "
+                f"{len(samples)}; raise validation_samples or train on fewer devices"
+            )
+        return self._loader(samples, seed=None)
 
     def counts(self) -> dict[str, int]:
         """What there is to train on, for the model card."""
@@ -240,11 +264,11 @@ class MultimodalData(pl.LightningDataModule):
             parts.append(real)
         return Samples(parts)
 
-    def _loader(self, dataset: "Samples", *, seed: int | None) -> DataLoader[Sample]:
+    def _loader(self, dataset: "Samples", *, seed: int | None, done: int = 0) -> DataLoader[Sample]:
         """Each process's share of the samples, in batches of equal kinds."""
         world, rank = self._world
         batches = GroupedBatches(
-            dataset.groups(), self.batch_size, world=world, rank=rank, seed=seed
+            dataset.groups(), self.batch_size, world=world, rank=rank, seed=seed, done=done
         )
         return DataLoader(
             dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=collate

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -117,7 +118,7 @@ class MultimodalTraining(pl.LightningModule):
 
         It shows each score's latest value and has to be told the names once, with real values.
         """
-        scores = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k[:4] == "val/"}
+        scores = self.validation_scores()
         if self._settings_logged or self.trainer.sanity_checking or not scores:
             return
         self._settings_logged = True
@@ -125,6 +126,15 @@ class MultimodalTraining(pl.LightningModule):
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.hparams_initial, scores, step)
+
+    def validation_scores(self) -> dict[str, float]:
+        """Losses and scores of the last validation by name; empty before the first one."""
+        metrics = self.trainer.callback_metrics
+        return {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The scores go with the weights that have them: the best are seldom the last."""
+        checkpoint["scores"] = self.validation_scores()
 
     def on_train_start(self) -> None:
         """The learning rate is the one asked for now, not the checkpoint's."""

@@ -13,7 +13,8 @@ class GroupedBatches(Sampler[list[int]]):
     The steps are the same for any number of processes that share a global batch: process r of w
     gets every w-th sample of it. When training, a group's last batch is filled up with samples of
     its own, so that none is lost and all processes take as many steps. When validating, nothing is
-    filled up: each sample counts once.
+    filled up: each sample counts once, in a batch of its own where there would otherwise be fewer
+    batches than processes.
 
     Args:
         groups: group of each sample; only equal ones share a batch.
@@ -21,6 +22,7 @@ class GroupedBatches(Sampler[list[int]]):
         world: number of processes.
         rank: number of this process.
         seed: of the order; None: as listed, for validation.
+        done: batches that an earlier start of the same epoch made; the length counts them still.
     """
 
     def __init__(
@@ -31,23 +33,27 @@ class GroupedBatches(Sampler[list[int]]):
         world: int = 1,
         rank: int = 0,
         seed: int | None = None,
+        done: int = 0,
     ) -> None:
         self.groups = list(groups)
         self.batch_size = batch_size
         self.world = world
         self.rank = rank
         self.seed = seed
+        self.done = done
 
     def __len__(self) -> int:
         return len(self._batches())
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches())
+        return iter(self._batches()[self.done :])
 
     def _batches(self) -> list[list[int]]:
         """This process's batches."""
         if self.seed is None:
             whole = self._cut(range(len(self.groups)), self.batch_size)
+            if len(whole) < self.world:  # the losses' mean waits for a batch of each process
+                whole = [[index] for index in range(len(self.groups))]
             return whole[self.rank :: self.world]
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(self.groups), generator=generator).tolist()

@@ -5,7 +5,7 @@ import logging
 import pickle
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,16 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     logger.info("%d steps, %.0f s", trainer.global_step, time.monotonic() - begun)
     if trainer.is_global_zero:
-        state = _best_weights(trainer) if weights == "best" else None
-        state = state or {name: value.cpu() for name, value in module.network.state_dict().items()}
+        best = _best_checkpoint(trainer) if weights == "best" else None
+        state = (
+            {name: value.cpu() for name, value in module.network.state_dict().items()}
+            if best is None
+            else _network_state(best)
+        )
         with written_whole(path) as aside:
             torch.save(state, aside)
         if source is not None:
-            facts = _facts(trainer, module, data)
+            facts = _facts(trainer, module, data, best)
             write_bundle(
                 path.with_name("bundle"), source.root, state, config=source.config, facts=facts
             )
@@ -171,21 +175,24 @@ def fit(
     return path
 
 
-def _facts(trainer: pl.Trainer, module: MultimodalTraining, data: MultimodalData) -> TrainingFacts:
-    """What the model card says."""
-    scores = {
-        name.removeprefix("val/"): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith("val/")
-    }
+def _facts(
+    trainer: pl.Trainer,
+    module: MultimodalTraining,
+    data: MultimodalData,
+    best: Mapping[str, Any] | None,
+) -> TrainingFacts:
+    """What the model card says; the scores are those of the weights that it stands beside."""
+    scores = module.validation_scores() if best is None else best.get("scores", {})
+    step = trainer.global_step if best is None else best["global_step"]
     return TrainingFacts(
         phase=module.objective.phase,
         steps=trainer.global_step,
         seeds={"samples": data.seed},
         data=data.counts(),
-        scores=scores,
+        scores={name.removeprefix("val/"): value for name, value in scores.items()},
         settings={
             **dict(module.hparams),
+            "step of these weights": step,
             "batch size": data.batch_size * trainer.world_size,
             "accumulated batches": trainer.accumulate_grad_batches,
             "precision": trainer.precision,
@@ -195,13 +202,19 @@ def _facts(trainer: pl.Trainer, module: MultimodalTraining, data: MultimodalData
     )
 
 
-def _best_weights(trainer: pl.Trainer) -> dict[str, torch.Tensor] | None:
-    """The network of the best checkpoint; None where nothing was monitored."""
+def _best_checkpoint(trainer: pl.Trainer) -> dict[str, Any] | None:
+    """The best checkpoint; None where nothing was monitored."""
     callback = trainer.checkpoint_callback
     best = getattr(callback, "best_model_path", "")
     if not best or not Path(best).is_file():
         return None
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    checkpoint: dict[str, Any] = torch.load(best, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def _network_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The network's part of a checkpoint."""
+    state = checkpoint["state_dict"]
     return {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
 
 

@@ -76,7 +76,7 @@ class EndToEnd:
         )
         fusion = fusion_loss(out.fused, out.harmonized, out.field_of_view)
         parts = {
-            "registration": weight["registration"] * self._registration(batch, out),
+            "registration": weight["registration"] * self._registration(batch, out, step),
             "harmonization": weight["harmonization"] * harmonization.mean(),
             "fusion": weight["fusion"] * self.gamma * fusion.mean(),
         }
@@ -89,7 +89,7 @@ class EndToEnd:
             valid=out.field_of_view,
         )
 
-    def _registration(self, batch: Batch, out: MultimodalOutput) -> Tensor:
+    def _registration(self, batch: Batch, out: MultimodalOutput, step: int) -> Tensor:
         """``L_sim + λ L_smooth`` (METHOD 3.3) and, where known, field error and label overlap."""
         total = batch.image.new_zeros(())
         moving = batch.image.shape[1] - 1
@@ -97,11 +97,17 @@ class EndToEnd:
         # a field in mm on a lattice in mm has that of voxels over the square of the voxel size
         per_mm = batch.image.new_tensor(batch.spacing) ** -2
         body = reference_body(batch)[:, None].to(batch.image.dtype)
+        # by the step, as all other draws: a training that goes on draws what it would have drawn
+        generator = torch.Generator().manual_seed(step)
         for m in range(moving):
             ddf, one = out.ddf[:, m], slice(m + 1, m + 2)
             overlap = out.field_of_view[:, :1] * out.field_of_view[:, one]
             alike = mutual_information(
-                batch.image[:, :1], out.warped[:, one], overlap, samples=_MI_VOXELS
+                batch.image[:, :1],
+                out.warped[:, one],
+                overlap,
+                samples=_MI_VOXELS,
+                generator=generator,
             )
             total = total + (2.0 - alike).mean()
             total = total + self.smoothness * (bending_energy(ddf, voxels) * per_mm).mean()
