@@ -720,7 +720,7 @@ def test_the_training_config_makes_a_step(bundle, tmp_path):
     shape = "[33,33]" if bundle == BUNDLE_2D else "[33,33,33]"
     small = ["--data#shape", shape, "--data#samples_per_epoch", "1"]
     short = ["--data#validation_samples", "1", "--train#trainer#max_epochs", "1"]
-    start = ["--train#trainer#accumulate", "1", "--output_dir", "run"]
+    start = ["--train#trainer#accumulate_grad_batches", "1", "--output_dir", "run"]
     call(
         *("monai.bundle", "run", "--bundle_root", str(bundle), "--config_file", config),
         *(*small, *short, *start),
