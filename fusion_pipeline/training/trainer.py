@@ -96,7 +96,9 @@ class Trainer(pl.Trainer):
 
 def _several(settings: dict[str, Any]) -> bool:
     """Whether more than one process may train."""
-    return settings.get("devices", 1) not in (1, "1", [0]) or settings.get("num_nodes", 1) != 1
+    devices = settings.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else devices  # [1]: one GPU, the second
+    return count not in (1, "1") or settings.get("num_nodes", 1) != 1
 
 
 @contextmanager
