@@ -9,6 +9,7 @@ from fusion_pipeline.data.datalist import (
     default_reference,
     read_datalist,
 )
+from fusion_pipeline.data.dicom_files import files_in
 from fusion_pipeline.data.headers import check_case_headers
 from fusion_pipeline.data.image import (
     MODALITIES,
@@ -80,6 +81,7 @@ __all__ = [
     "check_case_headers",
     "check_output_folder",
     "default_reference",
+    "files_in",
     "load_case",
     "modality_of",
     "monai_is_the_program",
