@@ -35,6 +35,7 @@ from fusion_pipeline.data.loading import (
     reading,
     refusal_within,
 )
+from fusion_pipeline.data.patients import check_one_patient
 from fusion_pipeline.data.pictures import recolour
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import (
@@ -79,6 +80,7 @@ __all__ = [
     "case_from_paths",
     "cause_of",
     "check_case_headers",
+    "check_one_patient",
     "check_output_folder",
     "default_reference",
     "files_in",

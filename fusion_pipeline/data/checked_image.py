@@ -64,7 +64,7 @@ class CheckImage(Transform):
         messages += check_affine(affine, place) + check_shape(array.shape, place)
         scale, units, notes = _emission_units(img, modality, place)
         array = array if scale == 1 else array * np.float32(scale)
-        if modality == "ct":
+        if modality == "ct" and img.meta.get("units") != "a.u.":  # what the source says counts
             units, notes = _ct_units(array, units, place)
         array, repaired = repair_values(array, fill_value_of(units), place)
         return meta_tensor(
