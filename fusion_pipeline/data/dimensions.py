@@ -111,8 +111,9 @@ def labels_of(header: Dataset, count: int, *, nuclear: bool) -> list[Mapping[str
     if nuclear:
         vectors = {name: header.get(keyword) for name, keyword in _VECTORS.items()}
         whole = {name: v for name, v in vectors.items() if _length(v) == count}
+        common = {name: text for name, text in shared.items() if name not in whole}
         return [
-            {**shared, **{f"{name}*": _text(v[n]) for name, v in whole.items()}}
+            {**common, **{f"{name}*": _text(v[n]) for name, v in whole.items()}}
             for n in range(count)
         ]
     return _functional_labels(header, count, shared)
