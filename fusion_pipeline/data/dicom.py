@@ -1,6 +1,7 @@
 """A DICOM series as one volume, every slice where its header says; or refused."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +48,8 @@ def read_series(source: Source, place: str) -> RawImage:
         InputError: no image, several series or acquisitions, slices missing, uneven or tilted,
             colour, damage.
     """
-    with quiet():
-        try:
-            return _read_series(source, place)
-        except InputError:
-            raise
-        except READ_ERRORS as error:  # pydicom parses each element only when asked for it
-            came = f"a header that cannot be understood ({one_line(error)})"
-            raise refusal(place, "whole DICOM slices", came, "copy the series again") from error
+    with quiet(), _understood(place):
+        return _read_series(source, place)
 
 
 def check_series_header(source: Source, place: str) -> None:
@@ -67,17 +62,30 @@ def check_series_header(source: Source, place: str) -> None:
     Raises:
         InputError: no image, not the series named, colour, or slices without geometry.
     """
-    with quiet():
+    with quiet(), _understood(place):
         for path in files_in(Path(source.path)):
             header = read_header(path)
             if header is None or not is_image(header):
                 continue
             if source.series in ("", str(header.get("SeriesInstanceUID", ""))):
                 _check_grey([header], place)
+                _check_counts([DicomFile(path, header)], place)
                 next(frames_of(header, 0, place))
                 return
     what = f"the series {source.series}" if source.series else "a DICOM image series"
     raise refusal(place, f"a folder with {what}", "none", "give the image series' folder")
+
+
+@contextmanager
+def _understood(place: str) -> Iterator[None]:
+    """Refuse a damaged header, on which pydicom may raise anything when it parses an element."""
+    try:
+        yield
+    except InputError:
+        raise
+    except READ_ERRORS as error:
+        came = f"a header that cannot be understood ({one_line(error)})"
+        raise refusal(place, "whole DICOM slices", came, "copy the series again") from error
 
 
 def _read_series(source: Source, place: str) -> RawImage:
@@ -87,6 +95,7 @@ def _read_series(source: Source, place: str) -> RawImage:
     check_whole(location, files, place)
     files, messages = without_copies(files, lambda file: _pixels_anew(file, place), place)
     _check_grey([file.header for file in files], place)
+    _check_counts(files, place)
     frames = [frame for n, f in enumerate(files) for frame in frames_of(f.header, n, place)]
     ordered, lps_affine = stack_affine(
         frames, place, selectors=source.selectors, name_of=lambda f: files[f.file].path.name
@@ -139,6 +148,15 @@ def _check_grey(headers: Sequence[Dataset], place: str) -> None:
             raise refusal(
                 place, "pixels in the lowest bits", came, "export the series again (dcmconv)"
             )
+
+
+def _check_counts(files: Sequence[DicomFile], place: str) -> None:
+    """Refuse more frames than a file can hold: a damaged number would keep the reader busy."""
+    for file in files:
+        count = int(file.header.get("NumberOfFrames") or 1)
+        if not 1 <= count <= file.path.stat().st_size:
+            came = f"{file.path.name}, which counts {count} frames"
+            raise refusal(place, "whole DICOM slices", came, "copy the series again")
 
 
 def _count_note(header: Dataset, count: int, place: str) -> list[str]:

@@ -45,13 +45,15 @@ def volume_of(
         InputError: a file cannot be decoded.
     """
     columns, rows = frames[0].size
-    volume = np.empty((len(frames), rows, columns), dtype=np.float32)
+    volume = np.empty((0, rows, columns), dtype=np.float32)
     wanted: dict[int, list[int]] = {}
     for k, frame in enumerate(frames):
         wanted.setdefault(frame.file, []).append(k)
     for index, slices in wanted.items():
         file = files[index]
         stored = stored_pixels(file, place)
+        if not len(volume):  # sizes that the first file does not have are not taken from memory
+            volume = np.empty((len(frames), *stored.shape[1:]), dtype=np.float32)
         table = bool(file.header.get("ModalityLUTSequence"))
         for k in slices:
             frame = frames[k]
