@@ -160,6 +160,13 @@ def test_a_localizer_can_be_left_out_by_its_type(tmp_path):
     np.testing.assert_array_equal(array, series_pixels().T)
 
 
+@pytest.mark.parametrize("element", ["PatientID", "FrameOfReferenceUID"])
+def test_slices_of_two_patients_or_spaces_are_no_series(tmp_path, element):
+    slices(tmp_path, lambda ds, k: setattr(ds, element, f"1.2.{k // 5}"))
+    with pytest.raises(InputError, match=f"slices of one {element}, got 2 of them in one series"):
+        read_image(tmp_path, "ct")
+
+
 # --- frames of one file -----------------------------------------------------------------------
 
 

@@ -102,6 +102,7 @@ def _read_series(source: Source, place: str) -> RawImage:
     )
     check_rescale(ordered, files, place)
     headers = [files[n].header for n in dict.fromkeys(frame.file for frame in ordered)]
+    _check_one_space(headers, place)
     modality = str(headers[0].get("Modality", ""))
     units, notes = ct_units(headers, place) if modality == "CT" else ("", [])
     suv = emission_scale(headers, place) if modality == "PT" else None
@@ -128,6 +129,15 @@ def _identity(header: Dataset) -> Identity:
     """Whom a series shows and in which space."""
     said = {name: str(header.get(element) or "") for name, element in _IDENTITY.items()}
     return Identity(**{name: text.strip() for name, text in said.items()})
+
+
+def _check_one_space(headers: Sequence[Dataset], place: str) -> None:
+    """Refuse slices of two patients, or whose positions count from different points."""
+    for element in ("PatientID", "FrameOfReferenceUID"):
+        values = {str(header.get(element) or "") for header in headers}
+        if len(values) > 1:
+            came = f"{len(values)} of them in one series"
+            raise refusal(place, f"slices of one {element}", came, "export the series again")
 
 
 def _check_grey(headers: Sequence[Dataset], place: str) -> None:

@@ -136,9 +136,12 @@ def _rescale_type(header: Dataset) -> str:
     table = (header.get("ModalityLUTSequence") or [None])[0]
     if table is not None:
         return str(table.get("ModalityLUTType") or _UNSPECIFIED).strip().upper()
-    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    groups = shared.get("PixelValueTransformationSequence") or [header]
-    return str(groups[0].get("RescaleType") or "").strip().upper()
+    groups = [
+        (header.get(name) or [Dataset()])[0].get("PixelValueTransformationSequence")
+        for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+    ]
+    given = next((group[0] for group in groups if group), header)
+    return str(given.get("RescaleType") or "").strip().upper()
 
 
 def _half_scaled(frame: Frame, files: Sequence[DicomFile], lacks: str, place: str) -> InputError:
