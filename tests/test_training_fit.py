@@ -136,7 +136,7 @@ def test_folds_split_all_cases_by_patient(datalist):  # noqa: F811
         for fold in range(2)
     ]
     ids = [[case.id for case in feed.cases[1]] for feed in feeds]
-    assert sorted(ids[0] + ids[1]) == ["synthetic-head-1", "synthetic-head-1", "synthetic-head-2"]
+    assert sorted(ids[0] + ids[1]) == [f"synthetic-head-{seed}" for seed in (1, 2, 3)]
 
 
 def rows(folder, version=0):
