@@ -130,15 +130,18 @@ class CaseSamples(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        plan = self._plan(index)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        case = self._window(self.prepared[plan.case], generator)
-        sample = _chosen(case, plan)
-        sample = self._moved(sample, plan, generator) if self.motion else sample
-        sample = self._with_protocols(sample, generator) if self.protocols else sample
+        sample = self._drawn(self._plan(index), generator)
         if chance(generator, 0.5):
             sample = turned_images(sample, random_turn(self.shape, generator))
         return sample
+
+    def _drawn(self, plan: _Plan, generator: torch.Generator) -> Sample:
+        """A window of a case, as it lies."""
+        case = self._window(self.prepared[plan.case], generator)
+        sample = _chosen(case, plan)
+        sample = self._moved(sample, plan, generator) if self.motion else sample
+        return self._with_protocols(sample, generator) if self.protocols else sample
 
     def _plan(self, index: int) -> _Plan:
         """Which images of which case."""

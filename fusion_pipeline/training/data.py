@@ -1,9 +1,12 @@
 """What feeds the training: painted samples, and windows of real cases beside them."""
 
+import shutil
+import weakref
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TypeVar
 
 import pytorch_lightning as pl
@@ -120,7 +123,6 @@ class MultimodalData(pl.LightningDataModule):
         self.preprocessing = preprocessing
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.cache_gib = cache_gib
-        self._temporary: TemporaryDirectory[str] | None = None
         self.output_dir = output_dir
         self.cases = _listed(datalist, folds, fold, may_validate_alone=validation_samples > 0)
         if datalist is not None and preprocessing is None:
@@ -183,13 +185,17 @@ class MultimodalData(pl.LightningDataModule):
         folder, bound = self.cache_dir, self.cache_gib
         if folder is None and self.workers:
             # the loaders are made anew for each epoch, and with them the workers and their memory
-            self._temporary = self._temporary or TemporaryDirectory(
-                prefix="fusion-pipeline-", ignore_cleanup_errors=True
-            )
-            folder, bound = Path(self._temporary.name), IN_MEMORY_GIB if bound is None else bound
+            folder, bound = self._shared_folder, IN_MEMORY_GIB if bound is None else bound
         return PreparedCases(
             cases, self.preprocessing, spacing=self.spacing, cache_dir=folder, cache_gib=bound
         )
+
+    @cached_property
+    def _shared_folder(self) -> Path:
+        """A folder that the workers share; it goes with this object."""
+        folder = mkdtemp(prefix="fusion-pipeline-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     @property
     def training(self) -> PreparedCases | None:
