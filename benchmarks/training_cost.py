@@ -1,6 +1,6 @@
 """What a training step costs on one CPU core: seconds and memory of each phase and shape.
 
-    python benchmarks/training_cost.py --out docs/history/training_cost.md
+    python benchmarks/training_cost.py --out out/training_cost.md
 
 Each phase and shape in a process of its own, with the bundle's module and data from no weights:
 batches of one painted sample, one thread, float32. CPU time, not wall time: other work on the

@@ -1,6 +1,6 @@
 """The curves of a training and a line about where its weights come from, for docs/history.
 
-    python benchmarks/training_curves.py runs/2d/registration --out docs/history/registration_2d.png
+    python benchmarks/training_curves.py runs/2d/registration --out out/registration_2d.png
 
 Reads ``csv/*/metrics.csv`` of all starts and, where the training has ended, the model card of the
 bundle that it wrote. Beside the picture it writes a Markdown file of the same name: network, steps,
