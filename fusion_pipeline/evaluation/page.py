@@ -135,6 +135,9 @@ def box_plot(scores: Sequence[Score], name: str) -> dict[str, str]:
         labels.append(f"{group}\n{method}" if len(groups) > 1 else method)
     axes.set_xticks(ticks, labels, fontsize=7, rotation=30, ha="right")
     kind = KINDS[name]
+    every = [value for some in values.values() for value in some]
+    if kind.unit == "mm" and min(every) > 0:
+        axes.set_yscale("log")  # one lost case must not flatten all others
     axes.set_ylabel(f"{kind.title}{', ' + kind.unit if kind.unit else ''}", fontsize=8)
     title = f"{kind.title} ({'higher' if kind.higher_is_better else 'lower'} is better)"
     return {"title": title, "image": _png(figure)}
