@@ -17,6 +17,7 @@ from pydicom.uid import UID
 
 from fusion_pipeline.data.checks import RawImage
 from fusion_pipeline.data.image import InputError
+from fusion_pipeline.data.padding import stored_padding
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
 from fusion_pipeline.data.slices import Frame, frames_of, stack_affine
 from fusion_pipeline.data.sources import Source
@@ -98,13 +99,15 @@ def _read_series(source: Source, place: str) -> RawImage:
     suv = emission_scale(headers, place) if modality == "PT" else None
     if suv is not None:
         suv = suv._replace(warnings=[*suv.warnings, *_count_note(headers[0], len(frames), place)])
+    values, padding = _pixels(files, ordered, place)
     return RawImage(
-        _pixels(files, ordered, place),
+        values,
         np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps_affine,
         warnings=messages,
         frame_of_reference=str(headers[0].get("FrameOfReferenceUID", "")),
         dicom_modality=modality,
         suv=suv,
+        padding=padding,
     )
 
 
@@ -232,16 +235,26 @@ def _count_note(header: Dataset, found: int, place: str) -> list[str]:
     return [f"{place}: {found} slices of the {promised} that the header counts are in the folder."]
 
 
-def _pixels(files: Sequence[_File], frames: Sequence[Frame], place: str) -> npt.NDArray[np.float32]:
-    """Rescaled values ``(columns, rows, slices)``."""
+def _pixels(
+    files: Sequence[_File], frames: Sequence[Frame], place: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+    """Rescaled values ``(columns, rows, slices)``, and where the headers' padding value stands."""
     columns, rows = frames[0].size
     volume = np.empty((len(frames), rows, columns), dtype=np.float32)
+    where: dict[int, npt.NDArray[np.bool_]] = {}
     for file_index, file in enumerate(files):
         wanted = [(k, f) for k, f in enumerate(frames) if f.file == file_index]
         stored = _decoded(file.path, place)
         for k, frame in wanted:
             volume[k] = stored.values(frame)
-    return np.ascontiguousarray(volume.transpose(2, 1, 0))
+            padding = stored_padding(file.header, stored.array[frame.number])
+            if padding is not None and not stored.rescaled and padding.any():
+                where[k] = padding
+    whole = np.zeros(volume.shape, bool) if where else None
+    for k, padding in where.items():
+        whole[k] = padding
+    turned = None if whole is None else np.ascontiguousarray(whole.transpose(2, 1, 0))
+    return np.ascontiguousarray(volume.transpose(2, 1, 0)), turned
 
 
 @dataclass(frozen=True)

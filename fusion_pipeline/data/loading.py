@@ -12,7 +12,7 @@ from torch import Tensor
 from fusion_pipeline.data.checked_image import CheckImaged
 from fusion_pipeline.data.checks import check_overlap
 from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
-from fusion_pipeline.data.image import Case, Image, InputError, Prepared, Series, along_axes_of
+from fusion_pipeline.data.image import Case, Image, InputError, Prepared, Series, along_axes_of, fill_value_of
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import read_displacement_grid, read_labels, read_landmarks
 from fusion_pipeline.data.refusals import refusal, where
@@ -222,9 +222,15 @@ def _image(values: MetaTensor, key: str) -> Image:
         array=values.as_tensor(),
         affine=values.affine.numpy(),
         key=key,
-        units=str(values.meta["units"]),
+        units=(units := str(values.meta["units"])),
+        darkest=_unlike_units(float(values.meta["fill_value"]), units),
         frame_of_reference=str(values.meta.get("frame_of_reference", "")),
     )
+
+
+def _unlike_units(fill_value: float, units: str) -> float | None:
+    """A fill value that its units do not have by themselves."""
+    return None if fill_value == fill_value_of(units) else fill_value
 
 
 def _series(

@@ -68,6 +68,7 @@ class CheckedReader(ImageReader):
             "frame_of_reference": img.frame_of_reference,
             "dicom_modality": img.dicom_modality,
             "warnings": list(img.warnings),
+            **({} if img.padding is None else {"padding": img.padding}),
             **{f"suv_{name}": value for name, value in suv.items()},
         }
 
