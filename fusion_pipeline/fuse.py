@@ -106,7 +106,9 @@ class Fuse:
         turned, fields = in_canonical_axes(harmonized, fields_of_view)
         return self._fused(turned, fields).along_axes_of(given)
 
-    def _fused(self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]) -> Fusion:
+    def _fused(
+        self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Fusion:
         """The same in canonical axes: the network is not quite the same along each axis."""
         keys = list(harmonized)
         reference = harmonized[keys[0]]

@@ -91,7 +91,9 @@ class CheckImage(Transform):
             warnings=[*messages, *repaired, *notes],
         )
         where = padding.where(array, units)
-        return checked, None if where is None else meta_tensor(torch.from_numpy(where)[None], affine)
+        return checked, None if where is None else meta_tensor(
+            torch.from_numpy(where)[None], affine
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ class _Padding:
     @classmethod
     def of(cls, array: Array, noted: Mask | None) -> "_Padding":
         """Of an image, and what its reader says."""
-        finite = None if np.isfinite(array.min()) and np.isfinite(array.max()) else np.isfinite(array)
+        finite = (
+            None if np.isfinite(array.min()) and np.isfinite(array.max()) else np.isfinite(array)
+        )
         impossible = impossible_constants(array, finite) if _any(finite) else None
         return cls(None if finite is None else ~finite, impossible, noted)
 

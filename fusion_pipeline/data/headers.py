@@ -13,6 +13,7 @@ from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
 from fusion_pipeline.data.dicom import check_series_header, has_dicom_mark
 from fusion_pipeline.data.image import Image
 from fusion_pipeline.data.loading import check_counts, check_dims, check_field_grid, read_points
+from fusion_pipeline.data.nifti_header import is_packed
 from fusion_pipeline.data.pictures import PICTURE_AFFINE, PICTURE_SUFFIXES
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, quiet, refusal, where
 from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor
@@ -172,7 +173,7 @@ def _picture_size(path: Path, place: str) -> tuple[int, ...]:
 def _check_length(path: Path, header: VolumeHeader, place: str) -> None:
     """Refuse a NIfTI file that ends before its last voxel."""
     size = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
+    if is_packed(path):
         size = _unpacked_bytes(path, header.bytes, place)
     if size < header.bytes:
         came = f"{size} bytes of the {header.bytes} that its header counts"

@@ -12,7 +12,15 @@ from torch import Tensor
 from fusion_pipeline.data.checked_image import CheckImaged
 from fusion_pipeline.data.checks import check_overlap
 from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
-from fusion_pipeline.data.image import Case, Image, InputError, Prepared, Series, along_axes_of, fill_value_of
+from fusion_pipeline.data.image import (
+    Case,
+    Image,
+    InputError,
+    Prepared,
+    Series,
+    along_axes_of,
+    fill_value_of,
+)
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import read_displacement_grid, read_labels, read_landmarks
 from fusion_pipeline.data.refusals import refusal, where

@@ -38,6 +38,10 @@ READ_ERRORS = (
     BytesLengthException,
 )
 
+MEMORY_ADVICE = "give the image at coarser voxels or cropped, or use a machine with more memory"
+# what torch and ITK say in a plain RuntimeError
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "allocate memory")
+
 _SILENT = logging.CRITICAL + 1
 
 
@@ -65,6 +69,18 @@ def refusal(
     ct (a.nii): expected a file, got nothing there; check the path
     """
     return kind(one_line(f"{place}: expected {expected}, got {came}; {advice}", limit=4000))
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that memory is lacking: Python's, NumPy's, torch's or ITK's.
+
+    >>> is_memory_error(MemoryError()), is_memory_error(RuntimeError("CUDA out of memory."))
+    (True, True)
+    """
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
 
 
 @contextmanager
@@ -126,7 +142,9 @@ def muted() -> Iterator[None]:
 
 
 __all__ = [
+    "MEMORY_ADVICE",
     "READ_ERRORS",
+    "is_memory_error",
     "monai_is_the_program",
     "muted",
     "one_line",

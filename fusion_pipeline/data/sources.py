@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -41,11 +42,17 @@ class Source:
     def parse(cls, text: str | PathLike[str]) -> "Source":
         """A source from text: ``path``, or ``folder::SeriesInstanceUID``.
 
+        The longest part that exists is the path: the name of a folder may hold ``::``.
+
         >>> Source.parse("study::1.2.3")
         Source(path='study', series='1.2.3')
         """
-        path, _, series = str(text).partition(_SEPARATOR)
-        return cls(path, series)
+        parts = str(text).split(_SEPARATOR)
+        for count in range(len(parts), 1, -1):
+            path = _SEPARATOR.join(parts[:count])
+            if Path(path).exists():
+                return cls(path, _SEPARATOR.join(parts[count:]))
+        return cls(parts[0], _SEPARATOR.join(parts[1:]))
 
     def __str__(self) -> str:
         """As a user writes it."""
