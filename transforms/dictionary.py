@@ -279,7 +279,7 @@ class FieldOfViewd(_EachKey):
 
 
 def padding_key(key: Hashable) -> str:
-    """Where a reader puts what is padding; not ``<key>_…``, which MONAI's `Spacingd` takes for meta.
+    """Where a reader puts padding; not ``<key>_…``, which MONAI's `Spacingd` takes for meta.
 
     >>> padding_key("image")
     'padding_of_image'

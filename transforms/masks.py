@@ -312,8 +312,8 @@ def _field_of_view(image: Float) -> Bool:
 def _without_wedges(same: Bool) -> Bool:
     """True but in thin layers of the border's constant under a face: a box that was hardly moved.
 
-    They are flat or wedges; what lies under a face is thicker where air was masked, and ragged where
-    it is noisy.
+    They are flat or wedges. Air under a face is thicker where it was masked, and ragged where it
+    is noisy.
     """
     data = np.ones(same.shape, bool)
     for axis in range(same.ndim):

@@ -250,11 +250,13 @@ def _pixels(
             padding = stored_padding(file.header, stored.array[frame.number])
             if padding is not None and not stored.rescaled and padding.any():
                 where[k] = padding
-    whole = np.zeros(volume.shape, bool) if where else None
-    for k, padding in where.items():
-        whole[k] = padding
-    turned = None if whole is None else np.ascontiguousarray(whole.transpose(2, 1, 0))
-    return np.ascontiguousarray(volume.transpose(2, 1, 0)), turned
+    values = np.ascontiguousarray(volume.transpose(2, 1, 0))
+    if not where:
+        return values, None
+    whole = np.zeros(volume.shape, bool)
+    for k, one in where.items():
+        whole[k] = one
+    return values, np.ascontiguousarray(whole.transpose(2, 1, 0))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the text of an NRRD or MetaImage header says and ITK does not hand on: units, scale, lacks."""
+"""What an NRRD or MetaImage header says and ITK does not hand on: units, scale, what it lacks."""
 
 import re
 from collections.abc import Mapping, Sequence

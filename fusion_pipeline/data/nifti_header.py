@@ -171,7 +171,7 @@ def _in_mm(affine: Matrix, header: nib.Nifti1Header, place: str) -> tuple[Matrix
 
 
 def believed_mm(affine: Matrix, scaled: Matrix, unit: str, place: str) -> tuple[Matrix, list[str]]:
-    """The affine in mm where its unit gives voxels of clinical size, else as it is; that is said."""
+    """The affine in mm where its unit gives voxels of clinical size, else as it is; and a word."""
     if np.array_equal(affine, scaled):
         return affine, []
     sizes = spacing_of(scaled)

@@ -1,5 +1,7 @@
 """Voxels that hold no data: what a header, a value that cannot be, or the lack of a number says."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
@@ -14,7 +16,7 @@ _LOWEST = -1100.0
 _HIGHEST = 32000.0
 _SHARE = 0.001  # of an image, of one value: a constant
 _GAP = 0.02  # of the range of all other values, at least, between them and a constant
-# HU between which a header's padding value may be air as well: there it counts in solid blocks only.
+# HU between which a header's padding value may be air as well: there only solid blocks count.
 _AIR = (-1100.0, -850.0)
 _BLOCK = 4  # voxels; noisy air that was clipped to one value fills no block of 64
 
@@ -60,7 +62,7 @@ def _all(where: Bool | None) -> Bool:
     return np.ones((), bool) if where is None else where
 
 
-def stored_padding(header: Dataset, stored: npt.NDArray[np.generic]) -> Bool | None:
+def stored_padding(header: Dataset, stored: npt.NDArray[Any]) -> Bool | None:
     """Where stored pixels have the header's PixelPaddingValue, or lie up to its range limit.
 
     Args:

@@ -83,6 +83,19 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
 
 
+def no_memory(case_id: str = "") -> str:
+    """What a user is told where memory ends.
+
+    >>> no_memory("p1").partition(";")[0]
+    "case 'p1': expected room for its images in memory, got an error for the lack of it"
+    """
+    prefix = f"case {case_id!r}: " if case_id else ""
+    return (
+        f"{prefix}expected room for its images in memory, got an error for the lack of it; "
+        f"{MEMORY_ADVICE}"
+    )
+
+
 @contextmanager
 def one_line_refusals() -> Iterator[None]:
     """Let a refusal end ``python -m monai.bundle`` with its one line and exit code 2.
@@ -147,6 +160,7 @@ __all__ = [
     "is_memory_error",
     "monai_is_the_program",
     "muted",
+    "no_memory",
     "one_line",
     "one_line_refusals",
     "quiet",

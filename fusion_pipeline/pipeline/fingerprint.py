@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 import fusion_pipeline
 from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor
+from fusion_pipeline.data.dicom import has_dicom_mark
 from fusion_pipeline.geometry.affines import Matrix
 
 _CHUNK = 1 << 20  # bytes read at a time
 _NO_SETTINGS = ("R", "_tracing")  # MONAI's random state and thread
+_RESULTS = (".nii.gz", ".png", ".json", ".html", ".csv", ".lock", ".json.replaced")
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
@@ -176,9 +178,19 @@ def _content(source: Source) -> Iterable[bytes]:
 
 
 def files_of(source: Source) -> list[Path]:
-    """The file of a source with those that may hold its voxels, or all in its folder, sorted."""
+    """The file of a source with those that may hold its voxels, or all in its folder, sorted.
+
+    Results that lie in a folder of DICOM are no part of it.
+    """
     root = Path(source.path)
-    return sorted(root.rglob("*")) if root.is_dir() else _with_data(root)
+    if not root.is_dir():
+        return _with_data(root)
+    return sorted(path for path in root.rglob("*") if path.is_file() and not _is_result(path))
+
+
+def _is_result(path: Path) -> bool:
+    """Has a name like those that a run writes, and is no DICOM file."""
+    return path.name.lower().endswith(_RESULTS) and not has_dicom_mark(path)
 
 
 def _with_data(header: Path) -> list[Path]:
