@@ -18,7 +18,7 @@ MM_PER_UNIT: Mapping[str, float] = {
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
     **dict.fromkeys(("cm", "centimeter", "centimetre"), 10.0),
     **dict.fromkeys(("m", "meter", "metre"), 1e3),
-    **dict.fromkeys(("in", "inch"), 25.4),
+    **dict.fromkeys(("in", "inch", "inche"), 25.4),
 }
 # spaces whose axes are a patient's; "scanner-xyz" and "3D-right-handed" are not
 _PATIENT_SPACES = re.compile(
@@ -122,7 +122,8 @@ def _metaimage(fields: Mapping[str, str], dims: int, place: str) -> ItkText:
 def _in_mm(unit: str, place: str) -> float:
     """A unit of length."""
     word = unit.strip().strip('"').lower()
-    factor = MM_PER_UNIT.get(word, MM_PER_UNIT.get(word.removesuffix("s").removesuffix("e")))
+    singular = word.removesuffix("s") if len(word) > len("cms") else word  # "s" is a second
+    factor = MM_PER_UNIT.get(word, MM_PER_UNIT.get(singular))
     if factor is None:
         came = repr(one_line(unit, 40))
         raise refusal(place, "lengths in mm, um, cm or m", came, "correct the unit in the header")
