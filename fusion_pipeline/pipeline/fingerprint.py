@@ -21,7 +21,7 @@ from fusion_pipeline.geometry.affines import Matrix
 
 _CHUNK = 1 << 20  # bytes read at a time
 _NO_SETTINGS = ("R", "_tracing")  # MONAI's random state and thread
-_RESULTS = (".nii.gz", ".png", ".json", ".html", ".csv", ".lock", ".json.replaced")
+_RESULTS = (".nii.gz", ".png", ".h5", ".json", ".html", ".csv", ".lock", ".json.replaced")
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 

@@ -22,6 +22,7 @@ from fusion_pipeline.data import (
     check_output_folder,
     write_displacement,
     write_image,
+    write_transform,
     write_weights,
 )
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
@@ -32,6 +33,7 @@ REPORT = "report.json"
 _BEING_REPLACED = ".report.json.replaced"  # names of ours while a folder is neither old nor new
 _OURS = re.compile(
     r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
+    r"|.+_transform(_inverse)?\.h5"
 )
 _LOCK_S = 60.0  # seconds; files are moved within one file system, which takes far less
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
@@ -70,7 +72,7 @@ def check_case_folder(target: Path, keys: Iterable[str] = ()) -> Path:
     """
     check_output_folder(target)
     if target.is_dir():
-        roles = ("registered", "displacement", "harmonized")
+        roles = ("registered", "displacement", "harmonized", "transform", "transform_inverse")
         stems = {"fused", "weights", "report", *(f"{k}_{role}" for k in keys for role in roles)}
         names = {f.name for f in target.iterdir() if _OURS.fullmatch(f.name)}
         _refuse_foreign(target, {name for name in names if name.split(".")[0] in stems})
@@ -221,12 +223,17 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     suffix = ".png" if result.case.fixed.is_picture else ".nii.gz"
     registered = {key: f"{key}_registered{suffix}" for key in result.registered_images}
     displacement = {key: f"{key}_displacement.nii.gz" for key in result.registered_images}
+    transform = {key: f"{key}_transform.h5" for key in result.registered_images}
+    inverse = {key: f"{key}_transform_inverse.h5" for key in result.registered_images}
     harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
     fused, weights = f"fused{suffix}", "weights.nii.gz"
     for key, image in result.registered_images.items():
         write_image(image, folder / registered[key])
         field = _rounded(result.registrations[key].displacement_mm(grid), grid)
         write_displacement(field, grid.affine, folder / displacement[key])
+        world_map = result.registrations[key].map
+        write_transform(world_map, folder / transform[key])
+        write_transform(world_map.inverse(), folder / inverse[key])
     for key, image in result.harmonization.images.items():
         write_image(image, folder / harmonized[key], unit_range=True)
     write_image(result.fusion.fused, folder / fused, unit_range=True)
@@ -234,6 +241,8 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     return {
         "registered": registered,
         "displacement": displacement,
+        "transform": transform,
+        "transform_inverse": inverse,
         "harmonized": harmonized,
         "fused": fused,
         "weights": weights,
