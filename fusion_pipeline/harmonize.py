@@ -1,22 +1,18 @@
 """The harmonize stage: original intensities in, a common scale of 0 to 1 out, edges in place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from monai.networks.layers.factories import Pool
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
-from fusion_pipeline.data.image import check_one_grid
+from fusion_pipeline.data.image import along_axes_of, check_one_grid
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lost
-from fusion_pipeline.networks.harmonization_net import (
-    HIGHEST,
-    LOWEST,
-    HarmonizationNet,
-    apply_curves,
-)
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
+from fusion_pipeline.networks.intensity_map import IntensityMap
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
@@ -35,28 +31,51 @@ class Harmonization:
             correlation with the own input, in the body), ``spread`` (standard deviation in the
             body), and for the moving images ``agreement_before`` and ``agreement_after``
             (correlation with the reference where both see, z-scored and harmonized).
+        mappings: per key, how the image was mapped: its curve and bias field, on its own axes.
     """
 
     images: Mapping[str, Image]
     scores: Mapping[str, Mapping[str, float]]
+    mappings: Mapping[str, IntensityMap] = field(default_factory=dict)
 
     def along_axes_of(self, affine: Matrix) -> "Harmonization":
-        """The same, its images in the axes of another grid."""
+        """The same, its images and bias fields in the axes of another grid."""
         turned = {key: image.in_axes_of(affine) for key, image in self.images.items()}
-        return replace(self, images=turned)
+        mappings = {
+            key: replace(
+                mapping,
+                log_bias=along_axes_of(affine, mapping.log_bias[0], self.images[key].affine)[None],
+            )
+            for key, mapping in self.mappings.items()
+        }
+        return replace(self, images=turned, mappings=mappings)
+
+    def in_own_units(self, key: str) -> Tensor:
+        """The way back: a harmonized image in HU, a.u. or the unit of its uptake.
+
+        Args:
+            key: of the image.
+
+        Returns:
+            ``(1, *S)``; outside the field of view, and where the image was black, the black value.
+
+        Raises:
+            KeyError: no mapping of that key.
+        """
+        return self.mappings[key].inverse(self.images[key].array[None])[0]
 
 
 class Harmonize:
-    """Bring images of one grid to one scale by learned tone curves.
+    """Bring images of one grid to one scale by a standard and a learned curve each.
 
-    The curves are predicted on a small copy and applied at native resolution, slab by slab, so that
+    The mapping is measured on a small copy and applied at native resolution, slab by slab, so that
     the network's working memory stays bounded. The memory of the whole grows with the grid: a few
     float32 volumes per modality are held, and the device sees one whole image to make the copy.
 
     Args:
-        network: predicts the curves.
+        network: predicts the mappings.
         device: where it computes.
-        normalize: brings an image to the scale that the network reads.
+        normalize: brings an image to the scale that the scores compare with.
     """
 
     def __init__(
@@ -86,6 +105,7 @@ class Harmonize:
         """
         check_one_grid(images, fields_of_view)
         harmonized: dict[str, Image] = {}
+        mappings: dict[str, IntensityMap] = {}
         small: dict[str, _Small] = {}
         for key, image in images.items():
             view = fields_of_view[key] > 0.5
@@ -97,7 +117,7 @@ class Harmonize:
             normalized, _ = self._normalize.scaled(
                 image.array, body, modality=image.modality, units=image.units
             )
-            array = self._mapped(normalized, image, view)
+            array, mappings[key] = self._mapped(image, view, body)
             harmonized[key] = _finished(image, array)
             small[key] = _Small.of(normalized, array, view, body)
         reference = next(iter(images))
@@ -107,22 +127,24 @@ class Harmonize:
                 key: _scores(one, None if key == reference else small[reference])
                 for key, one in small.items()
             },
+            mappings=mappings,
         )
 
-    def _mapped(self, normalized: Tensor, image: Image, view: Tensor) -> Tensor:
-        """The harmonized array ``(1, *S)``."""
-        kind = kind_of(image.modality)
-        curves = self._network.curves(
-            normalized[None].to(self._device), kind, view[None].float().to(self._device)
+    def _mapped(self, image: Image, view: Tensor, body: Tensor) -> tuple[Tensor, IntensityMap]:
+        """The harmonized array ``(1, *S)``, and how it was mapped."""
+        values = image.array.float()
+        mapping = self._network.mapping(
+            *(values[None].to(self._device), kind_of(image.modality)),
+            *(mask[None].float().to(self._device) for mask in (view, body)),
         )
-        out = torch.empty_like(normalized)
-        length = normalized.shape[1]
-        thickness = max(1, _SLAB_VOXELS * length // max(1, normalized.numel()))
+        out = torch.empty_like(values)
+        length = values.shape[1]
+        thickness = max(1, _SLAB_VOXELS * length // max(1, values.numel()))
         for first in range(0, length, thickness):
-            slab = normalized[None, :, first : first + thickness].to(self._device)
-            part = apply_curves(slab, curves, first=first, length=length)
+            slab = values[None, :, first : first + thickness].to(self._device)
+            part = mapping(slab, first=first, length=length)
             out[:, first : first + thickness] = part[0].cpu()
-        return out * view
+        return out * view, mapping.to("cpu")
 
 
 @dataclass(frozen=True)
@@ -163,15 +185,6 @@ def _scores(own: _Small, reference: _Small | None) -> dict[str, float]:
         scores["agreement_before"] = 1 - float(before)
         scores["agreement_after"] = 1 - float(after)
     return scores
-
-
-def straight_line(normalized: Tensor) -> Tensor:
-    """The mapping without a network: [−4, 4] to [0, 1].
-
-    >>> straight_line(torch.tensor([-4.0, 0.0, 4.0])).tolist()
-    [0.0, 0.5, 1.0]
-    """
-    return ((normalized - LOWEST) / (HIGHEST - LOWEST)).clamp(0, 1)
 
 
 def _finished(image: Image, array: Tensor) -> Image:
