@@ -6,6 +6,7 @@ device, differentiable, and fit for an exported graph.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log as log_of
 
 import torch
 from monai.networks.layers.factories import Pool
@@ -31,7 +32,8 @@ _UPTAKE_EXPONENT = 0.7
 _UPTAKE_WHITE = 8.0
 _AIR_TO_BRIGHT = 0.08
 _BIAS_CLASSES = 3
-_BIAS_ROUNDS = 6
+_BIAS_ROUNDS = 4
+_LEAST_SIGNAL = 0.05  # of the body's 90th percentile: darker voxels do not tell the bias
 _LARGEST_LOG_BIAS = 1.0
 
 
@@ -90,7 +92,8 @@ def standard_map(lattice: Lattice, kinds: Tensor, log_bias: Tensor) -> Intensity
         log_bias: ``(B, 1, *cells)`` control points of the bias that is divided out first.
     """
     black = black_of(lattice, kinds)
-    field = _field(log_bias, lattice.values.shape[2:])
+    shape, cells = lattice.values.shape[2:], log_bias.shape[2]
+    field = _blended(log_bias, [spline_weights(0, n, n, cells, log_bias) for n in shape])
     above = ((lattice.values - _column(black, field)) * torch.exp(-field)).clamp_min(0)
     width, exponent = _landmarks(above, lattice.measured(kinds))
     in_hu = is_hounsfield(lattice) & (kinds == _CT)
@@ -161,59 +164,61 @@ def bias_of(lattice: Lattice, kinds: Tensor, cells: int) -> Tensor:
     References:
         Wells et al., "Adaptive segmentation of MRI data", IEEE TMI 1996.
     """
-    dims = lattice.values.ndim - 2
     black = black_of(lattice, kinds)
     above = (lattice.values - _column(black, lattice.values)).clamp_min(0)
     scale = weighted_quantiles(above, lattice.bright, (0.9,))[:, 0].clamp_min(1e-20)
     unit = above / _column(scale, above)
-    weight = lattice.bright * (unit > 0.05)
-    log = torch.log(unit.clamp_min(0.02))
-    control = torch.zeros(len(log), 1, *[cells] * dims, device=log.device, dtype=log.dtype)
+    weight = lattice.bright * (unit > _LEAST_SIGNAL)
+    log = torch.log(unit.clamp_min(_LEAST_SIGNAL / 2))
+    at = [(k + 0.5) / _BIAS_CLASSES for k in range(_BIAS_CLASSES)]
+    marks = weighted_quantiles(log, weight, [*at, 0.1, 0.9])
+    centres = marks[:, :-2]
+    width = ((marks[:, -1] - marks[:, -2]) / (2 * _BIAS_CLASSES)).clamp_min(0.02)
+    bases = [spline_weights(0, n, n, cells, log) for n in log.shape[2:]]
+    control = log.new_zeros(len(log), 1, *[cells] * len(bases))
+    rest = log
     for _ in range(_BIAS_ROUNDS):
-        rest = log - _field(control, log.shape[2:])
-        left = rest - _expected(rest, weight)
-        control = control + _smooth_cells(left, weight, cells)
-        control = control - _column(_mean_cells(control), control)
+        centres, expected = _classified(rest, weight, centres, width)
+        control = control + _smooth_cells(rest - expected, weight, cells)
+        control = control - _column(control.flatten(1).mean(1), control)
+        rest = log - _blended(control, bases)
     control = control.clamp(-_LARGEST_LOG_BIAS, _LARGEST_LOG_BIAS)
     return control * _column((kinds == _MR).to(log.dtype), control)
 
 
-def _expected(values: Tensor, weight: Tensor) -> Tensor:
-    """The mean of the tissue class of each value."""
-    at = [(k + 0.5) / _BIAS_CLASSES for k in range(_BIAS_CLASSES)]
-    centres = weighted_quantiles(values, weight, at)
-    spread = weighted_quantiles(values, weight, (0.9,)) - weighted_quantiles(values, weight, (0.1,))
-    width = (spread / (2.0 * _BIAS_CLASSES)).clamp_min(0.02)
+def _classified(
+    values: Tensor, weight: Tensor, centres: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Two rounds of soft k-means: the centres ``(B, classes)``, and the expected values."""
     shape = (len(values), -1, *[1] * (values.ndim - 2))
-    for _ in range(4):
-        near = torch.exp(-0.5 * ((values - centres.view(shape)) / width.view(shape)) ** 2) + 1e-9
+    member = values.new_zeros(())
+    for _ in range(2):
+        distance = (values - centres.view(shape)) / _column(width, values)
+        near = torch.exp(-0.5 * distance**2) + 1e-9
         member = near / near.sum(1, keepdim=True)
-        amount = (member * weight).flatten(2).sum(2)
-        centres = (member * weight * values).flatten(2).sum(2) / amount.clamp_min(1e-3)
-    near = torch.exp(-0.5 * ((values - centres.view(shape)) / width.view(shape)) ** 2) + 1e-9
-    member = near / near.sum(1, keepdim=True)
-    return (member * centres.view(shape)).sum(1, keepdim=True)
+        counted = member * weight
+        amount = counted.flatten(2).sum(2).clamp_min(1e-3)
+        centres = (counted * values).flatten(2).sum(2) / amount
+    return centres, (member * centres.view(shape)).sum(1, keepdim=True)
 
 
 def _smooth_cells(values: Tensor, weight: Tensor, cells: int) -> Tensor:
     """Weighted means in cells, shared with the neighbouring cells; 0 where there is no weight."""
     counts = [cells] * (values.ndim - 2)
-    sums, amounts = cell_means(values * weight, counts), cell_means(weight, counts)
-    kernel = torch.eye(cells, device=values.device, dtype=values.dtype)
-    kernel = kernel + 0.5 * (
-        torch.diag(torch.ones(cells - 1), 1) + torch.diag(torch.ones(cells - 1), -1)
-    ).to(kernel)
+    sums = cell_means(torch.cat([values * weight, weight]), counts)
+    at = torch.arange(cells, device=values.device)
+    kernel = (1 - 0.5 * (at[:, None] - at).abs()).clamp_min(0).to(values.dtype)
     for _ in counts:
         sums = torch.tensordot(sums, kernel, dims=([2], [1]))
-        amounts = torch.tensordot(amounts, kernel, dims=([2], [1]))
-    return sums / (amounts + 0.02)
+    totals, amounts = sums.chunk(2)
+    return totals / (amounts + 0.02)
 
 
 def _landmarks(above: Tensor, body: Tensor) -> tuple[Tensor, Tensor]:
     """Width and exponent that bring two quantiles of the body to their levels."""
     marks = weighted_quantiles(above, body, _QUANTILES).clamp_min(1e-20)
     ratio = torch.log(marks[:, 0] / marks[:, 1]).clamp_max(-1e-3)
-    wanted = float(torch.log(torch.tensor(_LEVELS[0] / _LEVELS[1])))
+    wanted = log_of(_LEVELS[0] / _LEVELS[1])
     exponent = (wanted / ratio).clamp(*_EXPONENTS)
     return marks[:, 1] * _LEVELS[1] ** (-1 / exponent), exponent
 
@@ -260,23 +265,16 @@ def cell_means(values: Tensor, cells: Sequence[int]) -> Tensor:
     return values
 
 
-def _field(cells: Tensor, shape: Sequence[int]) -> Tensor:
-    """Control points ``(B, 1, *cells)`` as a field ``(B, 1, *shape)``."""
-    field = cells
-    for axis, count in enumerate(shape):
-        weights = spline_weights(0, count, count, cells.shape[2 + axis], cells)
-        field = torch.tensordot(field, weights, dims=([2], [1]))
-    return field
+def _blended(control: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Control points ``(B, 1, *cells)`` as a field ``(B, 1, *s)``."""
+    for weights in bases:
+        control = torch.tensordot(control, weights, dims=([2], [1]))
+    return control
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
     """``(B,)`` weighted means."""
     return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-6)
-
-
-def _mean_cells(control: Tensor) -> Tensor:
-    """``(B,)`` plain means."""
-    return control.flatten(1).mean(1)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
