@@ -1,7 +1,7 @@
 """One anatomy as another scanner, sequence or reconstruction would show it; for CT, MR and PET."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from fusion_pipeline.networks.kinds import KINDS, kind_indices
 from fusion_pipeline.synthesis.noise import gaussian_blur, smooth_noise, uniform
 
 _FWHM = 2.3548  # of a Gaussian of deviation 1
+_LOWEST_OF_A_PICTURE = -200.0  # a CT in HU has air
 _WARP_KNOTS = 8  # pieces of the scanner-like histogram warp
 _BIAS_CELLS = 3  # blobs of a receive field along each axis
 _VESSEL_CELLS = 8  # blobs of tissue that takes up a contrast agent, along each axis
@@ -32,7 +33,7 @@ class ProtocolRanges:
         contrast_hu: largest rise of a CT's enhanced tissue: a contrast agent.
         uptake_scale: factor of an emission image: dose, weight, unit.
         uptake_gamma: exponent of an emission image: another uptake time.
-        blur_mm: largest extra point spread (full width at half maximum); MR: half of it.
+        blur_mm: largest deviation of the extra point spread of an emission image; MR: a quarter.
         uptake_noise: largest deviation of an emission image's noise, as a share of the mean.
     """
 
@@ -44,7 +45,7 @@ class ProtocolRanges:
     noise: float = 0.03
     calibration_hu: float = 20.0
     kernel: float = 1.0
-    noise_hu: float = 15.0
+    noise_hu: float = 25.0
     contrast_hu: float = 0.0
     uptake_scale: tuple[float, float] = (0.4, 3.0)
     uptake_gamma: tuple[float, float] = (0.95, 1.05)
@@ -81,11 +82,16 @@ def other_protocol(
     """
     ranges = ranges or ProtocolRanges()
     acquire: dict[str, Callable[..., Tensor]] = {"ct": _ct, "mr": _mr, "emission": _emission}
+    # a CT that is not in HU is a picture: another window, tone and noise
+    picture = replace(ranges, bias=0.0, noise=ranges.noise / 2)
     names = [KINDS[i] for i in kind_indices(kinds, image.shape[0])]
-    out = [
-        acquire[name](image[b : b + 1], body[b : b + 1], _Draw(generator, image), spacing, ranges)
-        for b, name in enumerate(names)
-    ]
+    out = []
+    for b, name in enumerate(names):
+        parts = image[b : b + 1], body[b : b + 1], _Draw(generator, image[b : b + 1]), spacing
+        if name == "ct" and float(image[b].min()) > _LOWEST_OF_A_PICTURE:
+            out.append(_mr(*parts, picture))
+        else:
+            out.append(acquire[name](*parts, ranges))
     return torch.cat(out)
 
 
@@ -146,9 +152,7 @@ def _mr(
     unit = (image - black) / width
     strength = draw.uniform(0.3, 1.0) * ranges.bias
     unit = unit * (1 + strength * draw.smooth(_BIAS_CELLS))
-    unit = gaussian_blur(
-        unit[0], [draw.uniform(0, ranges.blur_mm / 2) / _FWHM / s for s in spacing]
-    )[None]
+    unit = gaussian_blur(unit[0], [draw.uniform(0, ranges.blur_mm / 4) / s for s in spacing])[None]
     unit = unit.clamp_min(0) ** draw.factor(ranges.gamma)
     unit = _histogram_warp(unit, ranges.warp * draw.normal((_WARP_KNOTS,)))
     noise = draw.uniform(0.3, 1.0) * ranges.noise
@@ -183,8 +187,8 @@ def _emission(
     positive = image.clamp_min(0)
     mean = ((positive * body).sum() / body.sum().clamp_min(1)).clamp_min(1e-12)
     unit = (positive / mean) ** draw.factor(ranges.uptake_gamma)
-    fwhm = draw.uniform(0, ranges.blur_mm)
-    unit = gaussian_blur(unit[0], [fwhm / _FWHM / s for s in spacing])[None]
+    sigma_mm = draw.uniform(0, ranges.blur_mm)
+    unit = gaussian_blur(unit[0], [sigma_mm / s for s in spacing])[None]
     sigma = draw.uniform(0, ranges.uptake_noise)
     noise = gaussian_blur(draw.normal(image.shape)[0], [4.0 / _FWHM / s for s in spacing])[None]
     noise = noise / noise.std().clamp_min(1e-6)
