@@ -53,6 +53,8 @@ FILES = {
     "mr_displacement.nii.gz",
     "ct_harmonized.nii.gz",
     "mr_harmonized.nii.gz",
+    "ct_harmonization.json",
+    "mr_harmonization.json",
     "fused.nii.gz",
     "weights.nii.gz",
     "report.json",
@@ -358,6 +360,7 @@ def test_pictures_give_pictures(tmp_path):
     assert names == {
         *("mr_registered.png", "mr_displacement.nii.gz", "mr_harmonized.png"),
         *("pet_registered.png", "pet_displacement.nii.gz", "pet_harmonized.png"),
+        *(f"{key}_harmonization.json" for key in ("ct", "mr", "pet")),
         *("ct_harmonized.png", "fused.png", "weights.nii.gz", "report.json", "report.html"),
     }
     with PIL.Image.open(folder / "fused.png") as fused:
