@@ -237,7 +237,7 @@ class TestParts:
         lumps = F.avg_pool3d(torch.randn(2, 1, 26, 24, 22, generator=draw), 5, 1, 2) > 0
         noise = [torch.randn(lumps.shape, generator=draw) for _ in self.KINDS]
         ct = torch.where(lumps, 55.0, -105.0) + 8 * noise[0]
-        mr = torch.where(lumps, 300.0, 900.0) + 20 * noise[1]
+        mr = torch.where(lumps, 300.0, 900.0) + 80 * noise[1]
         pet = (torch.where(lumps, 0.9, 0.4) + 0.05 * noise[2]).clamp_min(0)
         pet[:, :, 10:13, 10:13, 10:13] = 8.0
         images = torch.cat([ct, mr, pet], 1)
@@ -261,7 +261,7 @@ class TestParts:
         with torch.no_grad():
             parts = {name: float(p.max()) for name, p in self._parts(HarmonizationNet()).items()}
         assert parts["protocol"] < 0.2 * HARMONIZATION_WEIGHTS["protocol"]
-        assert parts["separation"] < 0.1
+        assert parts["separation"] < 0.2
         assert parts["contrast"] < 0.2
         assert parts["idempotence"] < 0.03
 

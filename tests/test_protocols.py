@@ -52,7 +52,7 @@ def test_the_order_of_values_is_kept_without_noise_bias_and_blur():
 
 
 def test_ct_stays_within_its_calibration():
-    image, body = _images()
+    image, _ = _images()
     for seed in range(6):
         out = _other(seed, ProtocolRanges(noise_hu=0.0, kernel=-1.0))
         # the kernel mixes the skin with air, and leaves the mean further inside alone

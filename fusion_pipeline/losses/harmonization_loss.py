@@ -254,8 +254,8 @@ def harmonization_parts(
     ``protocol``: residual between two protocols of one anatomy, raw and smoothed, in deviations of
     the output. ``agreement``: (4.4) on shared structure, and ``likeness``: one minus the
     correlation, over all pairs of modalities. ``edges``, ``information``, ``separation``,
-    ``contrast``, ``spread``: what each image lost of itself. ``idempotence``: change of an MR by a
-    second mapping.
+    ``contrast``, ``spread``: what each image lost of itself (separation of CT and MR, contrast of
+    emission images). ``idempotence``: change of an MR by a second mapping.
 
     Args:
         net: what is trained.
@@ -288,8 +288,8 @@ def harmonization_parts(
         "protocol": protocol_residual(first, second, inside),
         "edges": edges_lost(first, standardized, inside),
         "information": information_lost(first, standardized, inside),
-        "separation": separation_lost(first, standardized, inside),
-        "contrast": _of_kind("emission", names, lesion_contrast_lost(first, source, inside)),
+        "separation": _of_kinds(("ct", "mr"), names, separation_lost(first, standardized, inside)),
+        "contrast": _of_kinds(("emission",), names, lesion_contrast_lost(first, source, inside)),
         "spread": spread_lost(first, inside),
     }
     again = [n for n, kind in enumerate(names) if kind == "mr"]
@@ -414,9 +414,9 @@ def _z_scored(image: Tensor, body: Tensor) -> Tensor:
         return ((image - middle) / spread.sqrt().clamp_min(1e-12)).clamp(-4, 4)
 
 
-def _of_kind(kind: str, names: Sequence[str], values: Tensor) -> Tensor:
-    """The values of one kind of image; 0 for the others."""
-    return values * values.new_tensor([float(name == kind) for name in names])
+def _of_kinds(kinds: Sequence[str], names: Sequence[str], values: Tensor) -> Tensor:
+    """The values of some kinds of image; 0 for the others."""
+    return values * values.new_tensor([float(name in kinds) for name in names])
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
