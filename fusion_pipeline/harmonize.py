@@ -16,6 +16,7 @@ from fusion_pipeline.networks.intensity_map import IntensityMap
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
+UNITS = "harmonized"  # the units of the result; an image that has them is handed on as it is
 _SLAB_VOXELS = 2_000_000
 _SCORE_SIZE = 128
 
@@ -117,7 +118,10 @@ class Harmonize:
             normalized, _ = self._normalize.scaled(
                 image.array, body, modality=image.modality, units=image.units
             )
-            array, mappings[key] = self._mapped(image, view, body)
+            if image.units == UNITS:
+                array = image.array * view
+            else:
+                array, mappings[key] = self._mapped(image, view, body)
             harmonized[key] = _finished(image, array)
             small[key] = _Small.of(normalized, array, view, body)
         reference = next(iter(images))
@@ -190,4 +194,4 @@ def _scores(own: _Small, reference: _Small | None) -> dict[str, float]:
 def _finished(image: Image, array: Tensor) -> Image:
     """The harmonized image; a colour picture with its own hue."""
     colour = None if image.colour is None else recolour(255 * array, image.colour)
-    return image.with_array(array, units="a.u.", colour=colour)
+    return image.with_array(array, units=UNITS, colour=colour)

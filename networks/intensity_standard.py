@@ -129,16 +129,17 @@ def is_hounsfield(lattice: Lattice) -> Tensor:
 
 def calibration_shift(lattice: Lattice) -> Tensor:
     """How many HU fat and muscle lie above their usual values, ``(B,)``; 0 where there are none."""
-    total, evidence = 0.0, 0.0
+    body = lattice.body.flatten(1).sum(1)
+    total, evidence = torch.zeros_like(body), torch.zeros_like(body)
     for usual in _TISSUES_HU:
-        centre = torch.full_like(lattice.values.flatten(1)[:, 0], usual)
+        centre = torch.full_like(body, usual)
         for _ in range(10):
             distance = (lattice.values - _column(centre, lattice.values)) / _TISSUE_WIDTH_HU
             weight = lattice.body * torch.exp(-0.5 * distance**2)
             amount = weight.flatten(1).sum(1)
             mean = (weight * lattice.values).flatten(1).sum(1) / amount.clamp_min(1e-3)
             centre = torch.where(amount > 1, mean, centre)
-        share = amount / lattice.body.flatten(1).sum(1).clamp_min(1)
+        share = amount / body.clamp_min(1)
         total, evidence = total + share * (centre - usual), evidence + share
     shift = total / (evidence + 0.02)
     return shift.clamp(-_LARGEST_SHIFT_HU, _LARGEST_SHIFT_HU)

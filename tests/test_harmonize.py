@@ -57,7 +57,7 @@ def test_result_lies_on_the_reference_grid():
     for key, image in found.images.items():
         assert image.shape == images[key].shape
         assert image.key == key
-        assert image.units == "a.u."
+        assert image.units == "harmonized"
         np.testing.assert_array_equal(image.affine, images[key].affine)
         assert image.array.dtype == torch.float32
         assert 0 <= float(image.array.min()) < float(image.array.max()) <= 1
@@ -81,6 +81,15 @@ def test_the_way_back_to_own_units():
         expected = image.array.clamp_min(black)
         width = float(image.array.max() - image.array.min())
         assert float((found.in_own_units(key) - expected).abs().max()) < 0.01 * width, key
+
+
+def test_what_is_harmonized_stays_as_it_is():
+    images, valid = _patient()
+    once = Harmonize(_network())(images, valid)
+    twice = Harmonize(_network())(once.images, valid)
+    for key in images:
+        assert torch.equal(twice.images[key].array, once.images[key].array)
+    assert not twice.mappings
 
 
 def test_bias_fields_turn_with_the_images():

