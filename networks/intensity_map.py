@@ -118,16 +118,16 @@ class IntensityMap:
 
 
 def _kneed(values: Tensor) -> Tensor:
-    """The straight line up to the knee, then a smooth approach to 1."""
+    """The straight line up to the knee, then a hyperbola towards 1."""
     room = 1 - _KNEE
-    above = 1 - room * torch.exp(-(values - _KNEE).clamp_min(0) / room)
+    above = 1 - room**2 / (room + (values - _KNEE).clamp_min(0))
     return torch.where(values > _KNEE, above, values)
 
 
 def _unkneed(values: Tensor) -> Tensor:
     """The inverse of `_kneed`; what has reached 1 comes back as a large value."""
     room = 1 - _KNEE
-    above = _KNEE - room * torch.log(((1 - values) / room).clamp(1e-7, 1))
+    above = _KNEE - room + room**2 / (1 - values).clamp(1e-5, room)
     return torch.where(values > _KNEE, above, values)
 
 

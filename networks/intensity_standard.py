@@ -29,7 +29,10 @@ _QUANTILES = (0.25, 0.95)
 _LEVELS = (0.35, 0.85)
 _EXPONENTS = (0.4, 2.5)
 _UPTAKE_EXPONENT = 0.7
-_UPTAKE_WHITE = 8.0
+# White, in body means: the geometric mean of a usual value and of the brightest voxels, so that a
+# brain without a lesion uses the range as well, and a point spread moves white half as far.
+_UPTAKE_QUANTILE, _USUAL_WHITE = 0.999, 6.5
+_UPTAKE_WHITE = (3.0, 8.0)
 _AIR_TO_BRIGHT = 0.08
 _BIAS_CLASSES = 3
 _BIAS_ROUNDS = 4
@@ -99,7 +102,9 @@ def standard_map(lattice: Lattice, kinds: Tensor, log_bias: Tensor) -> Intensity
     in_hu = is_hounsfield(lattice) & (kinds == _CT)
     emission = kinds == _EMISSION
     mean = _mean(above, lattice.body).clamp_min(1e-20)
-    width = torch.where(emission, _UPTAKE_WHITE * mean, width)
+    brightest = weighted_quantiles(above, lattice.body, (_UPTAKE_QUANTILE,))[:, 0]
+    uptake = mean * (_USUAL_WHITE * brightest / mean).clamp_min(1e-6).sqrt().clamp(*_UPTAKE_WHITE)
+    width = torch.where(emission, uptake, width)
     exponent = torch.where(emission, torch.full_like(exponent, _UPTAKE_EXPONENT), exponent)
     span = _CURVE_HU[-1] - _CURVE_HU[0]
     shift = calibration_shift(lattice)

@@ -82,6 +82,7 @@ class MultimodalNet(nn.Module):
         kinds: Sequence[str] | None = None,
         field_of_view: Tensor | None = None,
         original: Tensor | None = None,
+        body: Tensor | None = None,
     ) -> MultimodalOutput:
         """The fused image and everything on the way to it.
 
@@ -91,6 +92,7 @@ class MultimodalNet(nn.Module):
             field_of_view: ``(B, M, *S)`` 0/1, of each image on its own; None: everywhere.
             original: ``(B, M, *S)`` the images in own units, to be harmonized; without them the
                 normalized ones are, a CT as a picture.
+            body: ``(B, M, *S)`` 0/1, where CT and uptake are measured; by a threshold if None.
 
         Raises:
             ValueError: fewer than two channels, or kinds that do not fit them.
@@ -101,14 +103,18 @@ class MultimodalNet(nn.Module):
         ddf = [self.registration(image[:, :1], moving) for moving in image[:, 1:].split(1, dim=1)]
         warped, warped_view = [image[:, :1]], [field_of_view[:, :1]]
         own = [original[:, :1]]
+        bodies = [None if body is None else body[:, :1]]
         for channel, field in enumerate(ddf, start=1):
             one = slice(channel, channel + 1)
             warped.append(self.warp(image[:, one], field))
             own.append(self.warp(original[:, one], field))
             warped_view.append(warp(field_of_view[:, one], field.detach(), mode="nearest"))
+            bodies.append(
+                None if body is None else warp(body[:, one], field.detach(), mode="nearest")
+            )
         harmonized = [
-            self.harmonization(one, kind, in_view)
-            for one, kind, in_view in zip(own, kinds, warped_view, strict=True)
+            self.harmonization(one, kind, in_view, within)
+            for one, kind, in_view, within in zip(own, kinds, warped_view, bodies, strict=True)
         ]
         inside = torch.cat(warped_view, dim=1)
         fusion = self.fusion(torch.cat(harmonized, dim=1), kinds, inside)

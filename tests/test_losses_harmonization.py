@@ -18,7 +18,6 @@ from fusion_pipeline.losses.harmonization_loss import (
     information_lost,
     intensity_agreement,
     lesion_contrast_lost,
-    protocol_difference,
     protocol_residual,
     range_lost,
     separation_lost,
@@ -150,7 +149,6 @@ def test_agreements_are_means():
     weight = torch.zeros_like(ramp)
     weight[:, :, 2] = 1
     assert float(intensity_agreement(ramp, flat, weight)) == pytest.approx(0.04, abs=1e-6)
-    assert float(protocol_difference(ramp, flat, weight)) == pytest.approx(0.2, abs=1e-6)
 
 
 def test_gradients_run_along_their_axis():

@@ -607,7 +607,11 @@ class TestStages:
             lambda fixed, _: fixed.new_zeros(1, 3, *fixed.shape[2:]),
         )
         with torch.no_grad():
-            trained = network.fuse_all(torch.cat(scaled)[None], ["ct", "mr"])
+            trained = network.fuse_all(
+                *(torch.cat(scaled)[None], ["ct", "mr"]),
+                original=torch.cat([one.image.array for one in loaded.series.values()])[None],
+                body=torch.cat([one.prepared.body for one in loaded.series.values()])[None].float(),
+            )
         for key, expected in zip(("ct", "mr"), trained.harmonized[0], strict=True):
             found = result.harmonization.images[key].in_canonical_axes().array[0]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -177,20 +177,6 @@ def shared_structure(
     return (floor + (1 - floor) * similarity) * field_of_view
 
 
-def protocol_difference(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean absolute difference between one anatomy harmonized from two protocols.
-
-    Args:
-        first: ``(B, 1, *S)`` harmonized.
-        second: ``(B, 1, *S)`` harmonized.
-        mask: ``(B, 1, *S)`` 0/1.
-
-    Returns:
-        ``(B,)`` in [0, 1].
-    """
-    return _mean((first - second).abs(), mask)
-
-
 def harmonization_loss(
     harmonized: Tensor,
     normalized: Tensor,
