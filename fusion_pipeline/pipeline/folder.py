@@ -1,5 +1,6 @@
 """The folder that a run leaves: written aside, and moved to its place when it is whole."""
 
+import json
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from fusion_pipeline.result import CaseResult
 REPORT = "report.json"
 _OURS = re.compile(
     r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
+    r"|.+_harmonization\.json"
 )
 
 
@@ -123,6 +125,7 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     registered = {key: f"{key}_registered{suffix}" for key in result.registered_images}
     displacement = {key: f"{key}_displacement.nii.gz" for key in result.registered_images}
     harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
+    mappings = {key: f"{key}_harmonization.json" for key in result.harmonization.mappings}
     fused, weights = f"fused{suffix}", "weights.nii.gz"
     for key, image in result.registered_images.items():
         write_image(image, folder / registered[key])
@@ -130,12 +133,15 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
         write_displacement(field, grid.affine, folder / displacement[key])
     for key, image in result.harmonization.images.items():
         write_image(image, folder / harmonized[key], unit_range=True)
+    for key, mapping in result.harmonization.mappings.items():
+        (folder / mappings[key]).write_text(json.dumps(mapping.as_dict()) + "\n")
     write_image(result.fusion.fused, folder / fused, unit_range=True)
     write_weights(result.fusion.weights, grid.affine, folder / weights)
     return {
         "registered": registered,
         "displacement": displacement,
         "harmonized": harmonized,
+        "harmonization": mappings,
         "fused": fused,
         "weights": weights,
     }
