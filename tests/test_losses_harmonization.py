@@ -18,7 +18,7 @@ from fusion_pipeline.losses.harmonization_loss import (
     information_lost,
     intensity_agreement,
     lesion_contrast_lost,
-    protocol_residual,
+    protocol_difference,
     range_lost,
     separation_lost,
     shared_structure,
@@ -244,8 +244,18 @@ class TestParts:
         return images, torch.ones_like(images), protocol
 
     def _parts(self, net):
+        """Weighted."""
         images, whole, protocol = self._batch()
-        return harmonization_parts(net, images, self.KINDS, whole, whole, protocol)
+
+        def mapped(values, kinds):
+            view = whole[:, :1]
+            columns = zip(values.split(1, 1), kinds, strict=True)
+            return torch.cat([net(one, kind, view, view) for one, kind in columns], 1)
+
+        first, second = mapped(images, self.KINDS), mapped(protocol, self.KINDS)
+        again = torch.cat([first[:, :1], mapped(first[:, 1:2], ("mr",)), first[:, 2:]], 1)
+        parts = harmonization_parts(first, second, again, images, self.KINDS, whole, whole)
+        return {name: HARMONIZATION_WEIGHTS[name] * part for name, part in parts.items()}
 
     def test_names_shapes_and_gradients(self):
         net = HarmonizationNet(3, channels=8)
@@ -275,12 +285,14 @@ class TestParts:
         assert float(flat["agreement"].max()) < float(ours["agreement"].min())
         assert float(sum(flat.values()).min()) > float(sum(ours.values()).max()) + 1
 
-    def test_protocol_residual_is_the_rms_in_deviations(self):
+    def test_protocol_difference_is_the_rms_in_deviations(self):
         first = torch.randn(1, 1, 20, 18, generator=torch.Generator().manual_seed(1))
         step = torch.full_like(first, 0.3)
         body = torch.ones_like(first)
         expected = 0.3 / float(first.std(correction=0))
-        assert float(protocol_residual(first, first + step, body)) == pytest.approx(expected, 1e-3)
+        assert float(protocol_difference(first, first + step, body)) == pytest.approx(
+            expected, 1e-3
+        )
 
     def test_separation_and_contrast_ask_for_nothing_more_than_the_input_has(self):
         images, whole, _ = self._batch()
@@ -300,6 +312,6 @@ class TestParts:
         assert float(range_lost(0.5 * line, body)) == pytest.approx(0.85 - 0.495, abs=1e-5)
 
     def test_kinds_have_to_fit(self):
-        images, whole, protocol = self._batch()
+        images, whole, _ = self._batch()
         with pytest.raises(ValueError, match="expected 3 kinds, one for each channel, got 2"):
-            harmonization_parts(HarmonizationNet(), images, ("ct", "mr"), whole, whole, protocol)
+            harmonization_parts(whole, whole, whole, images, ("ct", "mr"), whole, whole)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from types import MappingProxyType
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,15 +29,6 @@ HARMONIZATION_WEIGHTS: Mapping[str, float] = MappingProxyType(
         "idempotence": 1.0,
     }
 )
-
-
-class Harmonizer(Protocol):
-    """What `harmonization_parts` asks of a network; see `networks.HarmonizationNet`."""
-
-    def __call__(
-        self, image: Tensor, kinds: Sequence[str], field_of_view: Tensor, body: Tensor, /
-    ) -> Tensor:
-        """``(N, 1, *S)`` in own units to [0, 1]."""
 
 
 def intensity_agreement(fixed: Tensor, moving: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -230,31 +220,34 @@ def harmonization_loss(
 
 
 def harmonization_parts(
-    net: Harmonizer,
+    harmonized: Tensor,
+    other: Tensor,
+    again: Tensor,
     images: Tensor,
     kinds: Sequence[str],
     valid: Tensor,
     body: Tensor,
-    protocol_images: Tensor,
 ) -> dict[str, Tensor]:
-    """The parts of the loss that trains a harmonization, weighted by `HARMONIZATION_WEIGHTS`.
+    """The parts of the loss that trains a harmonization; `HARMONIZATION_WEIGHTS` weighs them.
 
-    ``protocol``: residual between two protocols of one anatomy, raw and smoothed, in deviations of
-    the output. ``agreement``: (4.4) on shared structure, and ``likeness``: one minus the
-    correlation, over all pairs of modalities. ``edges``, ``information``, ``separation``,
-    ``contrast``, ``spread``, ``range``: what each image lost of itself (separation and range of CT
-    and MR, contrast of emission images). ``idempotence``: change of an MR by a second mapping.
+    ``protocol``: difference between two protocols of one anatomy (`protocol_difference`).
+    ``agreement``: (4.4) on shared structure, and ``likeness``: one minus the correlation, over all
+    pairs of modalities. ``edges``, ``information``, ``separation``, ``contrast``, ``spread``,
+    ``range``: what each image lost of itself (separation and range of CT and MR, contrast of
+    emission images). ``idempotence``: change by a second mapping.
 
     Args:
-        net: what is trained.
+        harmonized: ``(B, M, *S)`` in [0, 1].
+        other: ``(B, M, *S)`` in [0, 1], of the same anatomy under other protocols.
+        again: ``(B, M, *S)`` in [0, 1], ``harmonized`` mapped once more; where a kind is not
+            mapped twice, ``harmonized`` itself.
         images: ``(B, M, *S)`` in own units.
         kinds: kind of each of the M channels.
         valid: ``(B, M, *S)`` 0/1, fields of view.
         body: ``(B, M, *S)`` 0/1, bodies within the fields of view.
-        protocol_images: ``(B, M, *S)`` the same anatomy under other protocols, in own units.
 
     Returns:
-        Per part ``(B,)``; the loss is their sum.
+        Per part ``(B,)``, not weighted.
 
     Raises:
         ValueError: another number of kinds than of channels.
@@ -262,39 +255,23 @@ def harmonization_parts(
     batch, count = images.shape[:2]
     if len(kinds) != count:
         raise ValueError(f"expected {count} kinds, one for each channel, got {len(kinds)}: {kinds}")
-
-    def flat(values: Tensor) -> Tensor:
-        return values.flatten(0, 1)[:, None]
-
     names = [*kinds] * batch
-    source, view, inside = flat(images), flat(valid), flat(body * valid)
-    twice = (torch.cat([t, t]) for t in (view, inside))
-    both = net(torch.cat([source, flat(protocol_images)]), names * 2, *twice)
-    first, second = both.chunk(2)
+    first, second, mapped, source, inside = (
+        values.flatten(0, 1)[:, None] for values in (harmonized, other, again, images, body * valid)
+    )
     standardized = _z_scored(source, inside)
     parts = {
-        "protocol": protocol_residual(first, second, inside),
+        "protocol": protocol_difference(first, second, inside),
         "edges": edges_lost(first, standardized, inside),
         "information": information_lost(first, standardized, inside),
         "separation": _of_kinds(("ct", "mr"), names, separation_lost(first, standardized, inside)),
         "contrast": _of_kinds(("emission",), names, lesion_contrast_lost(first, source, inside)),
         "spread": spread_lost(first, inside),
         "range": _of_kinds(("ct", "mr"), names, range_lost(first, inside)),
+        "idempotence": (_mean((mapped - first) ** 2, inside) + 1e-8).sqrt() - 1e-4,
     }
-    again = [n for n, kind in enumerate(names) if kind == "mr"]
-    change = torch.zeros_like(parts["spread"])
-    if again:
-        once = first[again]
-        mapped = net(once, ["mr"] * len(again), view[again], inside[again])
-        change = change.index_add(
-            0,
-            torch.tensor(again, device=change.device),
-            (_mean((mapped - once) ** 2, inside[again]) + 1e-8).sqrt(),
-        )
-    parts["idempotence"] = change
     means = {name: part.view(batch, count).mean(1) for name, part in parts.items()}
-    means |= _agreement(first.view_as(images), standardized.view_as(images), valid)
-    return {name: HARMONIZATION_WEIGHTS[name] * means[name] for name in HARMONIZATION_WEIGHTS}
+    return means | _agreement(harmonized, standardized.view_as(images), valid)
 
 
 def _agreement(harmonized: Tensor, standardized: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -313,7 +290,7 @@ def _agreement(harmonized: Tensor, standardized: Tensor, valid: Tensor) -> dict[
     return {"agreement": agreement / share, "likeness": likeness / share}
 
 
-def protocol_residual(first: Tensor, second: Tensor, body: Tensor) -> Tensor:
+def protocol_difference(first: Tensor, second: Tensor, body: Tensor) -> Tensor:
     """RMS difference over the body in deviations of the first; the mean of raw and smoothed.
 
     Args:

@@ -11,6 +11,7 @@ from fusion_pipeline.synthesis.noise import gaussian_blur, smooth_noise, uniform
 
 _FWHM = 2.3548  # of a Gaussian of deviation 1
 _LOWEST_OF_A_PICTURE = -200.0  # a CT in HU has air
+_STORED_HU = (-1024.0, 3071.0)  # what the 12 bits of a CT hold
 _WARP_KNOTS = 8  # pieces of the scanner-like histogram warp
 _BIAS_CELLS = 3  # blobs of a receive field along each axis
 _VESSEL_CELLS = 8  # blobs of tissue that takes up a contrast agent, along each axis
@@ -203,7 +204,7 @@ def _ct(
     sigma = draw.uniform(0, ranges.noise_hu) * (0.6 + 0.4 * max(kernel, 0.0))
     out = out + kernel * (out - soft) + sigma * draw.normal(image.shape)
     shifted = out + draw.uniform(-ranges.calibration_hu, ranges.calibration_hu)
-    return shifted.clamp_min(-1024.0)
+    return shifted.clamp(*_STORED_HU)
 
 
 def _emission(
