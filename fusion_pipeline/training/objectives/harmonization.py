@@ -76,8 +76,10 @@ class HarmonizationObjective:
             one = slice(m, m + 1)
             pair = outputs.harmonized[:, one], outputs.other[:, one]
             residual = protocol_residual(*pair, body[:, one])
-            for name in ("protocol_residual", f"protocol_residual_{kind}"):
-                scores[name].update(residual)
+            scores["protocol_residual"].update(residual)
+            for one_kind in KINDS:  # of a kind that is never there, the mean is NaN
+                own = residual if one_kind == kind else torch.full_like(residual, torch.nan)
+                scores[f"protocol_residual_{one_kind}"].update(own)
 
 
 def harmonized(
