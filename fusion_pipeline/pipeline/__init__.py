@@ -28,6 +28,7 @@ from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.launch import run_processes
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
+from fusion_pipeline.pipeline.saved import Grid, SavedRegistration
 from fusion_pipeline.pipeline.shared_run import CaseQueue, SharedRun
 from fusion_pipeline.pipeline.summary import Outcome
 from fusion_pipeline.pipeline.synthetic import SyntheticCases
@@ -42,11 +43,13 @@ __all__ = [
     "FusionEvaluator",
     "FusionInferer",
     "FusionPipeline",
+    "Grid",
     "LoadedCase",
     "Outcome",
     "PipelineResult",
     "ProgressHandler",
     "SaveResult",
+    "SavedRegistration",
     "SharedRun",
     "SummaryHandler",
     "SyntheticCases",
