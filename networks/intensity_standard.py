@@ -50,12 +50,14 @@ class Lattice:
         body: ``(B, 1, *s)`` share that is body, in view.
         bright: ``(B, 1, *s)`` share in view of what is brighter than air. An MR is measured there:
             where a receive field is weak, a body mask can lose half of the body.
+        order: ``(B, n)`` indices that sort ``values``, and all that rises with them.
     """
 
     values: Tensor
     view: Tensor
     body: Tensor
     bright: Tensor
+    order: Tensor
 
     def measured(self, kinds: Tensor) -> Tensor:
         """Where each kind of image is measured, ``(B, 1, *s)``."""
@@ -77,13 +79,14 @@ def lattice_of(
     view = torch.ones_like(image) if field_of_view is None else field_of_view.to(image.dtype)
     share = cell_means(view, shape)
     values = cell_means(image * view, shape) / share.clamp_min(1e-6)
-    bright = _foreground(values, share)
+    order = values.flatten(1).sort(1).indices
+    bright = _foreground(values, share, order)
     inside = bright if body is None else cell_means(body.to(image.dtype) * view, shape)
     # partial volume at the skin and an empty mask: what is at least half body, else all in view
     inside = inside * (inside > 0.5)
     empty = inside.flatten(1).sum(1) < 1
     inside = torch.where(_column(empty, inside), share, inside)
-    return Lattice(values, share, inside, bright)
+    return Lattice(values, share, inside, bright, order)
 
 
 def standard_map(lattice: Lattice, kinds: Tensor, log_bias: Tensor) -> IntensityMap:
@@ -98,11 +101,12 @@ def standard_map(lattice: Lattice, kinds: Tensor, log_bias: Tensor) -> Intensity
     shape, cells = lattice.values.shape[2:], log_bias.shape[2]
     field = _blended(log_bias, [spline_weights(0, n, n, cells, log_bias) for n in shape])
     above = ((lattice.values - _column(black, field)) * torch.exp(-field)).clamp_min(0)
-    width, exponent = _landmarks(above, lattice.measured(kinds))
+    order = above.flatten(1).sort(1).indices
+    width, exponent = _landmarks(above, lattice.measured(kinds), order)
     in_hu = is_hounsfield(lattice) & (kinds == _CT)
     emission = kinds == _EMISSION
     mean = _mean(above, lattice.body).clamp_min(1e-20)
-    brightest = weighted_quantiles(above, lattice.body, (_UPTAKE_QUANTILE,))[:, 0]
+    brightest = weighted_quantiles(above, lattice.body, (_UPTAKE_QUANTILE,), order)[:, 0]
     uptake = mean * (_USUAL_WHITE * brightest / mean).clamp_min(1e-6).sqrt().clamp(*_UPTAKE_WHITE)
     width = torch.where(emission, uptake, width)
     exponent = torch.where(emission, torch.full_like(exponent, _UPTAKE_EXPONENT), exponent)
@@ -128,7 +132,7 @@ def standard_map(lattice: Lattice, kinds: Tensor, log_bias: Tensor) -> Intensity
 def is_hounsfield(lattice: Lattice) -> Tensor:
     """Whether the values can be HU, ``(B,)``: air near −1000, the body's median near water."""
     lowest = lattice.values.masked_fill(lattice.view < 0.5, torch.inf).flatten(1).amin(1)
-    middle = weighted_quantiles(lattice.values, lattice.body, (0.5,))[:, 0]
+    middle = weighted_quantiles(lattice.values, lattice.body, (0.5,), lattice.order)[:, 0]
     return (lowest < -200) & (lowest > -4000) & (middle.abs() < 600)
 
 
@@ -154,8 +158,9 @@ def black_of(lattice: Lattice, kinds: Tensor) -> Tensor:
     """The value that becomes black, ``(B,)``: the air's, 0 for emission images."""
     body = lattice.measured(kinds)
     outside = lattice.view * (body <= 0)
-    air = weighted_quantiles(lattice.values, outside * (lattice.view > 0.99), (0.25,))[:, 0]
-    darkest = weighted_quantiles(lattice.values, body, (0.002,))[:, 0]
+    in_view = outside * (lattice.view > 0.99)
+    air = weighted_quantiles(lattice.values, in_view, (0.25,), lattice.order)[:, 0]
+    darkest = weighted_quantiles(lattice.values, body, (0.002,), lattice.order)[:, 0]
     share = outside.flatten(1).sum(1) / lattice.view.flatten(1).sum(1).clamp_min(1)
     black = torch.where(share > 0.02, torch.minimum(air, darkest), darkest)
     return torch.where(kinds == _EMISSION, black.clamp(max=0), black)
@@ -172,12 +177,12 @@ def bias_of(lattice: Lattice, kinds: Tensor, cells: int) -> Tensor:
     """
     black = black_of(lattice, kinds)
     above = (lattice.values - _column(black, lattice.values)).clamp_min(0)
-    scale = weighted_quantiles(above, lattice.bright, (0.9,))[:, 0].clamp_min(1e-20)
+    scale = weighted_quantiles(above, lattice.bright, (0.9,), lattice.order)[:, 0].clamp_min(1e-20)
     unit = above / _column(scale, above)
     weight = lattice.bright * (unit > _LEAST_SIGNAL)
     log = torch.log(unit.clamp_min(_LEAST_SIGNAL / 2))
     at = [(k + 0.5) / _BIAS_CLASSES for k in range(_BIAS_CLASSES)]
-    marks = weighted_quantiles(log, weight, [*at, 0.1, 0.9])
+    marks = weighted_quantiles(log, weight, [*at, 0.1, 0.9], lattice.order)
     centres = marks[:, :-2]
     width = ((marks[:, -1] - marks[:, -2]) / (2 * _BIAS_CLASSES)).clamp_min(0.02)
     bases = [spline_weights(0, n, n, cells, log) for n in log.shape[2:]]
@@ -220,27 +225,30 @@ def _smooth_cells(values: Tensor, weight: Tensor, cells: int) -> Tensor:
     return totals / (amounts + 0.02)
 
 
-def _landmarks(above: Tensor, body: Tensor) -> tuple[Tensor, Tensor]:
+def _landmarks(above: Tensor, body: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Width and exponent that bring two quantiles of the body to their levels."""
-    marks = weighted_quantiles(above, body, _QUANTILES).clamp_min(1e-20)
+    marks = weighted_quantiles(above, body, _QUANTILES, order).clamp_min(1e-20)
     ratio = torch.log(marks[:, 0] / marks[:, 1]).clamp_max(-1e-3)
     wanted = log_of(_LEVELS[0] / _LEVELS[1])
     exponent = (wanted / ratio).clamp(*_EXPONENTS)
     return marks[:, 1] * _LEVELS[1] ** (-1 / exponent), exponent
 
 
-def weighted_quantiles(values: Tensor, weight: Tensor, shares: Sequence[float]) -> Tensor:
+def weighted_quantiles(
+    values: Tensor, weight: Tensor, shares: Sequence[float], order: Tensor
+) -> Tensor:
     """Quantiles of the values where there is weight.
 
     Args:
         values: ``(B, 1, *s)``.
         weight: ``(B, 1, *s)`` ≥ 0.
         shares: 0..1.
+        order: ``(B, n)`` indices that sort the values.
 
     Returns:
         ``(B, len(shares))``; without any weight, the largest value.
     """
-    ordered, order = values.flatten(1).sort(1)
+    ordered = values.flatten(1).gather(1, order)
     below = weight.flatten(1).gather(1, order).cumsum(1)
     total = below[:, -1:]
     columns = []
@@ -250,9 +258,9 @@ def weighted_quantiles(values: Tensor, weight: Tensor, shares: Sequence[float]) 
     return torch.cat(columns, 1)
 
 
-def _foreground(values: Tensor, view: Tensor) -> Tensor:
+def _foreground(values: Tensor, view: Tensor, order: Tensor) -> Tensor:
     """What is brighter than air, by its share of the way from the darkest to a bright value."""
-    marks = weighted_quantiles(values, view, (0.01, 0.95))
+    marks = weighted_quantiles(values, view, (0.01, 0.95), order)
     level = marks[:, 0] + _AIR_TO_BRIGHT * (marks[:, 1] - marks[:, 0])
     return view * (values > _column(level, values))
 
