@@ -201,14 +201,12 @@ def _padded(
 
 def _opened(mask: Bool, spacing: npt.NDArray[np.float64], radius: float) -> Bool:
     padded, inner = _padded(mask, spacing, radius)
-    reach = _reach(spacing, radius)
-    return _dilated(_eroded(padded, reach), reach)[inner]
+    return np.asarray(ndimage.binary_opening(padded, _ball(spacing, radius))[inner])
 
 
 def _closed(mask: Bool, spacing: npt.NDArray[np.float64], radius: float) -> Bool:
     padded, inner = _padded(mask, spacing, radius)
-    reach = _reach(spacing, radius)
-    return _eroded(_dilated(padded, reach), reach)[inner]
+    return np.asarray(ndimage.binary_closing(padded, _ball(spacing, radius))[inner])
 
 
 def _large_parts(mask: Bool) -> Bool:
