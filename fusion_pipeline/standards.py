@@ -131,8 +131,9 @@ def white_stripe(image: Image, view: Tensor, body: Tensor) -> Tensor:
     """
     values = image.array[body].double().numpy()
     black = float(np.percentile(image.array[view].numpy(), 1))
-    bright = float(np.percentile(values, 99))
-    counts, edges = np.histogram(values, _STRIPE_BINS, (black, max(bright, black + 1e-9)))
+    # room above the brightest, so that a peak there has two sides
+    bright = black + 1.1 * max(float(np.percentile(values, 99.9)) - black, 1e-9)
+    counts, edges = np.histogram(values, _STRIPE_BINS, (black, bright))
     smooth = gaussian_filter1d(counts.astype(float), _STRIPE_BINS / 40)
     peaks = np.flatnonzero((smooth[1:-1] >= smooth[:-2]) & (smooth[1:-1] > smooth[2:])) + 1
     high = peaks[smooth[peaks] > _LEAST_PEAK * smooth.max()]
