@@ -1,6 +1,10 @@
 """Harmonization beside the classical standards: between protocols, what is kept, agreement.
 
-    python benchmarks/harmonization.py --weights ../weights/harmonization_3d.pt --out docs/figures
+    python benchmarks/harmonization.py --weights bundles/multimodal_fusion/models/model.pt \
+        --out docs/figures
+
+--ablation adds our mapping without its learned parts: the standard alone, with the learned curve,
+with the learned bias field.
 
 CT, T1 MR and PET of the sarcoma patients on the CT's grid. Each image is mapped twice: as it is,
 and as another protocol shows it (`synthesis.protocols`), with a body mask of its own.
@@ -22,14 +26,13 @@ Rows, per modality (`harmonization_measures`):
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 import torch
 from harmonization_measures import (
     contrast_to_noise,
@@ -42,109 +45,92 @@ from harmonization_measures import (
     smoothed,
     tissue_classes,
 )
-from sarcoma_grids import KEYS, Patient, patients
+from sarcoma_grids import EVALUATION, KEYS, Patient, patient_ids, patients
 from torch import Tensor
 
-from fusion_pipeline.baselines import Nyul, match_histogram
+from fusion_pipeline.data import Image
 from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.intensity_map import IntensityMap
 from fusion_pipeline.networks.kinds import kind_of
+from fusion_pipeline.standards import Standard, classical_standards
 from fusion_pipeline.synthesis.protocols import other_protocol
-from fusion_pipeline.transforms import NormalizeModality, body_mask
+from fusion_pipeline.transforms import body_mask
 
-# (image, key, field of view, body), ``(1, 1, *S)`` each, to ``(1, 1, *S)``
-Method = Callable[[Tensor, str, Tensor, Tensor], Tensor]
 # Training patients that nobody looks at while tuning.
 ASIDE = ("sts002", "sts014", "sts017", "sts025")
-_UNITS = {"ct": "HU", "mr": None, "pet": None}
+_UNITS = {"ct": "HU", "mr": "a.u.", "pet": "SUV"}
 _MEDIAN, _POWER_LEVEL = 50.0, 0.45
 
 
-def z_score_in_body(image: Tensor, key: str, view: Tensor, body: Tensor) -> Tensor:
-    """`NormalizeModality`: the pipeline's z-score of each modality's usual scale."""
-    normalized, _ = NormalizeModality().scaled(
-        image[0], body[0] > 0, modality=key, units=_UNITS[key]
-    )
-    return ((normalized[None] + 4) / 8) * view
-
-
-def z_score_in_view(image: Tensor, key: str, view: Tensor, body: Tensor) -> Tensor:
-    """Plain z-score of all that is in view."""
-    inside = image[view > 0]
-    return ((image - inside.mean()) / inside.std().clamp_min(1e-9) / 8 + 0.5) * view
-
-
-def power_curve(image: Tensor, key: str, view: Tensor, body: Tensor) -> Tensor:
+def power_curve(image: Image, view: Tensor, body: Tensor) -> Tensor:
     """Percentiles 1 and 99 of the body to 0 and 1, the median to 0.45."""
-    low, middle, high = np.percentile(image[body > 0].numpy(), (1, _MEDIAN, 99))
+    low, middle, high = np.percentile(image.array[body].numpy(), (1, _MEDIAN, 99))
     share = (middle - low) / max(high - low, 1e-9)
     exponent = np.log(_POWER_LEVEL) / np.log(np.clip(share, 0.02, 0.98))
-    return (((image - low) / max(high - low, 1e-9)).clamp(0, 1) ** float(exponent)) * view
-
-
-def bias_corrected(image: Tensor, body: Tensor) -> Tensor:
-    """N4 of a shrunk copy, the field applied at full size."""
-    whole = sitk.GetImageFromArray(image[0, 0].numpy().T)
-    mask = sitk.Cast(sitk.GetImageFromArray((body[0, 0] > 0).numpy().astype(np.uint8).T), 1)
-    factors = [max(1, round(n / 48)) for n in image.shape[2:]]
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetMaximumNumberOfIterations([20, 20, 20])
-    n4.Execute(sitk.Shrink(whole, factors) + 1e-3, sitk.Shrink(mask, factors))
-    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(whole)).T
-    return image / torch.from_numpy(np.exp(field).copy())[None, None].clamp(0.2, 5)
-
-
-def methods(training: list[Patient], weights: Path | None) -> dict[str, Method]:
-    """The classical standards, learned on training patients where they learn, and ours."""
-    standards, templates = {}, {}
-    for m, key in enumerate(KEYS):
-        pairs = [(p.original[m], p.body[m] > 0) for p in training]
-        standards[key] = Nyul().fit(pairs)
-        templates[key] = pairs[0]
-
-    def nyul(image: Tensor, key: str, view: Tensor, body: Tensor) -> Tensor:
-        return standards[key](image, body > 0).clamp(0, 1) * view
-
-    def histogram(image: Tensor, key: str, view: Tensor, body: Tensor) -> Tensor:
-        template, where = templates[key]
-        low, high = np.percentile(template[where].numpy(), (0.1, 99.9))
-        matched = match_histogram(image, template, body > 0, where)
-        return ((matched - low) / (high - low)).clamp(0, 1) * view
-
-    def n4_nyul(image: Tensor, key: str, view: Tensor, body: Tensor) -> Tensor:
-        even = bias_corrected(image, body) if key == "mr" else image
-        return nyul(even, key, view, body)
-
-    out = {
-        "z-score": z_score_in_body,
-        "z-score, whole": z_score_in_view,
-        "Nyúl": nyul,
-        "N4 + Nyúl": n4_nyul,
-        "histogram": histogram,
-        "power curve": power_curve,
-        "standard": Ours(HarmonizationNet()),
-    }
-    if weights is not None:
-        network = HarmonizationNet()
-        network.load_state_dict(torch.load(weights, weights_only=True))
-        out["network"] = Ours(network)
-    return out
+    unit = ((image.array - low) / max(high - low, 1e-9)).clamp(0, 1)
+    return (unit ** float(exponent)) * view
 
 
 class Ours:
-    """The harmonization network as a method; its mapping is at hand for the inverse."""
+    """The harmonization network as a standard.
 
-    def __init__(self, network: HarmonizationNet) -> None:
+    Args:
+        network: with its weights.
+        curve: use the learned curve.
+        bias: use the learned part of the bias field.
+    """
+
+    def __init__(self, network: HarmonizationNet, *, curve: bool = True, bias: bool = True) -> None:
         self.network = network.eval()
+        with torch.no_grad():
+            for head, used in ((network.curve_head, curve), (network.bias_head, bias)):
+                if not used:
+                    head.weight.zero_()
+                    head.bias.zero_()
 
-    def __call__(self, image: Tensor, key: str, view: Tensor, body: Tensor) -> Tensor:
+    def __call__(self, image: Image, view: Tensor, body: Tensor) -> Tensor:
         """Map."""
-        return self.mapping(image, key, view, body)(image) * view
+        return self.mapping(image, view, body)(image.array[None])[0] * view
 
     @torch.no_grad()
-    def mapping(self, image: Tensor, key: str, view: Tensor, body: Tensor) -> IntensityMap:
+    def mapping(self, image: Image, view: Tensor, body: Tensor) -> IntensityMap:
         """How it is mapped."""
-        return self.network.mapping(image, kind_of(key), view, body)
+        masks = (mask[None].float() for mask in (view, body))
+        return self.network.mapping(image.array[None], kind_of(image.modality), *masks)
+
+
+def methods(
+    training: list[Patient], weights: Path | None, *, ablation: bool
+) -> dict[str, Standard]:
+    """The classical standards, learned on training patients where they learn, and ours."""
+    examples = [
+        (_image(p.original[m][None], key, p.affine), p.body[m][None] > 0)
+        for p in training
+        for m, key in enumerate(KEYS)
+    ]
+    out = classical_standards(examples)
+    out["power curve"] = power_curve
+    out["standard"] = Ours(HarmonizationNet())
+    if weights is not None:
+        if ablation:
+            out["standard, curve"] = Ours(_loaded(weights), bias=False)
+            out["standard, bias"] = Ours(_loaded(weights), curve=False)
+        out["network"] = Ours(_loaded(weights))
+    return out
+
+
+def _loaded(weights: Path) -> HarmonizationNet:
+    """The harmonization network of a bundle's ``model.pt``."""
+    state = torch.load(weights, weights_only=True)
+    own = {k.removeprefix("harmonization."): v for k, v in state.items() if k.startswith("harm")}
+    network = HarmonizationNet()
+    network.load_state_dict(own)
+    return network
+
+
+def _image(array: Tensor, key: str, affine: np.ndarray) -> Image:
+    """``(1, *S)`` as an image in the unit of its modality."""
+    return Image(array, affine, key, units=_UNITS[key])
 
 
 @dataclass(frozen=True)
@@ -153,24 +139,22 @@ class Pair:
 
     Attributes:
         key: of the image.
-        image: ``(1, 1, *S)`` as it is, in own units.
-        other: ``(1, 1, *S)`` under the other protocol.
-        view: ``(1, 1, *S)`` 0/1, field of view.
-        body: ``(1, 1, *S)`` 0/1 of ``image``.
-        other_body: ``(1, 1, *S)`` 0/1 of ``other``.
-        spacing: mm.
+        image: as it is.
+        other: under the other protocol.
+        view: ``(1, *S)`` bool, field of view.
+        body: ``(1, *S)`` bool of ``image``.
+        other_body: ``(1, *S)`` bool of ``other``.
         classes: ``(*S)`` tissue classes of ``image``.
         tumour: ``(*S)`` bool.
         oracle: residual that no curve and smooth bias can undo.
     """
 
     key: str
-    image: Tensor
-    other: Tensor
+    image: Image
+    other: Image
     view: Tensor
     body: Tensor
     other_body: Tensor
-    spacing: np.ndarray
     classes: np.ndarray
     tumour: np.ndarray
     oracle: float
@@ -180,36 +164,36 @@ def pairs_of(patient: Patient, seed: int, tumour: np.ndarray) -> list[Pair]:
     """The three images of a patient, each under two protocols."""
     out = []
     for m, key in enumerate(KEYS):
-        image, view, body = (
-            t[m][None, None] for t in (patient.original, patient.valid, patient.body)
-        )
+        image = _image(patient.original[m][None], key, patient.affine)
+        view, body = (t[m][None] > 0 for t in (patient.valid, patient.body))
         generator = torch.Generator().manual_seed(10 * seed + m)
-        other = other_protocol(image, kind_of(key), body, generator, spacing=patient.spacing)
-        again = body_mask(other[0], patient.spacing.tolist(), key, units=_UNITS[key])[None]
-        inside = body[0, 0].numpy() > 0
-        source = image[0, 0].numpy()
+        spacing = patient.spacing.tolist()
+        whole = image.array[None], kind_of(key), body[None].float(), generator
+        other = image.with_array(other_protocol(*whole, spacing=spacing)[0])
+        again = body_mask(other.array, spacing, key, units=image.units)
+        inside, source = body[0].numpy(), image.array[0].numpy()
         out.append(
             Pair(
-                *(key, image, other, view, body, (again & (view > 0)).float(), patient.spacing),
+                *(key, image, other, view, body, again & view),
                 classes=tissue_classes(source, inside, key),
                 tumour=tumour & inside,
-                oracle=oracle_residual(other[0, 0].numpy(), source, inside),
+                oracle=oracle_residual(other.array[0].numpy(), source, inside),
             )
         )
     return out
 
 
-def judge(method: Method, pairs: list[Pair]) -> dict[str, float]:
+def judge(method: Standard, pairs: list[Pair]) -> dict[str, float]:
     """All numbers of one method on one patient."""
     out: dict[str, float] = {}
     mapped = []
     for pair in pairs:
-        first = method(pair.image, pair.key, pair.view, pair.body)
-        second = method(pair.other, pair.key, pair.view, pair.other_body)
-        array, inside = first[0, 0].numpy(), pair.body[0, 0].numpy() > 0
+        first = method(pair.image, pair.view, pair.body)
+        second = method(pair.other, pair.view, pair.other_body)
+        array, inside = first[0].numpy(), pair.body[0].numpy()
         mapped.append((array, inside))
-        measured = {"residual": residual(array, second[0, 0].numpy(), inside)}
-        smooth = [smoothed(t[0, 0].numpy(), inside, pair.spacing) for t in (first, second)]
+        measured = {"residual": residual(array, second[0].numpy(), inside)}
+        smooth = [smoothed(t[0].numpy(), inside, pair.image.spacing) for t in (first, second)]
         measured["smoothed"] = residual(*smooth, inside)
         measured |= {"oracle": pair.oracle} | kept(array, pair)
         if isinstance(method, Ours):
@@ -224,7 +208,7 @@ def judge(method: Method, pairs: list[Pair]) -> dict[str, float]:
 
 def kept(output: np.ndarray, pair: Pair) -> dict[str, float]:
     """What an image kept of its input."""
-    source, body = pair.image[0, 0].numpy(), pair.body[0, 0].numpy() > 0
+    source, body = pair.image.array[0].numpy(), pair.body[0].numpy()
     out = {
         "separation": separation(output, pair.classes) / separation(source, pair.classes),
         "rank": local_rank_correlation(output, source, body),
@@ -236,25 +220,25 @@ def kept(output: np.ndarray, pair: Pair) -> dict[str, float]:
     return out
 
 
-def way_back(method: "Ours", pair: Pair, first: Tensor) -> dict[str, float]:
+def way_back(method: Ours, pair: Pair, first: Tensor) -> dict[str, float]:
     """RMS change by mapping again; largest error of the inverse over the width of the values."""
-    inside = pair.body > 0
-    again = method(first, pair.key, pair.view, pair.body)
-    mapping = method.mapping(pair.image, pair.key, pair.view, pair.body)
-    expected = torch.maximum(pair.image, mapping.black.view(1, 1, 1, 1, 1))[inside]
-    error = (mapping.inverse(mapping(pair.image))[inside] - expected).abs().max()
+    again = method(pair.image.with_array(first), pair.view, pair.body)
+    mapping = method.mapping(pair.image, pair.view, pair.body)
+    array = pair.image.array[None]
+    expected = array.clamp_min(float(mapping.black))[0][pair.body]
+    error = (mapping.inverse(mapping(array))[0][pair.body] - expected).abs().max()
     return {
-        "idempotence": float((again - first)[inside].square().mean().sqrt()),
+        "idempotence": float((again - first)[pair.body].square().mean().sqrt()),
         "inverse": float(error / (expected.max() - expected.min())),
     }
 
 
-def seconds_of(method: Method) -> float:
+def seconds_of(method: Standard) -> float:
     """CPU seconds for 128³."""
-    image = torch.rand(1, 1, 128, 128, 128) * 100
-    whole = torch.ones_like(image)
+    image = _image(torch.rand(1, 128, 128, 128) * 100, "mr", np.eye(4))
+    whole = torch.ones_like(image.array) > 0
     begun = time.process_time()
-    method(image, "mr", whole, whole)
+    method(image, whole, whole)
     return time.process_time() - begun
 
 
@@ -297,7 +281,8 @@ def differences(rows: Mapping[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     """Measure, and write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, help="of the 3D network; without: the standard")
+    parser.add_argument("--weights", type=Path, help="model.pt of the 3D bundle")
+    parser.add_argument("--ablation", action="store_true", help="ours without its learned parts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
@@ -305,18 +290,19 @@ def main() -> None:
         "--patients", choices=("evaluation", "aside", "training"), default="evaluation"
     )
     parser.add_argument("--most", type=int, default=100, help="patients at most")
+    parser.add_argument("--examples", type=int, default=100, help="patients to learn from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    load = arguments.open_data, arguments.cache
-    training = [p for p in patients(*load, evaluation=False) if p.id not in ASIDE]
-    ways = methods(training, arguments.weights)
-    if arguments.patients == "evaluation":
-        chosen = patients(*load, evaluation=True)
-    elif arguments.patients == "aside":
-        chosen = [p for p in patients(*load, evaluation=False) if p.id in ASIDE]
-    else:
-        chosen = training
-    chosen = chosen[: arguments.most]
+    data, cache = arguments.open_data, arguments.cache
+    names = [n for n in patient_ids(data, evaluation=False) if n not in ASIDE]
+    learned_from = names[: arguments.examples]
+    training = patients(data, cache, evaluation=False, ids=learned_from)
+    ways = methods(training, arguments.weights, ablation=arguments.ablation)
+    del training
+    groups = {"aside": ASIDE, "training": names, "evaluation": EVALUATION}
+    on_evaluation = arguments.patients == "evaluation"
+    ids = groups[arguments.patients][: arguments.most]
+    chosen = patients(data, cache, evaluation=on_evaluation, ids=ids)
     entries = json.loads((arguments.open_data / "datalist.json").read_text())["ct_mr_pet_3d"]
     contours = {e["id"]: arguments.open_data / e["gtv_ct"] for e in entries}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}

@@ -1,0 +1,85 @@
+"""What the paper's harmonization loss does alone: both images become one flat grey.
+
+    python benchmarks/harmonization_collapse.py --out docs/images
+
+CT, MR and PET of one training patient (sts003), a slice each. Each image has a free increasing
+curve of 16 pieces from 0, which begins as the straight line. Adam minimizes (4.4) alone, and our
+loss with the terms that hold each image to itself. Prints loss and spread (deviation in the body).
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from sarcoma_grids import KEYS, patients
+from torch import Tensor
+
+from fusion_pipeline.losses.harmonization_loss import harmonization_loss
+
+PATIENT = "sts003"
+PIECES, STEPS, RATE = 16, 300, 0.05
+PAPER = {"hold": 0.0, "likeness": 0.0}
+
+
+def curved(images: Tensor, slopes: Tensor) -> Tensor:
+    """``(1, M, *S)`` in [0, 1] through one curve each, ``(M, pieces)`` logarithms of slopes."""
+    rise = slopes.exp() / PIECES
+    parts = [
+        rise[:, k].view(1, -1, 1, 1) * (images * PIECES - k).clamp(0, 1) for k in range(PIECES)
+    ]
+    return torch.stack(parts).sum(0)
+
+
+def trained(
+    images: Tensor, normalized: Tensor, view: Tensor, body: Tensor, **loss: float
+) -> Tensor:
+    """The images after the optimization; the curve of each loss is printed."""
+    slopes = torch.zeros(images.shape[1], PIECES, requires_grad=True)
+    optimizer = torch.optim.Adam([slopes], lr=RATE)
+    for step in range(STEPS + 1):
+        out = curved(images, slopes)
+        value = harmonization_loss(out, normalized, view, body, **loss).mean()
+        if step in (0, STEPS):
+            spread = [float(out[0, m][body[0, m] > 0].std()) for m in range(images.shape[1])]
+            shown = ", ".join(f"{k} {s:.4f}" for k, s in zip(KEYS, spread, strict=True))
+            print(f"step {step}: loss {float(value.detach()):.4f}, spread {shown}")
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    return curved(images, slopes).detach()
+
+
+def main() -> None:
+    """Optimize both, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data, cache = arguments.open_data, arguments.cache
+    (patient,) = patients(data, cache, evaluation=False, ids=(PATIENT,))
+    middle = patient.normalized.shape[-1] // 2
+    normalized, view, body = (
+        t[None, ..., middle] for t in (patient.normalized, patient.valid, patient.body)
+    )
+    images = ((normalized + 4) / 8).clamp(0, 1)
+    print("(4.4) alone")
+    alone = trained(images, normalized, view, body, **PAPER)
+    print("with the holding terms")
+    held = trained(images, normalized, view, body)
+    rows = (("straight line", images), ("(4.4) alone", alone), ("with the holding terms", held))
+    figure, axes = plt.subplots(3, 3, figsize=(7, 6.4), layout="constrained")
+    for line, (name, values) in zip(axes, rows, strict=True):
+        for m, axis in enumerate(line):
+            shown = (values * view)[0, m].T.flip(0)
+            axis.imshow(shown, cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[], title=KEYS[m].upper() if values is images else "")
+        line[0].set_ylabel(name)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.out / "harmonization_collapse.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
