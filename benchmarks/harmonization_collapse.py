@@ -1,10 +1,11 @@
-"""What the paper's harmonization loss does alone: both images become one flat grey.
+"""What the paper's harmonization loss does alone: all images become one flat grey.
 
     python benchmarks/harmonization_collapse.py --out docs/images
 
-CT, MR and PET of one training patient (sts003), a slice each. Each image has a free increasing
-curve of 16 pieces from 0, which begins as the straight line. Adam minimizes (4.4) alone, and our
-loss with the terms that hold each image to itself. Prints loss and spread (deviation in the body).
+CT, MR and PET of one training patient (sts003), a slice each. Each image has an increasing curve
+of 16 pieces within 0..1, which begins near the straight line and may become flat. Adam minimizes
+(4.4) alone, and our loss with the terms that hold each image to itself. Prints loss and spread
+(deviation in the body).
 """
 
 import argparse
@@ -19,23 +20,30 @@ from fusion_pipeline.losses.harmonization_loss import harmonization_loss
 
 PATIENT = "sts003"
 PIECES, STEPS, RATE = 16, 300, 0.05
+_SMALL = -3.0  # logit: what lies below and above a curve at the beginning
 PAPER = {"hold": 0.0, "likeness": 0.0}
 
 
 def curved(images: Tensor, slopes: Tensor) -> Tensor:
-    """``(1, M, *S)`` in [0, 1] through one curve each, ``(M, pieces)`` logarithms of slopes."""
-    rise = slopes.exp() / PIECES
+    """``(1, M, *S)`` in [0, 1] through one curve each, ``(M, pieces + 2)`` logits of its parts.
+
+    The first part lies below the curve, the last one above it.
+    """
+    first, *rises, _ = slopes.softmax(1).unbind(1)
+    rise = torch.stack(rises, 1)
     parts = [
         rise[:, k].view(1, -1, 1, 1) * (images * PIECES - k).clamp(0, 1) for k in range(PIECES)
     ]
-    return torch.stack(parts).sum(0)
+    return first.view(1, -1, 1, 1) + torch.stack(parts).sum(0)
 
 
 def trained(
     images: Tensor, normalized: Tensor, view: Tensor, body: Tensor, **loss: float
 ) -> Tensor:
     """The images after the optimization; the curve of each loss is printed."""
-    slopes = torch.zeros(images.shape[1], PIECES, requires_grad=True)
+    slopes = torch.zeros(images.shape[1], PIECES + 2)
+    slopes[:, (0, -1)] = _SMALL
+    slopes.requires_grad_()
     optimizer = torch.optim.Adam([slopes], lr=RATE)
     for step in range(STEPS + 1):
         out = curved(images, slopes)
