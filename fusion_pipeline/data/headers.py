@@ -10,7 +10,8 @@ from PIL import Image as PillowImage
 
 from fusion_pipeline.data.checks import check_affine, check_overlap, check_shape
 from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
-from fusion_pipeline.data.dicom import check_series_header, has_dicom_mark
+from fusion_pipeline.data.dicom import check_series_header
+from fusion_pipeline.data.dicom_files import is_dicom
 from fusion_pipeline.data.image import Image
 from fusion_pipeline.data.loading import check_counts, check_dims, check_field_grid, read_points
 from fusion_pipeline.data.pictures import PICTURE_AFFINE, PICTURE_SUFFIXES
@@ -97,7 +98,7 @@ def read_grid(source: Source | InMemory, place: str) -> Grid | None:
     if not source.path or not path.exists():
         came = "no such file"
         raise refusal(place, "an image file or a DICOM folder", came, "check the path")
-    if source.series or path.is_dir() or has_dicom_mark(path):
+    if source.is_dicom_choice or path.is_dir() or is_dicom(path):
         check_series_header(source, place)
         return None
     name = source.path.lower()

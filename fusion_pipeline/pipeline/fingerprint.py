@@ -15,7 +15,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 import fusion_pipeline
-from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor
+from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor, files_in
 from fusion_pipeline.geometry.affines import Matrix
 
 _CHUNK = 1 << 20  # bytes read at a time
@@ -163,7 +163,7 @@ def _of_files(case: CaseFiles) -> Iterable[bytes]:
 
 def _content(source: Source) -> Iterable[bytes]:
     """The bytes of a file, or of all files of a folder, and which series of it."""
-    yield source.series.encode()
+    yield f"{source.series}{source.selectors or ''}".encode()
     parts, root = files_of(source), Path(source.path)
     root = root if root.is_dir() else root.parent
     for file in parts:
@@ -177,8 +177,9 @@ def _content(source: Source) -> Iterable[bytes]:
 
 def files_of(source: Source) -> list[Path]:
     """The file of a source with those that may hold its voxels, or all in its folder, sorted."""
-    root = Path(source.path)
-    return sorted(root.rglob("*")) if root.is_dir() else _with_data(root)
+    path = Path(source.path)
+    files = files_in(path)
+    return _with_data(path) if files == [path] else files
 
 
 def _with_data(header: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from fusion_pipeline.data import Case, Image, InputError, Prepared, one_line_refusals
+from fusion_pipeline.data import (
+    Case,
+    Image,
+    InputError,
+    Prepared,
+    check_one_patient,
+    one_line_refusals,
+)
 from fusion_pipeline.fuse import Fuse, Fusion
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.harmonize import Harmonization, Harmonize
@@ -90,10 +98,13 @@ class FusionInferer(Inferer):
             kwargs: not used.
 
         Raises:
-            InputError: images of another dimension than the network's.
+            InputError: images of another dimension than the network's; images of different people
+                or, not to be moved, in another frame of reference.
         """
         clock = clock or Clock()
         self._check_dims(inputs, network)
+        doubts = check_one_patient(inputs, same_person=self.same_person)
+        inputs = replace(inputs, warnings=(*inputs.warnings, *doubts))
         with _repeatable(self.device):
             return self._result(inputs, network, normalize or NormalizeModality(), clock)
 

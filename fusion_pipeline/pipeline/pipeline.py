@@ -16,6 +16,7 @@ from fusion_pipeline.data import (
     InputError,
     Prepared,
     case_from_entry,
+    check_one_patient,
     check_output_folder,
     load_case,
     prepare_case,
@@ -141,6 +142,12 @@ class FusionPipeline:
 
     def load(self, case: CaseLike) -> Case:
         """Read, check and prepare the images of a case."""
+        loaded = self._loaded(case)
+        check_one_patient(loaded, same_person=self.inferer.same_person)
+        return loaded
+
+    def _loaded(self, case: CaseLike) -> Case:
+        """The same, whomever the images show."""
         if isinstance(case, Case):
             return prepare_case(case, self._prepare)
         if isinstance(case, Mapping):

@@ -28,6 +28,8 @@ class HarmonizationObjective:
 
     phase = "harmonization"
     stages = ("harmonization",)
+    parts: tuple[str, ...] = ("agreement", "protocol", "background", "absent", "variation")
+    truths: Mapping[str, str] = {}
 
     @one_line_refusals()
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
