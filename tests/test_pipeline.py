@@ -57,6 +57,8 @@ FILES = {
     "mr_transform_inverse.h5",
     "ct_harmonized.nii.gz",
     "mr_harmonized.nii.gz",
+    "ct_harmonization.json",
+    "mr_harmonization.json",
     "fused.nii.gz",
     "weights.nii.gz",
     "report.json",
@@ -370,6 +372,7 @@ def test_pictures_give_pictures(tmp_path):
     assert names == {
         *("mr_registered.png", "mr_displacement.nii.gz", "mr_harmonized.png"),
         *("pet_registered.png", "pet_displacement.nii.gz", "pet_harmonized.png"),
+        *(f"{key}_harmonization.json" for key in ("ct", "mr", "pet")),
         *("ct_harmonized.png", "fused.png", "weights.nii.gz", "report.json", "report.html"),
         *(f"{key}_transform{way}.h5" for key in ("mr", "pet") for way in ("", "_inverse")),
     }
@@ -655,7 +658,11 @@ class TestStages:
             lambda fixed, _: fixed.new_zeros(1, 3, *fixed.shape[2:]),
         )
         with torch.no_grad():
-            trained = network.fuse_all(torch.cat(scaled)[None], ["ct", "mr"])
+            trained = network.fuse_all(
+                *(torch.cat(scaled)[None], ["ct", "mr"]),
+                original=torch.cat([one.image.array for one in loaded.series.values()])[None],
+                body=torch.cat([one.prepared.body for one in loaded.series.values()])[None].float(),
+            )
         for key, expected in zip(("ct", "mr"), trained.harmonized[0], strict=True):
             found = result.harmonization.images[key].in_canonical_axes().array[0]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

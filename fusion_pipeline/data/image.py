@@ -80,8 +80,9 @@ class Image:
         affine: ``(d + 1, d + 1)`` float64, world_from_voxel, RAS+ mm. A 2D picture has
             ``diag(-1, -1, 1)``: its column and row are ITK's x and y.
         key: image key of the case, such as ``ct`` or ``mr_t1``.
-        units: ``HU``, ``SUV``, ``Bq/ml``, ``counts`` or ``a.u.``; decided when a file is read, or,
-            where none are given, here: ``HU`` for a CT with air near -1000 and tissue near 0.
+        units: ``HU``, ``SUV``, ``Bq/ml``, ``counts``, ``harmonized`` or ``a.u.``; decided when a
+            file is read, or, where none are given, here: ``HU`` for a CT with air near -1000 and
+            tissue near 0.
         path: the file or folder it came from, for messages; empty when generated.
         colour: ``(3, *S)`` 0..255, only of a colour picture (``array`` is then its luma, Rec. 601).
         identity: whom it shows and in which space; None for formats that do not say so.

@@ -33,7 +33,7 @@ REPORT = "report.json"
 _BEING_REPLACED = ".report.json.replaced"  # names of ours while a folder is neither old nor new
 _OURS = re.compile(
     r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
-    r"|.+_transform(_inverse)?\.h5"
+    r"|.+_harmonization\.json|.+_transform(_inverse)?\.h5"
 )
 _LOCK_S = 60.0  # seconds; files are moved within one file system, which takes far less
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
@@ -226,6 +226,7 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     transform = {key: f"{key}_transform.h5" for key in result.registered_images}
     inverse = {key: f"{key}_transform_inverse.h5" for key in result.registered_images}
     harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
+    mappings = {key: f"{key}_harmonization.json" for key in result.harmonization.mappings}
     fused, weights = f"fused{suffix}", "weights.nii.gz"
     for key, image in result.registered_images.items():
         write_image(image, folder / registered[key])
@@ -236,6 +237,8 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
         write_transform(world_map.inverse(), folder / inverse[key])
     for key, image in result.harmonization.images.items():
         write_image(image, folder / harmonized[key], unit_range=True)
+    for key, mapping in result.harmonization.mappings.items():
+        (folder / mappings[key]).write_text(json.dumps(mapping.as_dict()) + "\n")
     write_image(result.fusion.fused, folder / fused, unit_range=True)
     write_weights(result.fusion.weights, grid.affine, folder / weights)
     return {
@@ -244,6 +247,7 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
         "transform": transform,
         "transform_inverse": inverse,
         "harmonized": harmonized,
+        "harmonization": mappings,
         "fused": fused,
         "weights": weights,
     }
