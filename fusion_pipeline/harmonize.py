@@ -8,7 +8,7 @@ from monai.networks.layers.factories import Pool
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
-from fusion_pipeline.data.image import along_axes_of, check_one_grid
+from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lost
 from fusion_pipeline.networks.harmonization_net import HarmonizationNet
@@ -108,6 +108,14 @@ class Harmonize:
             ValueError: images of different shapes, or no field of view for one of them.
         """
         check_one_grid(images, fields_of_view)
+        given = next(iter(images.values())).affine
+        turned, fields = in_canonical_axes(images, fields_of_view)
+        return self._harmonized(turned, fields).along_axes_of(given)
+
+    def _harmonized(
+        self, images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Harmonization:
+        """The same in canonical axes: the network is not quite the same along each axis."""
         harmonized: dict[str, Image] = {}
         mappings: dict[str, IntensityMap] = {}
         small: dict[str, _Small] = {}

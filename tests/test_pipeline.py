@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -229,15 +231,18 @@ class TestRun:
 def test_what_a_killed_run_left_is_removed(tmp_path):
     told = "import os; print(os.getpid())"
     gone = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
-    dead = tmp_path / f".p1.{gone.stdout.strip()}.partial"
-    alive, other = tmp_path / f".p1.{os.getppid()}.partial", tmp_path / ".p2.1.partial"
-    for folder in (dead, alive, other):
+    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
+    dead = tmp_path / f".p1.{host}.{gone.stdout.strip()}.0f.partial"
+    alive, other = tmp_path / f".p1.{host}.{os.getppid()}.0f.partial", tmp_path / ".p2.1.partial"
+    elsewhere = tmp_path / f".p1.not-{host}.{gone.stdout.strip()}.0f.partial"
+    for folder in (dead, alive, other, elsewhere):
         folder.mkdir()
     with deliver(tmp_path / "p1") as aside:
         (aside / "report.json").write_text("{}")
     assert not dead.exists()
     assert alive.exists()
     assert other.exists()
+    assert elsewhere.exists()  # its process may run on that machine
 
 
 def test_a_failed_delivery_leaves_the_earlier_files(tmp_path):

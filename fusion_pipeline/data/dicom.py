@@ -108,14 +108,16 @@ def _read_series(source: Source, place: str) -> RawImage:
     suv = emission_scale(headers, place) if modality == "PT" else None
     if suv is not None:
         suv = suv._replace(warnings=[*suv.warnings, *_count_note(headers[0], len(ordered), place)])
+    values, padding = volume_of(files, ordered, place)
     return RawImage(
-        volume_of(files, ordered, place),
+        values,
         np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps_affine,
         units=units,
         warnings=[*messages, *notes],
         identity=_identity(headers[0]),
         dicom_modality=modality,
         suv=suv,
+        padding=padding,
     )
 
 

@@ -1,6 +1,6 @@
 """Pixels of DICOM files in the modality's units: decoding, bits, modality tables, rescale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pydicom.uid import (
 from fusion_pipeline.data.dicom_files import DicomFile
 from fusion_pipeline.data.frames import Frame
 from fusion_pipeline.data.image import InputError
+from fusion_pipeline.data.padding import stored_padding
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, refusal
 
 _HOUNSFIELD = ("", "HU")  # a CT's rescale gives HU unless the header says otherwise
@@ -30,8 +31,8 @@ Pixels = npt.NDArray[Any]
 
 def volume_of(
     files: Sequence[DicomFile], frames: Sequence[Frame], place: str
-) -> npt.NDArray[np.float32]:
-    """Values of a stack in the modality's units.
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+    """Values of a stack in the modality's units, and where the headers' padding value stands.
 
     Args:
         files: of the series.
@@ -39,13 +40,14 @@ def volume_of(
         place: name of the image in messages.
 
     Returns:
-        ``(columns, rows, slices)``.
+        ``(columns, rows, slices)`` twice; None where no voxel is padding.
 
     Raises:
         InputError: a file cannot be decoded.
     """
     columns, rows = frames[0].size
     volume = np.empty((0, rows, columns), dtype=np.float32)
+    where: dict[int, Pixels] = {}
     wanted: dict[int, list[int]] = {}
     for k, frame in enumerate(frames):
         wanted.setdefault(frame.file, []).append(k)
@@ -58,11 +60,25 @@ def volume_of(
         for k in slices:
             frame = frames[k]
             pixels = stored[frame.number]
-            if table:
-                volume[k] = apply_modality_lut(pixels, file.header)
-            else:
-                volume[k] = pixels.astype(np.float64) * frame.slope + frame.intercept
-    return np.ascontiguousarray(volume.transpose(2, 1, 0))
+            padding = stored_padding(file.header, pixels)
+            if padding is not None and padding.any():
+                where[k] = padding
+            volume[k] = (
+                apply_modality_lut(pixels, file.header)
+                if table
+                else pixels.astype(np.float64) * frame.slope + frame.intercept
+            )
+    return np.ascontiguousarray(volume.transpose(2, 1, 0)), _stacked(where, volume.shape)
+
+
+def _stacked(masks: Mapping[int, Pixels], shape: Sequence[int]) -> npt.NDArray[np.bool_] | None:
+    """Masks of some slices as a volume ``(columns, rows, slices)``; None without any."""
+    if not masks:
+        return None
+    whole = np.zeros(shape, bool)
+    for k, mask in masks.items():
+        whole[k] = mask
+    return np.ascontiguousarray(whole.transpose(2, 1, 0))
 
 
 def stored_pixels(file: DicomFile, place: str) -> Pixels:

@@ -69,6 +69,7 @@ class CheckedReader(ImageReader):
             **(img.identity or Identity()).as_meta(),
             "dicom_modality": img.dicom_modality,
             "warnings": list(img.warnings),
+            **({} if img.padding is None else {"padding": img.padding}),
             **{f"suv_{name}": value for name, value in suv.items()},
         }
 

@@ -27,6 +27,7 @@ from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
 from fusion_pipeline.pipeline.fingerprint import RunFingerprint, weights_digest
+from fusion_pipeline.pipeline.folder import check_case_folder
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Registration
@@ -135,8 +136,8 @@ class FusionPipeline:
         """
         files = case_from_entry(case) if isinstance(case, Mapping) else case
         folder = Path(output) / files.id
-        for one in (Path(output), folder):
-            check_output_folder(one)
+        check_output_folder(output)
+        check_case_folder(folder, files.series)
         result = self(files)
         return replace(result, input_digest=self.fingerprint(files)).save(folder)
 
