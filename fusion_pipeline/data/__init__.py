@@ -33,6 +33,7 @@ from fusion_pipeline.data.loading import (
     reading,
     refusal_within,
 )
+from fusion_pipeline.data.palettes import COLOUR_MAPS, check_colour_map, coloured, uptake_of
 from fusion_pipeline.data.pictures import recolour
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import (
@@ -45,6 +46,7 @@ from fusion_pipeline.data.refusals import monai_is_the_program, one_line_refusal
 from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor
 from fusion_pipeline.data.writing import (
     check_output_folder,
+    write_colour,
     write_displacement,
     write_image,
     write_labels,
@@ -53,6 +55,7 @@ from fusion_pipeline.data.writing import (
 )
 
 __all__ = [
+    "COLOUR_MAPS",
     "MODALITIES",
     "TRANSFORMS",
     "Case",
@@ -76,7 +79,9 @@ __all__ = [
     "case_from_paths",
     "cause_of",
     "check_case_headers",
+    "check_colour_map",
     "check_output_folder",
+    "coloured",
     "default_reference",
     "load_case",
     "modality_of",
@@ -93,6 +98,8 @@ __all__ = [
     "recolour",
     "refusal_within",
     "spatial_dims_of",
+    "uptake_of",
+    "write_colour",
     "write_displacement",
     "write_image",
     "write_labels",

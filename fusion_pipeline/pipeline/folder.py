@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 from torch import Tensor
 
-from fusion_pipeline.data import Image, write_displacement, write_image, write_weights
+from fusion_pipeline.data import Image, write_colour, write_displacement, write_image, write_weights
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
 from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
 
 REPORT = "report.json"
 _OURS = re.compile(
-    r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
+    r"(.+_(registered|displacement|harmonized)|fused|fused_colour|weights)\.(nii\.gz|png)|report\.(json|html)"
 )
 
 
@@ -131,11 +131,15 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     for key, image in result.harmonization.images.items():
         write_image(image, folder / harmonized[key], unit_range=True)
     write_image(result.fusion.fused, folder / fused, unit_range=True)
+    colour = result.fusion.colour
+    if colour is not None:
+        write_colour(colour, folder / f"fused_colour{suffix}")
     write_weights(result.fusion.weights, grid.affine, folder / weights)
     return {
         "registered": registered,
         "displacement": displacement,
         "harmonized": harmonized,
         "fused": fused,
+        **({} if colour is None else {"fused_colour": f"fused_colour{suffix}"}),
         "weights": weights,
     }
