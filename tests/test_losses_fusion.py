@@ -257,8 +257,8 @@ def _ramp():
     return (ramp + 0.02 * torch.randn(1, 3, 40, 36, generator=generator)).clamp(0.07, 1)
 
 
-@pytest.mark.parametrize(("kind", "asks"), [("ct", True), ("emission", True), ("mr", False)])
-def test_tone_is_the_order_of_values_that_have_a_unit(kind, asks):
+@pytest.mark.parametrize(("kind", "asks"), [("emission", True), ("ct", False), ("mr", False)])
+def test_tone_is_the_order_of_uptake(kind, asks):
     """Any rising curve keeps it whole, a falling one loses twice as much as none."""
     source = _ramp()[:, :1]
     costs = [
@@ -316,7 +316,7 @@ def test_a_ct_asks_for_soft_tissue_where_no_mr_is():
         [float(fusion_loss_terms(fused, pair, kinds=["ct", k]).contrast) for fused in (ct, mr)]
         for k in ("mr", "emission")
     )
-    assert with_mr[1] < 0.1 < with_mr[0]
+    assert with_mr[1] < 0.15 < with_mr[0]
     assert with_pet[0] == pytest.approx(with_pet[1], abs=0.3)
 
 

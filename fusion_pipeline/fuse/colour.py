@@ -18,8 +18,9 @@ def fused_colour(
     """Anatomy with the hue of the uptake: ``rgb = L' + s · α · (lut(u) − luma(lut(u)))``.
 
     ``L' = (1 − α/2) · L + α/2 · luma(lut(u))``. ``L`` is the luminance of the fused anatomy, ``u``
-    the uptake as displayed, ``α`` the opacity: 0 up to an uptake of 0.1, 1 from 0.6, smooth between. ``s`` ≤ 1 is the largest that keeps all
-    channels in range, so that the luminance is exact and anatomy can be read under the colour.
+    the uptake as displayed, ``α`` the opacity: 0 up to an uptake of 0.1, 1 from 0.6, smooth
+    between. ``s`` ≤ 1 is the largest that keeps all channels in range, so that the luminance is
+    exact and anatomy can be read under the colour.
 
     Args:
         images: ``(M, *S)`` in [0, 1], as a reader displays them.

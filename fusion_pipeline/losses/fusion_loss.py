@@ -23,7 +23,9 @@ _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 # the sigmoids of the edge transfer for an edge that is kept as it was
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
 
-_LEAST_ASKED = 0.1  # of the tone of a CT's soft tissue where an MR is in view
+_OF_BONE = 0.7  # of a CT's brightness leaves room for what other images show in bone
+_CT_TONE = 0.8  # what the order of HU counts beside that of uptake
+_UPTAKE_ASKS = 2.0  # for its contrast, where others ask once
 _BINS = 128  # of the histogram by which values are ranked
 
 _Parts = tuple[Tensor, Tensor]  # a ratio whose sums over a region are a score
@@ -37,7 +39,7 @@ class FusionLossTerms:
         structure: one minus SSIM.
         information: one minus the visual information kept.
         edges: one minus the edge transfer Q of Xydeas and Petrovic.
-        tone: one minus the rank correlation with values that have a unit: HU and uptake.
+        tone: one minus the rank correlation with uptake, and a little with HU.
         contrast: share of a source's contrast between 7 and 21 voxels that is lost, sign kept.
         gradient: distance from the strongest source gradient.
         intensity: distance from the more salient source.
@@ -60,12 +62,12 @@ class FusionLossTerms:
 WEIGHTS: Mapping[str, float] = {
     "structure": 1.0,
     "information": 1.0,
-    "edges": 1.0,
+    "edges": 1.5,
     "tone": 0.5,
-    "contrast": 0.5,
+    "contrast": 1.0,
     "gradient": 4.0,
     "intensity": 1.0,
-    "bone": 0.7,
+    "bone": 2.0,
     "added": 10.0,
 }
 
@@ -128,6 +130,7 @@ class FusionLoss:
         ]
         self._bone = _bone(images, kinds, self._share)
         self._in_units = [m for m, kind in enumerate(kinds) if kind != "mr"]
+        self._tone_counts = [_CT_TONE if kinds[m] == "ct" else 1.0 for m in self._in_units]
         self._salient = _salient(images, in_view, self._share, self._boxes[0])
 
     def __call__(self, fused: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
@@ -216,7 +219,8 @@ class FusionLoss:
                 score = region.sum(weight * mine * own) / spread
                 shows = variances[1] > _LEAST_SHOWN * region.size
                 scores.append(torch.where(shows, score, 1.0))
-            total = total + self._weighed(torch.stack(scores, 1), region, self._in_units)
+            lost = (1 - torch.stack(scores, 1)) * fused.new_tensor(self._tone_counts)
+            total = total + self._weighed(1 - lost, region, self._in_units)
         return total
 
     def _lost_contrast(self, band: Tensor) -> Tensor:
@@ -230,25 +234,25 @@ class FusionLoss:
         if self._bone is None:
             return fused.new_zeros(len(fused))
         image, weight = self._bone
-        return _mean((image - fused).clamp_min(0), weight)
+        return _mean((_OF_BONE * image - fused).clamp_min(0), weight)
 
 
 def _asked_of_contrast(
     images: Tensor, kinds: Sequence[str], share: Tensor, near: "_Boxes"
 ) -> Tensor:
-    """How far each source asks for its contrast: a CT where an MR is in view for bone alone.
+    """How far each source asks for its contrast.
 
-    Fat is bright in an MR and dark in a CT: a reader looks at soft tissue in the MR.
+    Fat is bright in an MR and dark in a CT, and a reader looks at soft tissue in the MR: where one
+    is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks twice.
     """
     mrs = [m for m, kind in enumerate(kinds) if kind == "mr"]
-    if not mrs:
-        return share
-    by_mr = share[:, mrs].amax(1, keepdim=True)
+    by_mr = share[:, mrs].amax(1, keepdim=True) if mrs else torch.zeros_like(share[:, :1])
     parts = []
     for m, kind in enumerate(kinds):
         own = share[:, m : m + 1]
-        dense = near.mean(images[:, m : m + 1]) ** 3
-        parts.append(own * (1 - by_mr * (1 - dense)) if kind == "ct" else own)
+        if kind == "ct":
+            own = own * (1 - by_mr * (1 - near.mean(images[:, m : m + 1]) ** 3))
+        parts.append(_UPTAKE_ASKS * own if kind == "emission" else own)
     return torch.cat(parts, 1)
 
 
@@ -317,7 +321,7 @@ class _Source:
         near, wide = boxes
         self.image, self.mean = image, near.mean(image)
         self._variance = (near.mean(image * image) - self.mean**2).clamp_min(0)
-        self.bright = (image > _SHOWN) * judged * asked.clamp_min(_LEAST_ASKED)
+        self.bright = (image > _SHOWN) * judged
         self._ssim_weight = judged * shown
         of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
         self._of_noise, self._judged = of_noise, judged
