@@ -46,7 +46,8 @@ class FusionNet(nn.Module):
     logit per voxel and scale (attention over space). Their softmax over the modalities in view is
     ``w_k^l``. ``fused = Σ_l Σ_k w_k^l D_k^l``, where ``D_k^l`` are the details of image k between
     means of 1, 3, 7 and 19 voxels, and what the largest mean leaves. For one image they sum to
-    itself. So the fused image is linear in its sources, and nothing is invented.
+    itself. So the fused image is linear in its sources, within whose range it stays, and nothing is
+    invented.
 
     The weights follow the harmonized images, the details are those of the images as displayed: so
     a protocol decides neither what is chosen nor how it looks.
@@ -118,7 +119,7 @@ class FusionNet(nn.Module):
                 f"got {tuple(displayed.shape)}"
             )
         given = images if displayed is None else displayed.to(images) * (kept > 0)
-        order = _canonical_order(images, index)
+        order = canonical_order(images, index)
         picked, kept, given = (
             torch.stack([x[:, m] for m in order], 1) for x in (images, kept, given)
         )
@@ -199,8 +200,12 @@ class FusionNet(nn.Module):
             weights = _masked_softmax(logits[:, :, level], kept)
             fused = fused + (weights * detail).sum(1, keepdim=True)
             mean = mean + weights / len(details)
+        # where scales weigh differently their sum could leave the range: air would not stay black
+        low = displayed.masked_fill(in_view <= 0, 1.0).amin(1, keepdim=True)
+        high = displayed.amax(1, keepdim=True)
+        fused = torch.minimum(torch.maximum(fused, low), high)
         within = [slice(None)] * 2 + [slice(n) for n in shape]
-        return fused.clamp(0, 1)[tuple(within)], mean[tuple(within)]
+        return fused[tuple(within)], mean[tuple(within)]
 
     def _gates(self, summary: Tensor, kinds: list[str]) -> Tensor:
         """``(B, M, C)`` in 0..1, by the mean channels of each image."""
@@ -375,7 +380,7 @@ def _box_mean(images: Tensor, window: int) -> Tensor:
     return box_sum_adjoint(images, window) / window ** (images.ndim - 2)
 
 
-def _canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
+def canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
     """An order that depends on what the images are and not on where they stand.
 
     An exported graph cannot sort by values: there images of one kind keep their order, and another

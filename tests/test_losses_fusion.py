@@ -283,16 +283,20 @@ def test_tone_is_spearmans():
     assert found == pytest.approx(expected, abs=5e-3)
 
 
-def test_bone_is_bright_in_the_ct_alone():
+def test_bone_of_a_ct_and_fat_of_an_mr_stay_bright():
     """A bright block that only one image shows, left dark in the fused one."""
     image = torch.full((1, 1, 30, 30), 0.2)
     image[:, :, 10:20, 10:20] = 1.0
     pair = torch.cat([image, torch.full_like(image, 0.2)], 1)
     dark = torch.full_like(image, 0.2)
-    bone = {k: float(fusion_loss_terms(dark, pair, kinds=[k, "mr"]).bone) for k in ("ct", "mr")}
-    assert bone["ct"] > 0.5
-    assert bone["mr"] == 0
-    assert float(fusion_loss_terms(image, pair, kinds=["ct", "mr"]).bone) == 0
+    lost = [
+        float(fusion_loss_terms(dark, pair, kinds=kinds).bright)
+        for kinds in (["ct", "mr"], ["mr", "ct"], ["mr", "emission"], ["emission", "ct"])
+    ]
+    assert lost[0] > 0.3
+    assert lost[1] > 0.3
+    assert lost[2:] == [0.0, 0.0]
+    assert float(fusion_loss_terms(image, pair, kinds=["ct", "mr"]).bright) == 0
 
 
 def test_contrast_has_a_sign():

@@ -9,7 +9,7 @@ from fusion_pipeline.data.palettes import coloured
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 _FIRST, _FULL = 0.1, 0.6  # uptake, as displayed, where the colour begins, and where it is full
-_LIFT = 0.5  # share of the map's own luminance where the colour is full
+_LIFT = 0.75  # share of the map's own luminance where the colour is full
 
 
 def fused_colour(
@@ -17,7 +17,7 @@ def fused_colour(
 ) -> Tensor | None:
     """Anatomy with the hue of the uptake: ``rgb = L' + s · α · (lut(u) − luma(lut(u)))``.
 
-    ``L' = (1 − α/2) · L + α/2 · luma(lut(u))``. ``L`` is the luminance of the fused anatomy, ``u``
+    ``L' = (1 − ¾ α) · L + ¾ α · luma(lut(u))``. ``L`` is the luminance of the fused anatomy, ``u``
     the uptake as displayed, ``α`` the opacity: 0 up to an uptake of 0.1, 1 from 0.6, smooth
     between. ``s`` ≤ 1 is the largest that keeps all channels in range, so that the luminance is
     exact and anatomy can be read under the colour.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_around, dilated
 from fusion_pipeline.losses.fusion_loss import FusionLoss
+from fusion_pipeline.networks.fusion_net import canonical_order
+from fusion_pipeline.networks.kinds import kind_indices
 
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 _AVERAGE = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -55,7 +57,10 @@ def refined(
     if steps == 0 or not bool(shown.any()):
         return fused
     box = box_around(shown[None, None].float(), _AROUND)[1:]
-    start, given, shares = (x[box][None] for x in (fused, images, kept))
+    # sums run in an order of the images' own, so that theirs changes nothing to the last bit
+    order = canonical_order(images[None], kind_indices(kinds, len(kinds)))
+    kinds = [kinds[m] for m in order]
+    start, given, shares = (x[box][None] for x in (fused, images[order], kept[order]))
     free = ((shares > 0).sum(1, keepdim=True) > 1).float()
     free = free * dilated((given > _SHOWN).any(1, keepdim=True).float(), _AROUND)
     factors = _factors(start.shape[2:], steps, largest)

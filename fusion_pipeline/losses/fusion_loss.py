@@ -23,9 +23,13 @@ _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 # the sigmoids of the edge transfer for an edge that is kept as it was
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
 
-_OF_BONE = 0.7  # of a CT's brightness leaves room for what other images show in bone
-_CT_TONE = 0.8  # what the order of HU counts beside that of uptake
-_UPTAKE_ASKS = 2.0  # for its contrast, where others ask once
+# of a source's brightness: leaves room for what the others show in bone, and for uptake beside fat
+_OF_BONE, _OF_FAT = 0.7, 0.65
+# what structure and edges of uptake count beside two anatomical images: they are a blur's, which
+# asks for darkness around it
+_OF_BLURRED = 0.4
+_CT_TONE = 1.8  # what the order of HU counts beside that of uptake
+_UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
 _BINS = 128  # of the histogram by which values are ranked
 
 _Parts = tuple[Tensor, Tensor]  # a ratio whose sums over a region are a score
@@ -43,7 +47,8 @@ class FusionLossTerms:
         contrast: share of a source's contrast between 7 and 21 voxels that is lost, sign kept.
         gradient: distance from the strongest source gradient.
         intensity: distance from the more salient source.
-        bone: how much darker than a CT the fused image is where the CT is bright.
+        bright: how much darker than a share of them the fused image is where a CT shows bone, or an
+            MR beside it fat.
         added: gradients that no source has, and values outside the sources' range.
     """
 
@@ -54,7 +59,7 @@ class FusionLossTerms:
     contrast: Tensor
     gradient: Tensor
     intensity: Tensor
-    bone: Tensor
+    bright: Tensor
     added: Tensor
 
 
@@ -62,12 +67,12 @@ class FusionLossTerms:
 WEIGHTS: Mapping[str, float] = {
     "structure": 1.0,
     "information": 1.0,
-    "edges": 1.5,
+    "edges": 1.6,
     "tone": 0.5,
     "contrast": 1.0,
     "gradient": 4.0,
     "intensity": 1.0,
-    "bone": 2.0,
+    "bright": 2.0,
     "added": 10.0,
 }
 
@@ -115,12 +120,14 @@ class FusionLoss:
         self._boxes = _Boxes(images, _WINDOW), _Boxes(images, _WIDE)
         shown = torch.where(images.amax(1, keepdim=True) > _SHOWN, 1.0, _IN_AIR)
         near, wide = (box.mean(in_view) > _WHOLE_WINDOW for box in self._boxes)
+        ordered = _asked_of_order(images, kinds, self._share)
         asked = _asked_of_contrast(images, kinds, self._share, self._boxes[0])
         self._sources = [
             _Source(
                 image=images[:, m : m + 1],
                 judged=self._share[:, m : m + 1] * near[:, m : m + 1],
                 asked=asked[:, m : m + 1],
+                ordered=ordered,
                 surrounded=wide[:, m : m + 1].to(images.dtype),
                 edged=edged[:, m : m + 1],
                 shown=shown,
@@ -128,7 +135,11 @@ class FusionLoss:
             )
             for m in range(images.shape[1])
         ]
-        self._bone = _bone(images, kinds, self._share)
+        self._bright = _bright(images, kinds, self._share)
+        few = sum(kind != "emission" for kind in kinds) < 2
+        self._structure_counts = [
+            _OF_BLURRED if kind == "emission" and not few else 1.0 for kind in kinds
+        ]
         self._in_units = [m for m, kind in enumerate(kinds) if kind != "mr"]
         self._tone_counts = [_CT_TONE if kinds[m] == "ct" else 1.0 for m in self._in_units]
         self._salient = _salient(images, in_view, self._share, self._boxes[0])
@@ -165,18 +176,20 @@ class FusionLoss:
         ]
         pairs = list(zip(self._sources, covariances, strict=True))
         return FusionLossTerms(
-            structure=self._lost([s.ssim(*moments, c) for s, c in pairs]),
+            structure=self._lost([s.ssim(*moments, c) for s, c in pairs], self._structure_counts),
             information=self._lost([s.information_kept(moments[1], c) for s, c in pairs]),
-            edges=self._lost([s.edges_kept(mine, length) for s in self._sources]),
+            edges=self._lost(
+                [s.edges_kept(mine, length) for s in self._sources], self._structure_counts
+            ),
             tone=self._lost_tone(fused),
             contrast=self._lost_contrast(band),
             gradient=_mean((mine - self._vector).abs().mean(1, keepdim=True), self._within),
             intensity=_mean((fused - self._salient).abs(), self._inside),
-            bone=self._bone_lost(fused),
+            bright=self._bright_lost(fused),
             added=_mean(excess, self._within) + _mean(beyond, self._inside),
         )
 
-    def _lost(self, scored: list[_Parts]) -> Tensor:
+    def _lost(self, scored: list[_Parts], factors: Sequence[float] | None = None) -> Tensor:
         """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
 
         Sources are weighed against each other where they are in view together. Over each one's
@@ -190,7 +203,9 @@ class FusionLoss:
                 # a source that shows nothing here asks for nothing
                 shows = bottom > _LEAST_SHOWN * region.size
                 scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
-            total = total + self._weighed(torch.stack(scores, 1), region)
+            lost = 1 - torch.stack(scores, 1)
+            lost = lost if factors is None else lost * lost.new_tensor(factors)
+            total = total + self._weighed(1 - lost, region)
         return total
 
     def _weighed(
@@ -229,12 +244,12 @@ class FusionLoss:
         kept, asked = (sum(p[n] for p in parts).flatten(1).sum(1) for n in (0, 1))
         return torch.where(asked > 1e-6, 1 - kept / asked.clamp_min(1e-6), 0.0)
 
-    def _bone_lost(self, fused: Tensor) -> Tensor:
-        """How much darker than the CT the fused image is, weighed by the CT's third power."""
-        if self._bone is None:
-            return fused.new_zeros(len(fused))
-        image, weight = self._bone
-        return _mean((_OF_BONE * image - fused).clamp_min(0), weight)
+    def _bright_lost(self, fused: Tensor) -> Tensor:
+        """How much darker than a share of a bright source the fused image is."""
+        lost = fused.new_zeros(len(fused))
+        for part, image, weight in self._bright:
+            lost = lost + _mean((part * image - fused).clamp_min(0), weight)
+        return lost
 
 
 def _asked_of_contrast(
@@ -243,7 +258,8 @@ def _asked_of_contrast(
     """How far each source asks for its contrast.
 
     Fat is bright in an MR and dark in a CT, and a reader looks at soft tissue in the MR: where one
-    is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks twice.
+    is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks
+    four times.
     """
     mrs = [m for m, kind in enumerate(kinds) if kind == "mr"]
     by_mr = share[:, mrs].amax(1, keepdim=True) if mrs else torch.zeros_like(share[:, :1])
@@ -256,13 +272,28 @@ def _asked_of_contrast(
     return torch.cat(parts, 1)
 
 
-def _bone(images: Tensor, kinds: Sequence[str], share: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The brightest CT and what it counts; None without a CT."""
-    cts = [m for m, kind in enumerate(kinds) if kind == "ct"]
-    if not cts:
-        return None
-    image = (images * share)[:, cts].amax(1, keepdim=True)
-    return image, image**3
+def _asked_of_order(images: Tensor, kinds: Sequence[str], share: Tensor) -> Tensor:
+    """Where the order of HU and uptake is asked for: of fat an MR says more than a CT beside it."""
+    mrs = [m for m, kind in enumerate(kinds) if kind == "mr"]
+    if not mrs or "ct" not in kinds:
+        return torch.ones_like(images[:, :1])
+    return 1 - (images * share)[:, mrs].amax(1, keepdim=True) ** 2
+
+
+def _bright(
+    images: Tensor, kinds: Sequence[str], share: Tensor
+) -> list[tuple[float, Tensor, Tensor]]:
+    """What share of its brightness each image keeps, the image, and what a voxel counts.
+
+    Bone of a CT; fat of an MR beside a CT, where it is dark. An MR alone with uptake needs no help.
+    """
+    shares = {"ct": _OF_BONE, "mr": _OF_FAT} if "ct" in kinds else {}
+    bright = images * share
+    return [
+        (shares[kind], bright[:, m : m + 1], bright[:, m : m + 1] ** 3)
+        for m, kind in enumerate(kinds)
+        if kind in shares
+    ]
 
 
 def _centred(values: Tensor, weight: Tensor, region: "_Region", size: Tensor) -> Tensor:
@@ -313,6 +344,7 @@ class _Source:
         image: Tensor,
         judged: Tensor,
         asked: Tensor,
+        ordered: Tensor,
         surrounded: Tensor,
         edged: Tensor,
         shown: Tensor,
@@ -321,7 +353,7 @@ class _Source:
         near, wide = boxes
         self.image, self.mean = image, near.mean(image)
         self._variance = (near.mean(image * image) - self.mean**2).clamp_min(0)
-        self.bright = (image > _SHOWN) * judged
+        self.bright = (image > _SHOWN) * judged * ordered
         self._ssim_weight = judged * shown
         of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
         self._of_noise, self._judged = of_noise, judged
