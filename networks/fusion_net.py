@@ -187,7 +187,7 @@ class FusionNet(nn.Module):
         features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
         del levels  # most of the memory, where no gradient needs them
         details = _details(displayed, in_view)
-        salience = [displayed, _contrast(displayed, in_view), *(_energy(d) for d in details[:-1])]
+        salience = [displayed, _contrast(displayed, in_view), *(_energy(d, in_view) for d in details[:-1])]
         logits = torch.stack(
             [
                 _bounded(self.logit(torch.cat([f, *(s[:, m : m + 1] for s in salience)], 1)))
@@ -330,9 +330,10 @@ def _details(images: Tensor, in_view: Tensor) -> list[Tensor]:
     return [*parts, finer]
 
 
-def _energy(detail: Tensor) -> Tensor:
-    """How strong the details are around each voxel."""
-    return _GAIN * _box_mean(detail.abs(), _CONTRAST)
+def _energy(detail: Tensor, in_view: Tensor) -> Tensor:
+    """How strong the details are around each voxel, within its field of view."""
+    covered = _box_mean(in_view, _CONTRAST).clamp_min(1e-3)
+    return _GAIN * _box_mean(detail.abs(), _CONTRAST) / covered * in_view
 
 
 def _contrast(images: Tensor, in_view: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ def _ramp():
     return (ramp + 0.02 * torch.randn(1, 3, 40, 36, generator=generator)).clamp(0.07, 1)
 
 
-@pytest.mark.parametrize(("kind", "asks"), [("emission", True), ("ct", False), ("mr", False)])
+@pytest.mark.parametrize(("kind", "asks"), [("emission", True), ("ct", True), ("mr", False)])
 def test_tone_is_the_order_of_uptake(kind, asks):
     """Any rising curve keeps it whole, a falling one loses twice as much as none."""
     source = _ramp()[:, :1]
@@ -270,8 +270,8 @@ def test_tone_is_the_order_of_uptake(kind, asks):
         return
     assert costs[0] == pytest.approx(0, abs=1e-3)
     assert costs[1] == pytest.approx(0, abs=5e-3)
-    assert costs[2] == pytest.approx(1, abs=1e-2)
-    assert costs[3] == pytest.approx(2, abs=1e-2)
+    assert costs[2] > 0.9
+    assert costs[3] == pytest.approx(2 * costs[2], abs=2e-2)
 
 
 def test_tone_is_spearmans():
@@ -321,7 +321,7 @@ def test_a_ct_asks_for_soft_tissue_where_no_mr_is():
         for k in ("mr", "emission")
     )
     assert with_mr[1] < 0.15 < with_mr[0]
-    assert with_pet[0] == pytest.approx(with_pet[1], abs=0.3)
+    assert with_pet[0] < with_mr[0] / 2
 
 
 def test_unknown_parts_are_refused(sources):

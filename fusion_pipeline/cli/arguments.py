@@ -85,7 +85,7 @@ def add_inference(parser: Parser) -> None:
         "--fuse-steps",
         type=whole_number,
         metavar="N",
-        help="steps of refinement of the fused image (default: the bundle's, 16); 0: the network "
+        help="steps of refinement of the fused image (default: the bundle's, 18); 0: the network "
         "alone",
     )
     parser.add_argument(

@@ -24,7 +24,7 @@ _SHOWN = 0.06
 _JUDGED_SLICES = 5
 _AROUND = 16  # voxels around what is shown that are fused as well
 _REACH = 16  # voxels around a window that the network sees, beyond which it hardly looks
-_STEPS = 16
+_STEPS = 18
 _LARGEST = 1_000_000  # voxels of a lattice that is optimized: 0.5 s a step for three images
 
 

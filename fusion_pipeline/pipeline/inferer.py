@@ -58,7 +58,7 @@ class FusionInferer(Inferer):
         self,
         *,
         refine_steps: int = 30,
-        fuse_steps: int = 16,
+        fuse_steps: int = 18,
         colour_map: str = "hot",
         working_spacing: float | None = None,
         same_person: bool = True,

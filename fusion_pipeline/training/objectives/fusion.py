@@ -56,10 +56,10 @@ class FusionObjective:
         if not bool(weight.any()):
             details = weight.shape[0] - 1
             with torch.no_grad():  # the network makes four times its logits
-                weight[:, -details - 2].fill_(1.0)
-                weight[:, -details - 1].fill_(2.0)
+                weight[:, -details - 2].fill_(0.5)
+                weight[:, -details - 1].fill_(1.0)
                 for scale in range(details):
-                    weight[scale, scale - details].fill_(4.0)
+                    weight[scale, scale - details].fill_(2.0)
 
     def losses(
         self, network: MultimodalNet, batch: Batch, step: int
