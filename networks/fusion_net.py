@@ -187,7 +187,11 @@ class FusionNet(nn.Module):
         features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
         del levels  # most of the memory, where no gradient needs them
         details = _details(displayed, in_view)
-        salience = [displayed, _contrast(displayed, in_view), *(_energy(d, in_view) for d in details[:-1])]
+        salience = [
+            displayed,
+            _contrast(displayed, in_view),
+            *(_energy(d, in_view) for d in details[:-1]),
+        ]
         logits = torch.stack(
             [
                 _bounded(self.logit(torch.cat([f, *(s[:, m : m + 1] for s in salience)], 1)))
