@@ -364,7 +364,8 @@ def test_pictures_give_pictures(tmp_path):
     assert names == {
         *("mr_registered.png", "mr_displacement.nii.gz", "mr_harmonized.png"),
         *("pet_registered.png", "pet_displacement.nii.gz", "pet_harmonized.png"),
-        *("ct_harmonized.png", "fused.png", "weights.nii.gz", "report.json", "report.html"),
+        *("ct_harmonized.png", "fused.png", "fused_colour.png", "weights.nii.gz"),
+        *("report.json", "report.html"),
     }
     with PIL.Image.open(folder / "fused.png") as fused:
         assert fused.getextrema()[1] > 50  # 0..255

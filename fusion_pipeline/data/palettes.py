@@ -2,11 +2,9 @@
 
 from functools import cache
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydicom.pixels import apply_color_lut
 from torch import Tensor
 
 from fusion_pipeline.data.refusals import quiet, refusal
@@ -49,8 +47,12 @@ def palette(name: str) -> Array:
     check_colour_map(name)
     ramp = np.arange(256, dtype=np.uint8)
     if name in _DICOM:
+        from pydicom.pixels import apply_color_lut  # late, as matplotlib: half a second each
+
         with quiet():  # pydicom complains of its own palette's name
             return apply_color_lut(ramp[None], palette=_DICOM[name])[0].astype(np.float32)
+    import matplotlib as mpl
+
     return np.asarray(255 * mpl.colormaps[name](ramp)[:, :3], dtype=np.float32)
 
 
