@@ -211,7 +211,7 @@ class FusionNet(nn.Module):
         within = [slice(None)] * 2 + [slice(n) for n in shape]
         return fused[tuple(within)], mean[tuple(within)]
 
-    def _gates(self, summary: Tensor, kinds: list[str]) -> Tensor:
+    def _gates(self, summary: Tensor, kinds: Sequence[str]) -> Tensor:
         """``(B, M, C)`` in 0..1, by the mean channels of each image."""
         means = summary[..., :-1] / summary[..., -1:].clamp_min(1e-6)
         gates = [

@@ -241,7 +241,7 @@ class FusionLoss:
     def _lost_contrast(self, band: Tensor) -> Tensor:
         """One minus what is kept of all that is asked for; who asks for little counts little."""
         parts = [source.contrast_kept(band) for source in self._sources]
-        kept, asked = (sum(p[n] for p in parts).flatten(1).sum(1) for n in (0, 1))
+        kept, asked = (torch.cat([p[n] for p in parts], 1).flatten(1).sum(1) for n in (0, 1))
         return torch.where(asked > 1e-6, 1 - kept / asked.clamp_min(1e-6), 0.0)
 
     def _bright_lost(self, fused: Tensor) -> Tensor:
