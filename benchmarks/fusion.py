@@ -7,8 +7,8 @@ CT, MR and PET by their headers. Every rule fuses the same sources, as a reader 
 network's weights follow the harmonized ones. Pairs and the triple are judged inside the MR's box by
 `fusion_measures`: Q, VIF and SSIM on three slices (at a quarter, a half and three quarters), and
 contrast kept, tone slope, background, saturation and frames in the volume. Last, the triple is
-fused on the CT's whole grid as well, as a pipeline does it: how far is that from what the MR's box alone gives? And
-with an MR that is cut in the middle: what does its end change before it?
+fused on the CT's whole grid as well, as a pipeline does it: how far is that from what the MR's box
+alone gives? And with an MR that is cut in the middle: what does its end change before it?
 """
 
 import argparse
