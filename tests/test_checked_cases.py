@@ -137,7 +137,7 @@ class TestCheckCaseHeaders:
         assert "expected 3D, as the reference ct" in refusal_of(case({**two, "mr": picture}))
         assert "expected 2D, as the networks are, got 3D" in refusal_of(case(two), 2)
         thin = save_nifti(tmp_path / "thin.nii", np.zeros((11, 14, 1), dtype=np.float32))
-        assert "at least 2 voxels" in refusal_of(case({**two, "mr": thin}))
+        assert "a 2D image in the world's x-y plane" in refusal_of(case({**two, "mr": thin}))
         broken = save_nifti(tmp_path / "broken.nii", affine=np.diag([1.0, 0.0, 1.0, 1.0]))
         assert "affine" in refusal_of(case({**two, "mr": broken}))
         colour = tmp_path / "colour.mha"
@@ -236,4 +236,25 @@ def _rank(rank, cohort, folder):
     usable = checked_cases(cohort, folder / "out" if rank == 0 else folder / "never")
     assert not (folder / "never").exists()
     (folder / f"rank{rank}.json").write_text(json.dumps([one.id for one in usable]))
+    distributed.destroy_process_group()
+
+
+def test_a_list_that_cannot_be_written_stops_all_ranks(cohort, tmp_path):
+    (tmp_path / "out").touch()  # no folder
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_refused, args=(r, cohort, tmp_path)) for r in (0, 1)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join(60)
+        assert one.exitcode == 0
+
+
+def _refused(rank, cohort, folder):
+    """One of two processes; the first cannot write."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+    with pytest.raises(InputError, match="out"):
+        checked_cases(cohort, folder / "out")
     distributed.destroy_process_group()

@@ -9,11 +9,13 @@ from fusion_pipeline.data.datalist import (
     default_reference,
     read_datalist,
 )
+from fusion_pipeline.data.dicom_files import files_in
 from fusion_pipeline.data.headers import check_case_headers
 from fusion_pipeline.data.image import (
     MODALITIES,
     TRANSFORMS,
     Case,
+    Identity,
     Image,
     InputError,
     Modality,
@@ -23,6 +25,7 @@ from fusion_pipeline.data.image import (
     TransformKind,
     modality_of,
 )
+from fusion_pipeline.data.itk_transforms import read_transform, write_transform
 from fusion_pipeline.data.loading import (
     Preprocessing,
     cause_of,
@@ -34,7 +37,9 @@ from fusion_pipeline.data.loading import (
     refusal_within,
 )
 from fusion_pipeline.data.palettes import COLOUR_MAPS, check_colour_map, coloured, uptake_of
+from fusion_pipeline.data.patients import check_one_patient
 from fusion_pipeline.data.pictures import recolour
+from fusion_pipeline.data.points import PointFile, read_points
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import (
     read_displacement,
@@ -62,12 +67,14 @@ __all__ = [
     "CaseFiles",
     "CheckImage",
     "CheckImaged",
+    "Identity",
     "Image",
     "InMemory",
     "InputError",
     "LoadImaged",
     "Modality",
     "NoOverlapError",
+    "PointFile",
     "Prepared",
     "Preprocessing",
     "Series",
@@ -80,9 +87,11 @@ __all__ = [
     "cause_of",
     "check_case_headers",
     "check_colour_map",
+    "check_one_patient",
     "check_output_folder",
     "coloured",
     "default_reference",
+    "files_in",
     "load_case",
     "modality_of",
     "monai_is_the_program",
@@ -94,6 +103,8 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_landmarks",
+    "read_points",
+    "read_transform",
     "reading",
     "recolour",
     "refusal_within",
@@ -103,6 +114,7 @@ __all__ = [
     "write_displacement",
     "write_image",
     "write_labels",
+    "write_transform",
     "write_weights",
     "written_whole",
 ]

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ class CaseFiles:
 
 
 def read_datalist(
-    path: str | Path, section: str = "testing", *, may_be_empty: bool = False
+    path: str | Path,
+    section: str = "testing",
+    *,
+    may_be_empty: bool = False,
+    may_be_mixed: bool = False,
 ) -> list[CaseFiles]:
     """Read a section of a datalist.
 
@@ -83,6 +87,7 @@ def read_datalist(
         path: JSON; the paths in it are relative to its folder.
         section: ``testing``, ``training`` or ``validation``.
         may_be_empty: the section may list nothing (``[]``); left out, it may be misspelt.
+        may_be_mixed: cases of pictures may stand beside cases of volumes; each case is of one kind.
 
     Returns:
         The cases as listed, every key, id and option checked; whether files exist is found when
@@ -102,7 +107,8 @@ def read_datalist(
         for n, entry in enumerate(entries)
     ]
     _check_ids(cases, place)
-    _check_same_kind([image for case in cases for image in case.images.values()], place)
+    if not may_be_mixed:
+        _check_same_kind([image for case in cases for image in case.images.values()], place)
     return cases
 
 
@@ -346,12 +352,12 @@ def _resolved(value: object, name: str, folder: Path, place: str) -> Source | In
         return InMemory(value)
     if not isinstance(value, str) or not value.strip():
         raise refusal(place, f"a path for {name}", repr(value), "write it as text")
-    source = Source.parse(value)
+    source = Source.parse(value, folder)
     try:
         full = folder / Path(source.path).expanduser()
     except RuntimeError as error:  # "~name" of nobody
         raise refusal(place, f"a path for {name}", repr(value), "write it out") from error
-    return Source(str(full), source.series)
+    return replace(source, path=str(full))
 
 
 def _check_ids(cases: Sequence[CaseFiles], place: str) -> None:

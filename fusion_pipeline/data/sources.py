@@ -1,5 +1,6 @@
 """Where an image comes from: a path, one series of a DICOM folder, or an image in memory."""
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -12,44 +13,82 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from fusion_pipeline.data.image import InputError, meta_tensor
+from fusion_pipeline.data.image import IDENTITY_NAMES, InputError, meta_tensor
 from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
 
 _SEPARATOR = "::"
 # what a program may say of an image in memory
-_META = ("modality", "units", "frame_of_reference", "filename_or_obj")
+_META = ("modality", "units", "filename_or_obj", *IDENTITY_NAMES)
 # the same in the metadata of SimpleITK, which names DICOM's attributes by their tags
-_ITK_DICOM = {"modality": "0008|0060", "units": "0054|1001", "frame_of_reference": "0020|0052"}
+_ITK_DICOM = {
+    "modality": "0008|0060",
+    "units": "0054|1001",
+    "patient_id": "0010|0020",
+    "patient_name": "0010|0010",
+    "patient_sex": "0010|0040",
+    "patient_birth_date": "0010|0030",
+    "study_uid": "0020|000d",
+    "frame_of_reference": "0020|0052",
+}
 _DICOM_UNITS = {"GML": "SUV", "BQML": "Bq/ml", "CNTS": "counts"}
 _DICOM_MODALITY = {"CT": "ct", "MR": "mr", "PT": "pet"}  # NM is SPECT or PET
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or a DICOM folder of which one series may be named.
+    """A file, or a DICOM folder of which one series and acquisition may be named.
 
     Attributes:
         path: of the file or folder, as the user wrote it or resolved.
         series: SeriesInstanceUID; empty: the folder's only series.
+        selectors: which acquisition of the series, such as ``("echo", "90")``.
     """
 
     path: str
     series: str = ""
+    selectors: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, text: str | PathLike[str]) -> "Source":
-        """A source from text: ``path``, or ``folder::SeriesInstanceUID``.
+    def parse(cls, text: str | PathLike[str], folder: str | PathLike[str] = "") -> "Source":
+        """A source from text: ``path``, ``folder::SeriesInstanceUID``, ``folder::echo=90`` or both.
 
-        >>> Source.parse("study::1.2.3")
-        Source(path='study', series='1.2.3')
+        A path that is there may have ``::`` in its name.
+
+        Args:
+            text: as a user writes it.
+            folder: what a relative path counts from.
+
+        >>> Source.parse("study::1.2.3").series
+        '1.2.3'
+        >>> Source.parse("study::1.2.3::echo=90::time=2").selectors
+        (('echo', '90'), ('time', '2'))
         """
-        path, _, series = str(text).partition(_SEPARATOR)
-        return cls(path, series)
+        path, parts = _split(str(text), str(folder))
+        pairs = [part.partition("=") for part in parts]
+        series = _SEPARATOR.join(name for name, sign, _ in pairs if not sign)
+        return cls(path, series, tuple((name, value) for name, sign, value in pairs if sign))
+
+    @property
+    def is_dicom_choice(self) -> bool:
+        """Names a series or an acquisition, which only DICOM has."""
+        return bool(self.series or self.selectors)
 
     def __str__(self) -> str:
         """As a user writes it."""
-        return f"{self.path}{_SEPARATOR}{self.series}" if self.series else self.path
+        chosen = [f"{name}={value}" for name, value in self.selectors]
+        return _SEPARATOR.join([self.path, *([self.series] if self.series else []), *chosen])
+
+
+def _split(text: str, folder: str) -> tuple[str, list[str]]:
+    """The longest beginning that is a path, and what follows it."""
+    parts = text.split(_SEPARATOR)
+    for end in range(len(parts), 1, -1):
+        path = _SEPARATOR.join(parts[:end])
+        full = os.path.join(folder, os.path.expanduser(path))  # noqa: PTH111, PTH118 - never raises
+        if os.path.exists(full):  # noqa: PTH110 - nor does this
+            return path, parts[end:]
+    return parts[0], parts[1:]
 
 
 @dataclass(frozen=True)
@@ -87,10 +126,10 @@ def as_meta_tensor(content: Any) -> MetaTensor:  # noqa: ANN401 - any kind of im
         - the affine is world_from_voxel in RAS+ mm; a SimpleITK image's LPS is turned into it
         - the array's axes run in the order of the affine's columns (MONAI, nibabel); SimpleITK's
           ``(x, y, z)`` are these axes
-        - ``units`` (one of `UNITS`), ``modality`` (one of `MODALITIES`) and ``frame_of_reference``
-          are taken from a MetaTensor's ``meta``, from the mapping after the affine, and from
-          SimpleITK's metadata, by these names or by DICOM's tags (``0054|1001``, ``0008|0060``,
-          ``0020|0052``)
+        - ``units`` (one of `UNITS`), ``modality`` (one of `MODALITIES`) and the attributes of
+          `Identity` are taken from a MetaTensor's ``meta``, from the mapping after the affine, and
+          from SimpleITK's metadata, by these names or by DICOM's tags (``0054|1001``,
+          ``0008|0060``, ``0020|0052``, ``0010|0020`` and so on)
 
     Args:
         content: a MetaTensor ``(1, *S)`` or ``(*S)``, a nibabel image, a SimpleITK image,
@@ -151,9 +190,9 @@ def _chosen(meta: Mapping[str, Any]) -> dict[str, Any]:
 def _itk_meta(image: sitk.Image) -> dict[str, str]:
     """The same of SimpleITK's metadata, DICOM's words turned into ours."""
     read = {key: image.GetMetaData(key).strip() for key in image.GetMetaDataKeys()}
-    words = {"units": _DICOM_UNITS, "modality": _DICOM_MODALITY, "frame_of_reference": {}}
+    words = {"units": _DICOM_UNITS, "modality": _DICOM_MODALITY}
     dicom = {
-        name: words[name].get(read[tag], "" if words[name] else read[tag])
+        name: words[name].get(read[tag], "") if name in words else read[tag]
         for name, tag in _ITK_DICOM.items()
         if tag in read
     }

@@ -10,7 +10,7 @@ from monai.data.utils import iter_patch_slices
 from torch import Tensor
 
 from fusion_pipeline.data import Image, check_colour_map
-from fusion_pipeline.data.image import along_axes_of, check_one_grid
+from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.fuse.colour import fused_colour
 from fusion_pipeline.fuse.refinement import refined
 from fusion_pipeline.fuse.shares import LEAST_KEPT, faded
@@ -115,6 +115,20 @@ class Fuse:
             ValueError: images of different shapes, or no field of view for one of them.
         """
         check_one_grid(harmonized, fields_of_view)
+        given = next(iter(harmonized.values())).affine
+        turned, fields = in_canonical_axes(harmonized, fields_of_view)
+        shown = turned
+        if displayed is not None:
+            shown, _ = in_canonical_axes(displayed, fields_of_view)
+        return self._fused(turned, fields, shown).along_axes_of(given)
+
+    def _fused(
+        self,
+        harmonized: Mapping[str, Image],
+        fields_of_view: Mapping[str, Tensor],
+        displayed: Mapping[str, Image],
+    ) -> Fusion:
+        """The same in canonical axes: the network is not quite the same along each axis."""
         keys = list(harmonized)
         reference = harmonized[keys[0]]
         spacing = reference.spacing.tolist()
@@ -123,7 +137,7 @@ class Fuse:
             view = fields_of_view[key][0].to(self._device) > 0.5
             one.copy_(faded(view.float(), spacing))
         images = self._stacked(harmonized, keys, kept)
-        shown = images if displayed is None else self._stacked(displayed, keys, kept)
+        shown = self._stacked(displayed, keys, kept)
         kinds = [kind_of(harmonized[k].modality) for k in keys]
         fused, weights = self._windows(images, shown, kept, kinds)
         fused = refined(fused, shown, kinds, kept, steps=self._steps, largest=_LARGEST)

@@ -1,6 +1,6 @@
 """Samples without a scanner: label maps, moved by known fields and painted in random contrasts."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from fusion_pipeline.synthesis import (
     Body,
     Style,
     body_label_map,
+    in_own_units,
     other_protocol,
     paint,
     random_deformation,
@@ -21,6 +22,7 @@ from fusion_pipeline.synthesis import (
 )
 from fusion_pipeline.synthesis.noise import chance, choice, uniform
 from fusion_pipeline.training.batch import Sample
+from fusion_pipeline.training.turns import random_turn, turned
 
 _STYLES: dict[str, Style] = {"ct": "ct", "mr": "mr", "emission": "pet"}
 # two MR contrasts of one patient are as usual as a CT and an MR
@@ -95,6 +97,15 @@ class PaintedSamples(Dataset[Sample]):
         )
         return tuple(_CHOICES[i] for i in drawn[:count].tolist())
 
+    def batch_key(self, index: int) -> Hashable:
+        """What samples of one batch share."""
+        return self.kinds(index)
+
+    def truths(self, index: int) -> frozenset[str]:
+        """What a sample brings beside its images: field and labels are exact."""
+        del index
+        return frozenset({"ddf", "labels"})
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
@@ -105,22 +116,26 @@ class PaintedSamples(Dataset[Sample]):
             self._painted(labels, kind, generator) for labels, kind in zip(maps, kinds, strict=True)
         ]
         bodies = torch.cat([(labels > 0).float() for labels in maps])
-        valid = []
+        valid, painted = [], list(images)
         for m, image in enumerate(images):
             # the reference is cut less often: what lies outside it counts for nothing
             cut = chance(generator, 0.15 if m == 0 else 0.5)
             view = random_field_of_view(self.shape, generator) if cut else torch.ones_like(image)
             images[m] = without_view(image, view, generator)
             valid.append(view)
+        original = [
+            in_own_units(image, kind, generator) for image, kind in zip(painted, kinds, strict=True)
+        ]
         return Sample(
             image=torch.cat(images)[:, 0],
             valid=torch.cat(valid)[:, 0],
             kinds=kinds,
             spacing=self.spacing,
+            original=torch.cat(original)[:, 0],
             body=bodies * torch.cat(valid)[:, 0],
             labels=torch.cat(maps),
             ddf=ddf,
-            protocol=self._other_protocols(images, bodies, kinds, generator),
+            protocol=self._other_protocols(original, bodies, kinds, generator),
         )
 
     def _labels(self, generator: torch.Generator) -> Tensor:
@@ -133,7 +148,9 @@ class PaintedSamples(Dataset[Sample]):
             labels = body_label_map(self.shape, generator, _BODIES[choice(generator, 3)])
         else:
             labels = random_label_map(self.shape, generator, 4 + choice(generator, 16))
-        return flipped(labels, generator) if chance(generator, 0.5) else labels
+        if chance(generator, 0.5):
+            labels = turned(labels, random_turn(self.shape, generator))
+        return labels
 
     def _moved(
         self, labels: Tensor, count: int, generator: torch.Generator
@@ -161,7 +178,7 @@ class PaintedSamples(Dataset[Sample]):
 
     def _other_protocols(
         self,
-        images: Sequence[Tensor],
+        original: Sequence[Tensor],
         bodies: Tensor,
         kinds: Sequence[str],
         generator: torch.Generator,
@@ -169,12 +186,10 @@ class PaintedSamples(Dataset[Sample]):
         """``(M, *S)``, where they are asked for."""
         if not self.protocols:
             return None
-        return torch.cat(
-            [
-                other_protocol(image, bodies[m][None, None], kind, generator)[0]
-                for m, (image, kind) in enumerate(zip(images, kinds, strict=True))
-            ]
-        )
+        spacing = [self.spacing] * len(self.shape)
+        return other_protocol(
+            torch.cat(list(original)), kinds, bodies[:, None], generator, spacing=spacing
+        )[:, 0]
 
 
 def counts_of(modalities: int | Sequence[int]) -> tuple[int, ...]:
@@ -237,14 +252,6 @@ def crop(
 def _inner(count: int, generator: torch.Generator) -> int:
     """A slice in the middle three fifths, where the anatomy is."""
     return int(uniform(generator, 0.2, 0.8) * (count - 1))
-
-
-def flipped(image: Tensor, generator: torch.Generator) -> Tensor:
-    """``(C, *S)`` of equal sides mirrored along random axes; axes exchanged where sides allow."""
-    d = image.ndim - 1
-    if len(set(image.shape[1:])) == 1:
-        image = image.permute(0, *(1 + torch.randperm(d, generator=generator)).tolist())
-    return image.flip([a + 1 for a in range(d) if chance(generator, 0.5)])
 
 
 def _warped(labels: Tensor, ddf: Tensor) -> Tensor:

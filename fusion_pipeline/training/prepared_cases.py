@@ -37,13 +37,13 @@ from fusion_pipeline.geometry.sampling import Mode
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.pipeline.fingerprint import code_digest, files_of, transform_settings
 from fusion_pipeline.pipeline.pipeline import split
-from fusion_pipeline.register.lattice import Lattice, read_on_lattice
+from fusion_pipeline.register.lattice import Lattice, blurred_for, read_on_lattice
 from fusion_pipeline.transforms import NormalizeModality
 
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
-_IN_MEMORY_GIB = 4.0
+IN_MEMORY_GIB = 4.0
 _ON_DISK_GIB = 200.0
 _LEFT_OVER_S = 3600.0  # s without a write, after which a file written aside belongs to no process
 # the code that makes an entry: changes elsewhere in the package keep the cache
@@ -59,6 +59,7 @@ class LatticeCase:
     Attributes:
         id: name of the case.
         image: ``(M, *S)`` float16, z-scored on this lattice as `NormalizeModalityd` does.
+        original: ``(M, *S)`` float32, the same in own units: HU, a.u., uptake.
         valid: ``(M, *S)`` bool, field of view of each image.
         body: ``(M, *S)`` bool, within ``valid``.
         kinds: kind of each image, see `networks.kinds`.
@@ -71,6 +72,7 @@ class LatticeCase:
 
     id: str
     image: Tensor
+    original: Tensor
     valid: Tensor
     body: Tensor
     kinds: tuple[str, ...]
@@ -96,8 +98,8 @@ class PreparedCases(PersistentDataset):
     Of several machines, each needs a folder on a disk of its own: a mapped file that another
     machine removes can no longer be read.
 
-    In memory each worker process of a `DataLoader` holds its share of the bound; keep workers from
-    epoch to epoch (``persistent_workers=True``), or their shares are lost.
+    In memory each worker process of a `DataLoader` holds its share of the bound and loses it when
+    it ends, as `MultimodalData`'s do after each epoch: with workers, give a folder.
 
     Args:
         cases: their files.
@@ -122,7 +124,7 @@ class PreparedCases(PersistentDataset):
         cache_dir: Path | str | None = None,
         cache_gib: float | None = None,
     ) -> None:
-        default = _IN_MEMORY_GIB if cache_dir is None else _ON_DISK_GIB
+        default = IN_MEMORY_GIB if cache_dir is None else _ON_DISK_GIB
         self.cache_bytes = int((default if cache_gib is None else cache_gib) * _GIB)
         try:
             super().__init__(
@@ -239,11 +241,12 @@ class OnLattice(Transform):
             )
         )
         arrays = [_arrays(one, lattice, self._normalize) for one in case.series.values()]
-        image, valid, body = (torch.cat(parts) for parts in zip(*arrays, strict=True))
+        image, original, valid, body = (torch.cat(parts) for parts in zip(*arrays, strict=True))
         truths = [case.series[key].displacement for key in case.moving]
         return {
             "id": case.id,
             "image": image,
+            "original": original,
             "valid": valid,
             "body": body,
             "kinds": [kind_of(one.modality) for one in case.images.values()],
@@ -256,16 +259,19 @@ class OnLattice(Transform):
 
 def _arrays(
     series: Series, lattice: Lattice, normalize: NormalizeModality
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, field of view and body of one series, ``(1, *S)`` each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, original, field of view and body of one series, ``(1, *S)`` each."""
     prepared = series.prepared
     if prepared is None:
         raise ValueError("expected preprocessing with FieldOfViewd and BodyMaskd, got one without")
     field = prepared.field_of_view.float()
-    arrays = read_on_lattice(prepared.working, field, lattice, normalize=normalize)
-    valid = _resampled(field, prepared.working, lattice, fill=0.0) > 0.5
+    image = prepared.working
+    blurred = blurred_for(image, field, lattice)
+    arrays = read_on_lattice(image, field, lattice, blurred=blurred, normalize=normalize)
+    original = _resampled(blurred[None], image, lattice, fill=image.fill_value)
+    valid = _resampled(field, image, lattice, fill=0.0) > 0.5
     # within ±4 float16 rounds by 0.001 at most
-    return arrays.image[0].half(), valid, (arrays.body[0] > 0.5) & valid
+    return arrays.image[0].half(), original, valid, (arrays.body[0] > 0.5) & valid
 
 
 def _labels(maps: Sequence[Image | None], lattice: Lattice) -> Tensor | None:
@@ -382,4 +388,4 @@ def _files_in(folder: Path) -> Iterable[tuple[Path, int, float]]:
                     yield Path(one.path), about.st_size, about.st_mtime
 
 
-__all__ = ["LatticeCase", "OnLattice", "PreparedCases"]
+__all__ = ["IN_MEMORY_GIB", "LatticeCase", "OnLattice", "PreparedCases"]

@@ -17,6 +17,7 @@ from fusion_pipeline.training.batch import Batch
 from fusion_pipeline.training.objectives.fusion import fusion_scores, update_fusion_scores
 from fusion_pipeline.training.objectives.objective import Outputs
 from fusion_pipeline.training.objectives.registration import (
+    TRUTH_OF_SCORE,
     distance,
     reference_body,
     registration_scores,
@@ -44,6 +45,8 @@ class EndToEnd:
 
     phase = "all"
     stages = STAGES
+    parts: tuple[str, ...] = STAGES
+    truths: Mapping[str, str] = TRUTH_OF_SCORE
 
     @one_line_refusals()
     def __init__(
@@ -69,7 +72,9 @@ class EndToEnd:
         self, network: MultimodalNet, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], Outputs]:
         """See `Objective`: the part of each stage."""
-        out: MultimodalOutput = network.fuse_all(batch.image, batch.kinds, batch.valid)
+        out: MultimodalOutput = network.fuse_all(
+            batch.image, batch.kinds, batch.valid, batch.original, batch.body
+        )
         weight = self.stage_weights
         harmonization = harmonization_loss(
             out.harmonized, out.warped, out.field_of_view, beta=self.beta

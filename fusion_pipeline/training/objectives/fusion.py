@@ -11,6 +11,7 @@ from fusion_pipeline.losses.fusion_loss import WEIGHTS, FusionLoss
 from fusion_pipeline.metrics import artefacts, edge_transfer
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.training.batch import Batch
+from fusion_pipeline.training.objectives.harmonization import harmonized
 from fusion_pipeline.training.objectives.objective import Outputs
 from fusion_pipeline.transforms.scaling import percentiles
 
@@ -33,6 +34,8 @@ class FusionObjective:
 
     phase = "fusion"
     stages = ("fusion",)
+    parts: tuple[str, ...] = (*WEIGHTS, "amortized")
+    truths: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -66,18 +69,13 @@ class FusionObjective:
     ) -> tuple[dict[str, Tensor], Outputs]:
         """See `Objective`; the images are aligned."""
         with torch.no_grad():
-            harmonized = torch.cat(
-                [
-                    network.harmonization(one, kind, valid)
-                    for one, kind, valid in zip(
-                        batch.image.split(1, 1), batch.kinds, batch.valid.split(1, 1), strict=True
-                    )
-                ],
-                1,
+            original = batch.image if batch.original is None else batch.original
+            sources = harmonized(
+                network.harmonization, original, batch.kinds, batch.valid, batch.body
             )
             shares = faded_views(batch)
             shown = displayed_batch(batch)
-        out = network.fusion(harmonized, batch.kinds, shares, displayed=shown)
+        out = network.fusion(sources, batch.kinds, shares, displayed=shown)
         fused, weights = out.fused.float(), out.weights.float()
         loss = FusionLoss(shown, batch.kinds, shares, worst=self.worst)
         terms = loss.terms(fused)
@@ -86,7 +84,7 @@ class FusionObjective:
             target = self._optimized(fused.detach(), shown, batch.kinds, shares)
             parts["amortized"] = self.amortized * (fused - target).abs().mean()
         return parts, Outputs(
-            harmonized=harmonized, displayed=shown, weights=weights, fused=fused, valid=batch.valid
+            harmonized=sources, displayed=shown, weights=weights, fused=fused, valid=batch.valid
         )
 
     def _optimized(
