@@ -1,14 +1,14 @@
 r"""Fusion on the evaluation patients, source by source, against the traditional rules.
 
-    python benchmarks/fusion.py --judge ../shared/bench --out docs/figures
+    python benchmarks/fusion.py --out docs/figures
 
 The networks are the packaged bundle's, or others (``--harmonization``, ``--fusion``: state dicts).
-CT, MR and PET by their headers, harmonized by the network; every rule fuses the same sources. Pairs
-and the triple are judged on three slices inside the MR's field of view (at a quarter, a half and
-three quarters of it): pairs by the neutral ``source_wise.py`` of ``--judge`` (8 bit, 2D) where it
-is, and all by ``fusion_pipeline.metrics.fusion_scores``. Last, the triple is fused on the CT's
-whole grid as well, as a pipeline does it: how far is that from what the MR's box alone gives? And
-with an MR that is cut in the middle: what does its end change before it?
+CT, MR and PET by their headers. Every rule fuses the same sources, as a reader displays them; the
+network's weights follow the harmonized ones. Pairs and the triple are judged inside the MR's box by
+`fusion_measures`: Q, VIF and SSIM on three slices (at a quarter, a half and three quarters), and
+contrast kept, tone slope, background, saturation and frames in the volume. Last, the triple is
+fused on the CT's whole grid as well, as a pipeline does it: how far is that from what the MR's box
+alone gives? And with an MR that is cut in the middle: what does its end change before it?
 """
 
 import argparse
@@ -18,24 +18,26 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
+from fusion_measures import Scene, measures
+from fusion_measures import displayed as as_read
 from sarcoma_grids import KEYS, Patient, patients
 from torch import Tensor, nn
 
 from fusion_pipeline.baselines import FuseBy, average, laplacian_pyramid, maximum, pca
 from fusion_pipeline.data import Image
-from fusion_pipeline.fuse import Fuse, Fusion, faded
-from fusion_pipeline.metrics import fusion_scores
+from fusion_pipeline.fuse import Fuse, Fusion, displayed_images, faded
 from fusion_pipeline.networks.fusion_net import FusionNet
 from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.pipeline import FusionPipeline
 
 GROUPS = (("ct", "mr"), ("ct", "pet"), ("mr", "pet"), ("ct", "mr", "pet"))
-NAMES = ("q_min", "vif_min", "ssim_min", "q", "nabf", "scd", "entropy")
 SHOWN = 0.06  # what is no brighter is air
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
+Rule = Callable[[dict[str, Image], dict[str, Tensor], dict[str, Image]], Fusion]
 
 
 def harmonized(network: HarmonizationNet, patient: Patient) -> dict[str, Image]:
@@ -110,27 +112,36 @@ def _box(patient: Patient) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
-def judge(fusion: Fusion, sources: dict[str, Image], neutral: Judge | None) -> dict[str, float]:
-    """Mean scores over three slices."""
-    depth = fusion.fused.shape[2]
-    rows = []
-    for at in (depth // 4, depth // 2, 3 * depth // 4):
-        planes = {key: image.array[0, :, :, at].numpy() for key, image in sources.items()}
-        fused = fusion.fused.array[0, :, :, at].numpy()
-        scores = fusion_scores(fused, planes)
-        row = {name: scores[name] for name in NAMES}
-        if neutral is not None and len(planes) == 2:
-            first, second = (_grey(p) for p in planes.values())
-            told = neutral(_grey(fused), first, second)
-            kept = ("Q_MIN", "VIF_MIN", "SSIM_MIN", "RHO_OTHER", "NABF", "BACKGROUND")
-            row |= {name: told[name] for name in kept}
-        rows.append(row)
-    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+def scene_of(
+    patient: Patient, tumour: np.ndarray, box: tuple[slice, ...], group: Sequence[str]
+) -> Scene:
+    """What a fused image of some of the images is judged against, within a box."""
+    numbers = {key: KEYS.index(key) for key in group}
+    bodies = {key: patient.body[m].numpy() > 0 for key, m in numbers.items()}
+    views = {key: patient.valid[m].numpy() > 0 for key, m in numbers.items()}
+    shown = {
+        key: as_read(patient.original[m].numpy(), key, bodies[key]) * views[key]
+        for key, m in numbers.items()
+    }
+    return Scene(
+        shown={key: array[box] for key, array in shown.items()},
+        view={key: view[box] for key, view in views.items()},
+        body=(patient.body[0].numpy() > 0)[box],
+        hu=patient.original[0].numpy()[box],
+        tumour=tumour[box],
+        spacing=patient.spacing,
+    )
 
 
-def _grey(plane: np.ndarray) -> np.ndarray:
-    """Grey values 0..255 of whole numbers, as a PNG would hold them."""
-    return np.round(255 * plane).astype(float)
+def tumours(open_data: Path) -> dict[str, np.ndarray]:
+    """Per patient the tumour's contour on the CT's grid."""
+    entries = json.loads((open_data / "datalist.json").read_text())["ct_mr_pet_3d"]
+    return {e["id"]: np.asarray(nib.load(open_data / e["gtv_ct"]).dataobj) > 0 for e in entries}
+
+
+def by_display(rule: FuseBy) -> Rule:
+    """A rule that fuses the images as displayed."""
+    return lambda _, seen, shown: rule(shown, seen)
 
 
 def neutral_judge(folder: Path | None) -> Judge | None:
@@ -154,7 +165,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--harmonization", type=Path)
     parser.add_argument("--fusion", type=Path)
-    parser.add_argument("--judge", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
@@ -165,14 +175,15 @@ def main() -> None:
     _load(network, arguments.harmonization, packaged.harmonization)
     _load(fusion, arguments.fusion, packaged.fusion)
     network_rule = Fuse(fusion)
-    rules: dict[str, Callable[[dict[str, Image], dict[str, Tensor]], Fusion]] = {
-        "network": network_rule,
-        "average": FuseBy(average),
-        "max": FuseBy(maximum),
-        "PCA": FuseBy(pca),
-        "Laplacian": FuseBy(laplacian_pyramid),
+    rules: dict[str, Rule] = {
+        "ours": network_rule,
+        "network alone": Fuse(fusion, steps=0),
+        "average": by_display(FuseBy(average)),
+        "max": by_display(FuseBy(maximum)),
+        "PCA": by_display(FuseBy(pca)),
+        "Laplacian": by_display(FuseBy(laplacian_pyramid)),
     }
-    neutral = neutral_judge(arguments.judge)
+    contours = tumours(arguments.open_data)
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     apart: list[dict[str, float]] = []
     ended: list[dict[str, float]] = []
@@ -180,18 +191,28 @@ def main() -> None:
         whole, box = harmonized(network, patient), _box(patient)
         valid = {k: patient.valid[m][None] for m, k in enumerate(KEYS)}
         apart.append(whole_against_box(network_rule, whole, valid, box))
-        images = {k: i.with_array(i.array[(slice(None), *box)]) for k, i in whole.items()}
+        inside = (slice(None), *box)
+        images = {k: i.with_array(i.array[inside]) for k, i in whole.items()}
+        originals = {
+            k: Image(patient.original[m : m + 1], patient.affine, k) for m, k in enumerate(KEYS)
+        }
+        displayed = {
+            k: i.with_array(i.array[inside], units="a.u.")
+            for k, i in displayed_images(originals, valid).items()
+        }
         seen = {k: one[(slice(None), *box)] for k, one in valid.items()}
         ended.append(cut_against_whole(network_rule, images, seen))
         for group in GROUPS:
-            sources = {key: images[key] for key in group}
-            fields = {key: seen[key] for key in group}
+            sources, fields, shown = (
+                {key: given[key] for key in group} for given in (images, seen, displayed)
+            )
+            scene = scene_of(patient, contours[patient.id], box, group)
             table = results.setdefault("–".join(group), {})
             for name, rule in rules.items():
                 begun = time.process_time()
-                found = rule(sources, fields)
-                row = judge(found, sources, neutral)
-                row["cpu_s"] = time.process_time() - begun
+                found = rule(sources, fields, shown)
+                seconds = time.process_time() - begun
+                row = {**measures(found.fused.array[0].numpy(), scene), "cpu_s": seconds}
                 table.setdefault(name, []).append(row)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "fusion.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -222,7 +243,7 @@ def sentence(what: str, found: list[dict[str, float]]) -> str:
 def line(name: str, rows: Sequence[dict[str, float]], measures: Sequence[str]) -> str:
     """A line of a table: mean ± standard deviation of each measure."""
     cells = [
-        f"{np.mean([r[m] for r in rows]):.3f} ± {np.std([r[m] for r in rows]):.3f}"
+        f"{np.nanmean([r[m] for r in rows]):.3f} ± {np.nanstd([r[m] for r in rows]):.3f}"
         for m in measures
     ]
     return f"| {name} | {' | '.join(cells)} |"

@@ -9,16 +9,18 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from fusion_pipeline.geometry.filters import block_mean, box_mean
+from fusion_pipeline.geometry.filters import block_mean, box_mean, box_sum_adjoint
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
 STRIDE = 4  # voxels of the input in one coarse voxel, along each axis
 _AIR = 0.06  # what is no brighter shows nothing
-_WINDOWS = (5, 13)  # voxels, in which details are measured
+# Voxels whose means part an image into details at three scales and what is left.
+_WINDOWS = (3, 7, 19)
+LEVELS = len(_WINDOWS) + 1
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 _FILLED_BY = (11, 3, 1)  # windows in coarse voxels whose means go on beyond a field of view
 _CONTRAST = 7  # voxels of the window in which contrast is measured
-# brings details to the size of the other features, so that they are learned as fast
+# brings the energy of details to the size of the other features, so that it is learned as fast
 _GAIN = 8.0
 
 
@@ -28,7 +30,7 @@ class FusionOutput(NamedTuple):
     Attributes:
         fused: ``(B, 1, *S)`` in [0, 1].
         weights: ``(B, M, *S)``, positive, summing to 1 over the modalities present at a voxel, 0
-            outside a modality's field of view; in the order of the input.
+            outside a modality's field of view; in the order of the input. Means over the scales.
     """
 
     fused: Tensor
@@ -36,55 +38,49 @@ class FusionOutput(NamedTuple):
 
 
 class FusionNet(nn.Module):
-    """Encode each modality, weigh by attention, decode (METHOD 5.1, 5.2).
+    """Encode each modality, weigh by attention, sum the details of all scales (METHOD 5.1, 5.2).
 
     ``F_k = E_kind(I_k)``; at the coarse level channels are gated by their mean over what the image
     shows, the modalities of each voxel look at each other (self-attention over modalities), and a
-    decoder with skips turns ``F_k``, the image and its local contrast into one logit per voxel
-    (attention over space). Their softmax over the modalities in view is ``w_k``.
-    ``fused = Σ w_k I_k + m · b · tanh(D(Σ w_k F_k, details))`` with ``m`` the brightest source, so
-    far as it keeps its weight: nothing appears where no source shows anything. ``b`` is the
-    ``bound``. Details are what the sources have and a mean takes away.
+    decoder with skips turns ``F_k``, the image, its contrast and the energy of its details into one
+    logit per voxel and scale (attention over space). Their softmax over the modalities in view is
+    ``w_k^l``. ``fused = Σ_l Σ_k w_k^l D_k^l``, where ``D_k^l`` are the details of image k between
+    means of 1, 3, 7 and 19 voxels, and what the largest mean leaves. For one image they sum to
+    itself. So the fused image is linear in its sources, within whose range it stays, and nothing is
+    invented.
 
-    Where a field of view ends, an image's share takes its weight away, and its details fade with
-    it. Beyond it, features are made of the mean of the voxels nearby, and the other images attend
-    to them for some 20 voxels: so no weight follows a border.
+    The weights follow the harmonized images, the details are those of the images as displayed: so
+    a protocol decides neither what is chosen nor how it looks.
 
-    Logits and residual begin at zero: an untrained network is the average. The result does not
-    depend on the order of the modalities, to the last bit, since sums run in an order of the
-    network's own.
+    Where a field of view ends, an image's share takes its weight away. Beyond it, features are made
+    of the mean of the voxels nearby, and the other images attend to them for some 20 voxels: so no
+    weight follows a border.
+
+    Logits begin at zero: an untrained network is the average. The result does not depend on the
+    order of the modalities, to the last bit, since sums run in an order of the network's own.
 
     Args:
         spatial_dims: 2 or 3.
         channels: features at full, half and quarter resolution. Not 8: there torch's 3D convolution
             is ten times slower on a CPU than with 9, 10 or 12 input channels.
-        bound: largest change of a voxel by the decoder, as a share of ``m``.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int = 3,
-        channels: Sequence[int] = (12, 16, 32),
-        bound: float = 0.5,
-    ) -> None:
+    def __init__(self, spatial_dims: int = 3, channels: Sequence[int] = (12, 16, 32)) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"expected 2 or 3 spatial dimensions, got {spatial_dims}")
         if len(channels) != 3:
             raise ValueError(f"expected channels of three levels, got {tuple(channels)}")
-        self.spatial_dims, self.bound = spatial_dims, bound
+        self.spatial_dims = spatial_dims
         fine, _, coarse = channels
         conv = Conv[Conv.CONV, spatial_dims]
         self.encoders = nn.ModuleDict({k: _Encoder(spatial_dims, channels) for k in KINDS})
         self.modality_attention = _ModalityAttention(spatial_dims, coarse)
         self.decoder = _Decoder(spatial_dims, channels)
-        self.logit = conv(fine + 2, 1, 1)
-        details = 2 * len(_WINDOWS)
-        self.hidden = conv(fine + 2 + details, fine, 3, padding=1)
-        self.change = conv(fine + details, 1, 3, padding=1)
-        for last in (self.logit, self.change):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        # image, contrast, and the energy of the details at each scale
+        self.logit = conv(fine + 2 + len(_WINDOWS), LEVELS, 1)
+        nn.init.zeros_(self.logit.weight)
+        nn.init.zeros_(self.logit.bias)
 
     def forward(
         self,
@@ -92,6 +88,7 @@ class FusionNet(nn.Module):
         kinds: str | Sequence[str],
         field_of_view: Tensor | None = None,
         summary: Tensor | None = None,
+        displayed: Tensor | None = None,
     ) -> FusionOutput:
         """Fuse.
 
@@ -102,6 +99,8 @@ class FusionNet(nn.Module):
                 weight that the image keeps, up to 1; all of it by default.
             summary: ``(B, M, C + 1)`` of the whole images where these are a part of them, see
                 `summarize`; by default of these.
+            displayed: ``(B, M, *S)`` in [0, 1], the same images as a reader displays them: what is
+                summed. By default the harmonized ones.
 
         Returns:
             The fused image and the weights; both 0 outside every field of view.
@@ -114,11 +113,20 @@ class FusionNet(nn.Module):
             raise ValueError(
                 f"expected a summary of {images.shape[1]} images, got {tuple(summary.shape)}"
             )
-        order = _canonical_order(images, index)
-        picked, kept = (torch.stack([x[:, m] for m in order], 1) for x in (images, kept))
+        if displayed is not None and displayed.shape != images.shape:
+            raise ValueError(
+                f"expected displayed images of the shape {tuple(images.shape)}, "
+                f"got {tuple(displayed.shape)}"
+            )
+        given = images if displayed is None else displayed.to(images) * (kept > 0)
+        order = canonical_order(images, index)
+        picked, kept, given = (
+            torch.stack([x[:, m] for m in order], 1) for x in (images, kept, given)
+        )
         if summary is not None:
             summary = torch.stack([summary[:, m] for m in order], 1)
-        fused, weights = self._fuse(picked, [KINDS[index[m]] for m in order], kept, summary)
+        kinds = [KINDS[index[m]] for m in order]
+        fused, weights = self._fuse(picked, given, kinds, kept, summary)
         back = sorted(range(len(order)), key=order.__getitem__)
         return FusionOutput(fused, torch.stack([weights[:, m] for m in back], 1))
 
@@ -156,12 +164,17 @@ class FusionNet(nn.Module):
         return _summary(torch.stack(coarse, 1), images, counted)
 
     def _fuse(
-        self, images: Tensor, kinds: list[str], kept: Tensor, summary: Tensor | None
+        self,
+        images: Tensor,
+        displayed: Tensor,
+        kinds: Sequence[str],
+        kept: Tensor,
+        summary: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Fuse images that are in order and zero outside their fields of view."""
         shape = images.shape[2:]
-        images, kept = _padded_to_stride(images), _padded_to_stride(kept)
-        share, in_view = _shares(kept), (kept > 0).to(images.dtype)
+        images, displayed, kept = (_padded_to_stride(x) for x in (images, displayed, kept))
+        in_view = (kept > 0).to(images.dtype)
         filled = _filled(images, in_view)
         levels = [self.encoders[kind](filled[:, m : m + 1]) for m, kind in enumerate(kinds)]
         del filled
@@ -172,23 +185,33 @@ class FusionNet(nn.Module):
         coarse = coarse * gates.view(*gates.shape, *[1] * self.spatial_dims)
         mixed = self.modality_attention(coarse, _attention_mask(in_view))
         features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
-        salience = torch.stack([images, _contrast(images, in_view)], 2)
-        logits = [self.logit(torch.cat([f, salience[:, m]], 1)) for m, f in enumerate(features)]
-        weights = _masked_softmax(_bounded(torch.cat(logits, 1)), kept)
-        pooled = torch.zeros_like(features[0])
-        for m, own in enumerate(features):
-            pooled = pooled + weights[:, m : m + 1] * own
-        del levels, features, own  # most of the memory, where no gradient needs them
-        base = (weights * images).sum(1, keepdim=True)
-        brightest = (share * images).amax(1, keepdim=True)
-        details = _details(images, in_view, share, weights)
-        hidden = F.leaky_relu(self.hidden(torch.cat([pooled, base, brightest, details], 1)), 0.1)
-        change = self.change(torch.cat([hidden, details], 1))
-        fused = base + self.bound * brightest * torch.tanh(change)
+        del levels  # most of the memory, where no gradient needs them
+        details = _details(displayed, in_view)
+        salience = [
+            displayed,
+            _contrast(displayed, in_view),
+            *(_energy(d, in_view) for d in details[:-1]),
+        ]
+        logits = torch.stack(
+            [
+                _bounded(self.logit(torch.cat([f, *(s[:, m : m + 1] for s in salience)], 1)))
+                for m, f in enumerate(features)
+            ],
+            1,
+        )
+        fused, mean = torch.zeros_like(images[:, :1]), torch.zeros_like(images)
+        for level, detail in enumerate(details):
+            weights = _masked_softmax(logits[:, :, level], kept)
+            fused = fused + (weights * detail).sum(1, keepdim=True)
+            mean = mean + weights / len(details)
+        # where scales weigh differently their sum could leave the range: air would not stay black
+        low = displayed.masked_fill(in_view <= 0, 1.0).amin(1, keepdim=True)
+        high = displayed.amax(1, keepdim=True)
+        fused = torch.minimum(torch.maximum(fused, low), high)
         within = [slice(None)] * 2 + [slice(n) for n in shape]
-        return fused.clamp(0, 1)[tuple(within)], weights[tuple(within)]
+        return fused[tuple(within)], mean[tuple(within)]
 
-    def _gates(self, summary: Tensor, kinds: list[str]) -> Tensor:
+    def _gates(self, summary: Tensor, kinds: Sequence[str]) -> Tensor:
         """``(B, M, C)`` in 0..1, by the mean channels of each image."""
         means = summary[..., :-1] / summary[..., -1:].clamp_min(1e-6)
         gates = [
@@ -297,21 +320,24 @@ class _Decoder(nn.Module):
         return F.interpolate(features, size=like.shape[2:], mode=self.mode, align_corners=False)
 
 
-def _details(images: Tensor, in_view: Tensor, share: Tensor, weights: Tensor) -> Tensor:
-    """What a mean takes away: details of the sources, as weighted and the strongest, at two scales.
+def _details(images: Tensor, in_view: Tensor) -> list[Tensor]:
+    """``(B, M, *S)`` of each scale, from fine to coarse; they sum to the images.
 
-    They are measured within each field of view, whose border is no detail, and fade towards it.
+    Means are those of what is in view, whose border is no detail.
     """
-    parts = []
+    parts, finer = [], images
     for window in _WINDOWS:
-        local = _box_mean(images, window) / _box_mean(in_view, window).clamp_min(1e-3)
-        detail = _GAIN * (images - local) * share
-        strongest = detail[:, :1]
-        for m in range(1, detail.shape[1]):
-            one = detail[:, m : m + 1]
-            strongest = torch.where(one.abs() > strongest.abs(), one, strongest)
-        parts += [(weights * detail).sum(1, keepdim=True), strongest]
-    return torch.cat(parts, 1)
+        covered = _box_mean(in_view, window).clamp_min(1e-3)
+        local = _box_mean(images, window) / covered * in_view
+        parts.append(finer - local)
+        finer = local
+    return [*parts, finer]
+
+
+def _energy(detail: Tensor, in_view: Tensor) -> Tensor:
+    """How strong the details are around each voxel, within its field of view."""
+    covered = _box_mean(in_view, _CONTRAST).clamp_min(1e-3)
+    return _GAIN * _box_mean(detail.abs(), _CONTRAST) / covered * in_view
 
 
 def _contrast(images: Tensor, in_view: Tensor) -> Tensor:
@@ -354,10 +380,12 @@ def _filled(images: Tensor, in_view: Tensor) -> Tensor:
 
 def _box_mean(images: Tensor, window: int) -> Tensor:
     """Mean over boxes, zeros beyond the border."""
-    return box_mean(images, window, zeros_beyond=True)
+    if is_exporting():  # a graph holds torch's own operators
+        return box_mean(images, window, zeros_beyond=True)
+    return box_sum_adjoint(images, window) / window ** (images.ndim - 2)
 
 
-def _canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
+def canonical_order(images: Tensor, index: Sequence[int]) -> list[int]:
     """An order that depends on what the images are and not on where they stand.
 
     An exported graph cannot sort by values: there images of one kind keep their order, and another
@@ -384,11 +412,6 @@ def _masked_softmax(logits: Tensor, in_view: Tensor) -> Tensor:
     top = logits.detach().masked_fill(absent, -1e4).amax(1, keepdim=True)
     raised = torch.exp((logits - top).masked_fill(absent, -100.0)) * in_view
     return raised / raised.sum(1, keepdim=True).clamp_min(1e-12)
-
-
-def _shares(kept: Tensor) -> Tensor:
-    """What each image keeps of its weight, less where another keeps more: 1 where it is alone."""
-    return kept / kept.amax(1, keepdim=True).clamp_min(1e-6)
 
 
 def _summary(coarse: Tensor, images: Tensor, in_view: Tensor) -> Tensor:

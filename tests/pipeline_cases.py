@@ -77,7 +77,7 @@ def preprocessing(spatial_dims=3, **overrides):
 
 def small_pipeline(spatial_dims=3, seed=0, window_hu=None, **settings):
     """Untrained small networks in the packaged bundle's preprocessing."""
-    inferer = FusionInferer(**{"refine_steps": 0, **settings})
+    inferer = FusionInferer(**{"refine_steps": 0, "fuse_steps": 0, **settings})
     steps = preprocessing(spatial_dims, **{"preprocessing#transforms#6#window_hu": window_hu})
     return FusionPipeline(small_network(spatial_dims, seed), steps, inferer)
 
@@ -93,7 +93,7 @@ def small_evaluator(cases, output, *, seed=0, resume=False, save=None, evaluate=
     return FusionEvaluator(
         val_data_loader=loader,
         network=small_network(seed=seed),
-        inferer=FusionInferer(refine_steps=0),
+        inferer=FusionInferer(refine_steps=0, fuse_steps=0),
         preprocessing=steps,
         postprocessing=Compose([save or SaveResult(output)]),
         val_handlers=handlers,

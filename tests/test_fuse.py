@@ -7,8 +7,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from fusion_pipeline.data import Image
-from fusion_pipeline.fuse import Fuse, _laid_around, faded
+from fusion_pipeline.data import Image, InputError
+from fusion_pipeline.data.palettes import palette
+from fusion_pipeline.fuse import Fuse, displayed, faded, refined
+from fusion_pipeline.fuse.stage import _laid_around
+from fusion_pipeline.losses.fusion_loss import FusionLoss
 from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.networks.fusion_net import FusionNet
 from fusion_pipeline.pipeline import FusionPipeline
@@ -33,8 +36,7 @@ def _case(shape=(30, 26, 22), keys=("ct", "mr", "pet")):
 def _network(spatial_dims=3):
     torch.manual_seed(0)
     net = FusionNet(spatial_dims)
-    for last in (net.logit, net.change):
-        torch.nn.init.normal_(last.weight, std=0.7)
+    torch.nn.init.normal_(net.logit.weight, std=0.7)
     return net
 
 
@@ -55,7 +57,7 @@ def test_result():
 def test_one_window_is_the_network():
     images, valid = _case()
     net = _network()
-    found = Fuse(net)(images, valid)
+    found = Fuse(net, steps=0)(images, valid)
     stacked = torch.cat([i.array for i in images.values()])[None]
     with torch.no_grad():
         expected = net(stacked, ["ct", "mr", "emission"])
@@ -78,9 +80,9 @@ def test_windows_give_what_the_whole_gives(dims):
     net = _network(2) if dims == 2 else _packaged()
     sizes = []
     hook = net.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[2:]))
-    whole = Fuse(net, window=208)(images, valid)
+    whole = Fuse(net, steps=0, window=208)(images, valid)
     assert len(sizes) == 1
-    pieces = Fuse(net, window=52)(images, valid)
+    pieces = Fuse(net, steps=0, window=52)(images, valid)
     hook.remove()
     assert len(sizes) > 4
     assert max(n for size in sizes[1:] for n in size) <= (208 if dims == 2 else 52)
@@ -109,7 +111,7 @@ def test_windows_begin_at_whole_places_and_share_nothing(shape):
 def test_untrained_is_the_average_whatever_the_windows():
     images, valid = _case()
     valid["pet"][..., :9] = 0
-    found = Fuse(FusionNet(), window=40)(images, valid)
+    found = Fuse(FusionNet(), steps=0, window=40)(images, valid)
     spacing = images["ct"].spacing.tolist()
     stacked = torch.cat([images[k].array for k in images])
     kept = torch.stack([faded(one[0], spacing) for one in valid.values()])
@@ -126,7 +128,7 @@ def test_a_modality_ends_without_a_step():
         key: Image(torch.full((1, *shape), value), np.eye(4), key)
         for key, value in (("ct", 0.2), ("mr", 0.8))
     }
-    found = Fuse(FusionNet())(images, {"ct": torch.ones(1, *shape), "mr": seen})
+    found = Fuse(FusionNet(), steps=0)(images, {"ct": torch.ones(1, *shape), "mr": seen})
     along = found.fused.array[0, :, 10, 10]
     torch.testing.assert_close(along[:28], torch.full((28,), 0.5), atol=1e-4, rtol=0)
     torch.testing.assert_close(along[40:], torch.full((20,), 0.2), atol=1e-4, rtol=0)
@@ -217,9 +219,9 @@ def test_the_packaged_network_does_not_frame_a_field_of_view():
         for key, blob in zip(("ct", "mr"), blobs[0], strict=True)
     }
     seen = {key: torch.ones(1, 60, 44, 44) for key in images}
-    whole = Fuse(_packaged())(images, seen)
+    whole = Fuse(_packaged(), steps=0)(images, seen)
     seen["mr"][:, 36:] = 0
-    cut = Fuse(_packaged())(images, seen)
+    cut = Fuse(_packaged(), steps=0)(images, seen)
     more = (cut.weights[1] - whole.weights[1])[:36]
     assert float(whole.weights[1].std()) > 0.05  # it weighs
     assert float(more.mean((1, 2)).max()) < 0.01
@@ -257,7 +259,7 @@ def test_windows_of_air_are_weighed_evenly():
     net = _network()
     sizes = []
     net.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[2]))
-    found = Fuse(net, window=44)(images, valid)
+    found = Fuse(net, steps=0, window=44)(images, valid)
     assert len(sizes) == 10  # of 12, each keeping 12 voxels; two in the middle see only air
     assert float(found.fused.array[:, :8].abs().max()) == 0
     torch.testing.assert_close(found.weights[:, :8].mean((1, 2, 3)), torch.tensor([0.5, 0.0, 0.5]))
@@ -272,7 +274,7 @@ def test_air_around_the_body_costs_nothing_and_changes_little():
         wide[key] = image.with_array(array)
     net, sizes = _packaged(), []
     hook = net.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[2:]))
-    found = Fuse(net)(wide, {key: torch.ones(1, *shape) for key in wide})
+    found = Fuse(net, steps=0)(wide, {key: torch.ones(1, *shape) for key in wide})
     hook.remove()
     assert sizes == [(46, 26, 54)]  # what is shown, and 16 voxels around it
     with torch.no_grad():
@@ -331,15 +333,108 @@ def test_a_volume_is_scored_on_slices_all_along_it():
     assert "q" in Fuse(_network())(black, {key: torch.ones(1, 24, 24, 40) for key in black}).scores
 
 
-def test_colour_comes_back_in_colour():
-    images, valid = _case((40, 36), ("ct", "pet"))
-    colour = 255 * images["pet"].array.repeat(3, 1, 1) * torch.tensor([1.0, 0.6, 0.1]).view(3, 1, 1)
-    images["pet"] = images["pet"].with_array(images["pet"].array, colour=colour)
-    fused = Fuse(_network(2))(images, valid).fused
-    assert fused.colour is not None
-    luma = (fused.colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
-    unclipped = (fused.colour.amax(0) < 255) & (fused.colour.amin(0) > 0)
-    torch.testing.assert_close(luma[unclipped], 255 * fused.array[0][unclipped], atol=0.5, rtol=0)
+def _hot_ball():
+    """Two anatomical images and a PET that shows a ball on a faint ground."""
+    images, valid = _case((40, 36), ("ct", "mr", "pet"))
+    i, j = torch.meshgrid(torch.arange(40.0), torch.arange(36.0), indexing="ij")
+    ball = ((i - 22) ** 2 + (j - 16) ** 2).sqrt() < 6
+    images["pet"] = images["pet"].with_array((0.05 + 0.85 * ball).float()[None])
+    return images, valid, ball
+
+
+class TestColour:
+    def test_uptake_is_coloured_and_the_rest_grey(self):
+        images, valid, ball = _hot_ball()
+        found = Fuse(_network(2), colour_map="jet")(images, valid)
+        assert found.colour is not None
+        assert found.colour.colour.shape == (3, 40, 36)
+        spread = found.colour.colour.amax(0) - found.colour.colour.amin(0)
+        assert float(spread[~ball].max()) < 1e-3
+        assert float(spread[ball].min()) > 20
+
+    def test_luminance_lies_between_anatomy_and_map(self):
+        """Luma is exact, whatever the hue: a quarter of the anatomy, the rest of the map."""
+        images, valid, ball = _hot_ball()
+        del images["mr"], valid["mr"]
+        found = Fuse(_network(2), steps=0, colour_map="hot")(images, valid)
+        luma = (found.colour.colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+        at = palette("hot")[round(0.9 * 255)] @ np.float32([0.299, 0.587, 0.114])
+        expected = 0.25 * 255 * images["ct"].array[0] + 0.75 * float(at)
+        torch.testing.assert_close(luma[ball], expected[ball], atol=0.5, rtol=0)
+        torch.testing.assert_close(luma[~ball], 255 * images["ct"].array[0][~ball])
+
+    def test_without_uptake_there_is_none(self):
+        images, valid = _case((40, 36), ("ct", "mr"))
+        assert Fuse(_network(2))(images, valid).colour is None
+
+    def test_an_unknown_map_is_refused(self):
+        with pytest.raises(InputError, match=r"colour_map: expected one of hot_iron, .*'grey'"):
+            Fuse(FusionNet(2), colour_map="grey")
+
+
+class TestSteps:
+    @pytest.mark.parametrize("shape", [(60, 50), (30, 26, 22)])
+    def test_steps_lower_the_loss_and_invent_nothing(self, shape):
+        images, valid = _case(shape, ("ct", "mr"))
+        sources = torch.cat([image.array for image in images.values()])[None]
+        loss = FusionLoss(sources, ["ct", "mr"])
+        net = _network(len(shape))
+        plain, steps = (Fuse(net, steps=n)(images, valid).fused.array for n in (0, 8))
+        assert float(loss(steps[None])) < float(loss(plain[None])) - 0.1
+        assert float(steps[:, :4].abs().max()) == 0  # black in both
+        assert bool((steps <= 1.15 * sources[0].amax(0) + 1e-6).all())
+
+    def test_where_one_image_is_alone_it_is_itself(self):
+        images, valid = _case((60, 50), ("ct", "mr"))
+        valid["mr"][:, 30:] = 0
+        found = Fuse(_network(2))(images, valid).fused.array
+        torch.testing.assert_close(found[:, 30:], images["ct"].array[:, 30:], atol=1e-5, rtol=0)
+
+    def test_the_same_twice(self):
+        images, valid = _case((60, 50), ("ct", "mr"))
+        first, second = (Fuse(_network(2))(images, valid).fused.array for _ in range(2))
+        assert torch.equal(first, second)
+
+    def test_a_large_image_is_stepped_on_a_coarser_lattice(self):
+        """What has more voxels than are allowed changes by what the coarser lattice says."""
+        images, _ = _case((61, 50), ("ct", "mr"))
+        sources = torch.cat([image.array for image in images.values()])
+        kept = torch.ones_like(sources)
+        start = sources.mean(0, keepdim=True)
+        whole, coarse = (
+            refined(start, sources, ["ct", "mr"], kept, steps=6, largest=n) for n in (10000, 1000)
+        )
+        assert float((whole - start).abs().mean()) > 0.005
+        assert float((coarse - start).abs().mean()) > 0.005
+        assert not torch.equal(whole, coarse)
+
+
+class TestDisplayed:
+    def test_a_ct_has_its_soft_tissue_window_and_room_for_bone(self):
+        hu = torch.tensor([[-1000.0, -160.0, 40.0, 240.0, 740.0, 3000.0]])[None]
+        shown = displayed(Image(hu, np.eye(3), "ct", units="HU"), torch.ones_like(hu))[0, 0]
+        expected = torch.tensor([0.0, 0.0, 0.46, 0.92, 0.96, 0.9877])
+        torch.testing.assert_close(shown, expected, atol=1e-3, rtol=0)
+
+    def test_a_picture_is_what_it_is(self):
+        grey = torch.arange(256.0).view(1, 16, 16)
+        image = Image(grey, np.diag([-1.0, -1.0, 1.0]), "mr", path="a.png")
+        view = torch.ones_like(grey)
+        view[:, 0] = 0
+        torch.testing.assert_close(displayed(image, view), grey / 255 * view)
+
+    @pytest.mark.parametrize(("key", "low", "high"), [("mr", 1, 99), ("pet", None, 99.5)])
+    def test_others_by_percentiles_of_their_body(self, key, low, high):
+        generator = torch.Generator().manual_seed(0)
+        array = torch.zeros(1, 30, 30, 30)
+        array[:, 6:24, 6:24, 6:24] = 400 + 100 * torch.rand(1, 18, 18, 18, generator=generator)
+        image = Image(array, np.diag([3.0, 3.0, 3.0, 1.0]), key)
+        shown = displayed(image, torch.ones_like(array))
+        body = array[array > 0]
+        black = 0.0 if low is None else float(torch.quantile(body, low / 100))
+        white = float(torch.quantile(body, high / 100))
+        expected = ((array - black) / (white - black)).clamp(0, 1)
+        torch.testing.assert_close(shown, expected, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,23 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from scipy.stats import spearmanr
 
-from fusion_pipeline.losses.fusion_loss import fusion_loss, fusion_loss_terms
+from fusion_pipeline.losses.fusion_loss import FusionLoss, weighted_sum
 from fusion_pipeline.metrics import ssim
 
 SHAPES = {2: (34, 29), 3: (18, 22, 20)}
+
+
+def fusion_loss_terms(fused, sources, valid=None, *, kinds=None, worst=0.5):
+    """The parts, of MR alone unless kinds are given."""
+    kinds = kinds or ["mr"] * sources.shape[1]
+    return FusionLoss(sources, kinds, valid, worst=worst).terms(fused)
+
+
+def fusion_loss(fused, sources, valid=None):
+    """The whole, of MR alone."""
+    return FusionLoss(sources, ["mr"] * sources.shape[1], valid)(fused)
 
 
 @pytest.fixture(params=[2, 3])
@@ -28,7 +40,7 @@ def sources(request):
 def test_a_source_that_is_alone_costs_nothing(sources):
     one = sources[:, :1]
     terms = fusion_loss_terms(one, one)
-    for name in ("structure", "information", "edges", "gradient", "intensity", "added"):
+    for name in ("structure", "information", "edges", "contrast", "gradient", "intensity", "added"):
         assert float(getattr(terms, name)) == pytest.approx(0, abs=2e-3), name
 
 
@@ -236,3 +248,83 @@ def test_the_worst_source_counts_as_much_as_asked():
     assert full == pytest.approx(2 * none, abs=1e-4)  # the kept one loses nothing
     with pytest.raises(ValueError, match=r"expected worst between 0 and 1, got 1\.5"):
         fusion_loss_terms(sources[:, :1], sources, worst=1.5)
+
+
+def _ramp():
+    """A CT, an MR and a PET of values that rise along the first axis, with noise of their own."""
+    generator = torch.Generator().manual_seed(7)
+    ramp = torch.linspace(0.1, 0.9, 40).view(1, 1, 40, 1).expand(1, 1, 40, 36)
+    return (ramp + 0.02 * torch.randn(1, 3, 40, 36, generator=generator)).clamp(0.07, 1)
+
+
+@pytest.mark.parametrize(("kind", "asks"), [("emission", True), ("ct", True), ("mr", False)])
+def test_tone_is_the_order_of_uptake(kind, asks):
+    """Any rising curve keeps it whole, a falling one loses twice as much as none."""
+    source = _ramp()[:, :1]
+    costs = [
+        float(fusion_loss_terms(fused, source, kinds=[kind]).tone)
+        for fused in (source, source**2, torch.full_like(source, 0.5), 1 - source)
+    ]
+    if not asks:
+        assert costs == [0.0] * 4
+        return
+    assert costs[0] == pytest.approx(0, abs=1e-3)
+    assert costs[1] == pytest.approx(0, abs=5e-3)
+    assert costs[2] > 0.9
+    assert costs[3] == pytest.approx(2 * costs[2], abs=2e-2)
+
+
+def test_tone_is_spearmans():
+    source = _ramp()[:, :1]
+    noise = torch.rand(source.shape, generator=torch.Generator().manual_seed(1))
+    fused = (source + 0.2 * noise) / 2
+    expected = spearmanr(fused.flatten().numpy(), source.flatten().numpy())[0]
+    found = 1 - float(fusion_loss_terms(fused, source, kinds=["emission"]).tone)
+    assert found == pytest.approx(expected, abs=5e-3)
+
+
+def test_bone_of_a_ct_and_fat_of_an_mr_stay_bright():
+    """A bright block that only one image shows, left dark in the fused one."""
+    image = torch.full((1, 1, 30, 30), 0.2)
+    image[:, :, 10:20, 10:20] = 1.0
+    pair = torch.cat([image, torch.full_like(image, 0.2)], 1)
+    dark = torch.full_like(image, 0.2)
+    lost = [
+        float(fusion_loss_terms(dark, pair, kinds=kinds).bright)
+        for kinds in (["ct", "mr"], ["mr", "ct"], ["mr", "emission"], ["emission", "ct"])
+    ]
+    assert lost[0] > 0.3
+    assert lost[1] > 0.3
+    assert lost[2:] == [0.0, 0.0]
+    assert float(fusion_loss_terms(image, pair, kinds=["ct", "mr"]).bright) == 0
+
+
+def test_contrast_has_a_sign():
+    """A block 0.3 brighter than its surroundings: kept, halved, gone, turned round."""
+    image = torch.full((1, 1, 48, 48), 0.4)
+    image[:, :, 18:30, 18:30] = 0.7
+    even = torch.full_like(image, 0.4)
+    lost = [
+        float(fusion_loss_terms(fused, image).contrast)
+        for fused in (image, (image + even) / 2, even, 2 * even - image)
+    ]
+    assert lost == pytest.approx([0, 0.5, 1, 2], abs=1e-3)
+
+
+def test_a_ct_asks_for_soft_tissue_where_no_mr_is():
+    """Fat dark in the CT and bright in the MR: with the MR its own contrast counts."""
+    ct, mr = torch.full((1, 1, 48, 48), 0.5), torch.full((1, 1, 48, 48), 0.3)
+    ct[:, :, 18:30, 18:30], mr[:, :, 18:30, 18:30] = 0.2, 0.8
+    pair = torch.cat([ct, mr], 1)
+    with_mr, with_pet = (
+        [float(fusion_loss_terms(fused, pair, kinds=["ct", k]).contrast) for fused in (ct, mr)]
+        for k in ("mr", "emission")
+    )
+    assert with_mr[1] < 0.15 < with_mr[0]
+    assert with_pet[0] < with_mr[0]
+
+
+def test_unknown_parts_are_refused(sources):
+    terms = fusion_loss_terms(sources[:, :1], sources)
+    with pytest.raises(ValueError, match=r"expected weights of structure, .*, got brightness"):
+        weighted_sum(terms, {"brightness": 1.0})

@@ -13,6 +13,7 @@ from pipeline_cases import preprocessing
 
 from fusion_pipeline.cli import main
 from fusion_pipeline.data import InputError, case_from_paths, load_case, read_image
+from fusion_pipeline.data.palettes import palette
 from fusion_pipeline.pipeline import FusionPipeline, bundle_for
 from fusion_pipeline.synthesis import synthetic_patient
 from fusion_pipeline.training import MultimodalData
@@ -50,7 +51,7 @@ def test_png_input_gives_png_images_and_nifti_fields(done):
         *(f"{key}_displacement.nii.gz" for key in ("mr", "pet")),
         *(f"{key}_harmonized.png" for key in ("ct", "mr", "pet")),
         *(f"{key}_harmonization.json" for key in ("ct", "mr", "pet")),
-        *("fused.png", "weights.nii.gz", "report.json", "report.html"),
+        *("fused.png", "fused_colour.png", "weights.nii.gz", "report.json", "report.html"),
     }
 
 
@@ -76,16 +77,20 @@ def test_the_fused_image_lies_on_the_references_pixels(patient, done):
 
 
 @pytest.mark.slow
-def test_colour_comes_back_in_colour(patient, tmp_path):
+def test_uptake_comes_in_colour(patient, tmp_path):
+    """Beside a grey fused image; a PET that is coloured by a common map is read back as uptake."""
     folder, entry = patient
     grey = pixels(folder / entry["pet"])
-    colour = np.stack([grey, grey // 2, 255 - grey], -1).astype(np.uint8)
-    Picture.fromarray(colour).save(tmp_path / "pet.png")
+    Picture.fromarray(palette("hot_iron")[grey].astype(np.uint8)).save(tmp_path / "pet.png")
     words = [*given(patient, "mr"), "--pet", str(tmp_path / "pet.png"), "--output", str(tmp_path)]
-    assert main(["run", *words, "--refine-steps", "0"]) == 0
-    fused = pixels(tmp_path / "case" / "fused.png").astype(float)
-    blue, red = fused[..., 2].sum(), fused[..., 0].sum()
-    assert blue > 1.2 * red  # the hue of the source, which is blue where it is dark
+    options = ["--refine-steps", "0", "--fuse-steps", "0", "--colour-map", "jet"]
+    assert main(["run", *words, *options]) == 0
+    assert pixels(tmp_path / "case" / "fused.png").ndim == 2
+    colour = pixels(tmp_path / "case" / "fused_colour.png").astype(float)
+    assert colour.shape[2] == 3
+    assert np.ptp(colour, axis=2).max() > 50
+    report = json.loads((tmp_path / "case" / "report.json").read_text())
+    assert any("the colours are those of hot_iron" in text for text in report["warnings"])
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ from fusion_pipeline.data import (
     read_image,
     write_displacement,
 )
+from fusion_pipeline.fuse import displayed
 from fusion_pipeline.geometry import WorldMap, rigid_matrix
 from fusion_pipeline.pipeline import FusionInferer
 from fusion_pipeline.pipeline.fingerprint import code_digest, transform_settings
@@ -373,7 +374,8 @@ def test_pictures_give_pictures(tmp_path):
         *("mr_registered.png", "mr_displacement.nii.gz", "mr_harmonized.png"),
         *("pet_registered.png", "pet_displacement.nii.gz", "pet_harmonized.png"),
         *(f"{key}_harmonization.json" for key in ("ct", "mr", "pet")),
-        *("ct_harmonized.png", "fused.png", "weights.nii.gz", "report.json", "report.html"),
+        *("ct_harmonized.png", "fused.png", "fused_colour.png", "weights.nii.gz"),
+        *("report.json", "report.html"),
         *(f"{key}_transform{way}.h5" for key in ("mr", "pet") for way in ("", "_inverse")),
     }
     with PIL.Image.open(folder / "fused.png") as fused:
@@ -666,8 +668,12 @@ class TestStages:
         for key, expected in zip(("ct", "mr"), trained.harmonized[0], strict=True):
             found = result.harmonization.images[key].in_canonical_axes().array[0]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        series = loaded.series.values()
+        shown = torch.cat([displayed(s.image, s.prepared.field_of_view) for s in series])[None]
+        with torch.no_grad():
+            summed = network.fusion(trained.harmonized, ["ct", "mr"], displayed=shown)
         fused = result.fusion.fused.in_canonical_axes().array
-        torch.testing.assert_close(fused, trained.fused[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(fused, summed.fused[0], atol=1e-4, rtol=0)
 
     def test_another_grid_is_refused(self, pipeline, files):
         with pytest.raises(InputError, match=r"expected an image on the grid of ct .*register it"):

@@ -149,9 +149,9 @@ def test_a_colour_picture_is_shown_in_its_colours():
     picture = colour_at(fused, plane)
     assert picture.reshape(-1, 3).max(0) == pytest.approx([1, 0, 0])
     assert colour_at(result.case.fixed, plane) is None
-    coloured = replace(result, fusion=replace(result.fusion, fused=fused))
+    coloured = replace(result, fusion=replace(result.fusion, colour=fused))
     ((_, frames),) = glance_table(coloured, pixels=60).rows
-    assert frames[-1].picture.reshape(-1, 3).max(0) == pytest.approx([1, 0, 0])
+    assert frames[0].picture.reshape(-1, 3).max(0) == pytest.approx([1, 0, 0])
     ((_, frames),) = glance_table(result, pixels=60).rows
     assert np.ptp(frames[-1].picture[30, 30]) == 0
 

@@ -82,6 +82,19 @@ def add_inference(parser: Parser) -> None:
         help="steps of refinement on the images (default: the bundle's, 30); 0: the networks alone",
     )
     parser.add_argument(
+        "--fuse-steps",
+        type=whole_number,
+        metavar="N",
+        help="steps of refinement of the fused image (default: the bundle's, 18); 0: the network "
+        "alone",
+    )
+    parser.add_argument(
+        "--colour-map",
+        metavar="NAME",
+        help="of the uptake in fused_colour: hot, pet_rainbow, hot_iron, … (default: the bundle's, "
+        "hot)",
+    )
+    parser.add_argument(
         "--different-people",
         action="store_true",
         help="the images are not of one person (an atlas): softer deformations",

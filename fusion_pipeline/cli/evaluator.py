@@ -20,6 +20,8 @@ def evaluator_of(
         "ckpt_path": None if args.weights is None else str(args.weights),
         "device": args.device,
         "refine_steps": args.refine_steps,
+        "fuse_steps": args.fuse_steps,
+        "colour_map": args.colour_map,
         "same_person": False if args.different_people else None,
     }
     evaluator: FusionEvaluator = from_config(path, overrides, "evaluator")["evaluator"]

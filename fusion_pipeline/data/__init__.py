@@ -36,6 +36,7 @@ from fusion_pipeline.data.loading import (
     reading,
     refusal_within,
 )
+from fusion_pipeline.data.palettes import COLOUR_MAPS, check_colour_map, coloured, uptake_of
 from fusion_pipeline.data.patients import check_one_patient
 from fusion_pipeline.data.pictures import recolour
 from fusion_pipeline.data.points import PointFile, read_points
@@ -50,6 +51,7 @@ from fusion_pipeline.data.refusals import monai_is_the_program, one_line_refusal
 from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor
 from fusion_pipeline.data.writing import (
     check_output_folder,
+    write_colour,
     write_displacement,
     write_image,
     write_labels,
@@ -58,6 +60,7 @@ from fusion_pipeline.data.writing import (
 )
 
 __all__ = [
+    "COLOUR_MAPS",
     "MODALITIES",
     "TRANSFORMS",
     "Case",
@@ -83,8 +86,10 @@ __all__ = [
     "case_from_paths",
     "cause_of",
     "check_case_headers",
+    "check_colour_map",
     "check_one_patient",
     "check_output_folder",
+    "coloured",
     "default_reference",
     "files_in",
     "load_case",
@@ -104,6 +109,8 @@ __all__ = [
     "recolour",
     "refusal_within",
     "spatial_dims_of",
+    "uptake_of",
+    "write_colour",
     "write_displacement",
     "write_image",
     "write_labels",

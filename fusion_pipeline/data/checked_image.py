@@ -10,6 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
+from torch import Tensor
 
 from fusion_pipeline.data.checks import Array, check_affine, check_shape, check_values
 from fusion_pipeline.data.image import (
@@ -22,6 +23,7 @@ from fusion_pipeline.data.image import (
     modality_of,
 )
 from fusion_pipeline.data.padding import certain, impossible_constants
+from fusion_pipeline.data.palettes import uptake_of
 from fusion_pipeline.data.pictures import luma
 from fusion_pipeline.data.refusals import refusal
 from fusion_pipeline.transforms.dictionary import padding_key
@@ -46,7 +48,8 @@ class CheckImage(Transform):
     - CT: ``HU`` where air is near -1000 and tissue near 0, else ``a.u.`` with a warning; the fill
       value is -1000, or the darkest percent of the image
     - PET: SUV where the DICOM header allows it
-    - colour: the luma (Rec. 601) is what the stages work on
+    - colour: the luma (Rec. 601) is what the stages work on; of a PET or SPECT the uptake, where
+      its colour map can be told, else the luma and a warning
 
     Raises:
         InputError: the image cannot be used.
@@ -72,7 +75,8 @@ class CheckImage(Transform):
         values = img.as_tensor().float()
         modality = modality_of(key)
         messages = [*img.meta.get("warnings", ()), *_other_modality(img, modality, key, place)]
-        array = (luma(values) if len(values) == 3 else values)[0].numpy()
+        grey, told = _grey(values, modality, place)
+        array, messages = grey[0].numpy(), messages + told
         messages += check_affine(affine, place) + check_shape(array.shape, place)
         scale, units, notes = _emission_units(img, modality, place)
         array = array if scale == 1 else array * np.float32(scale)
@@ -181,6 +185,21 @@ class CheckImaged(MapTransform):
             if padding is not None:
                 out[padding_key(key)] = padding
         return out
+
+
+def _grey(values: Tensor, modality: Modality, place: str) -> tuple[Tensor, list[str]]:
+    """One channel, and what is to be said of it."""
+    if len(values) == 1:
+        return values, []
+    if modality not in ("pet", "spect"):
+        return luma(values), []
+    uptake = uptake_of(values)
+    if uptake is None:
+        return luma(values), [
+            f"{place}: the colours lie on no colour map that could be told; their brightness is "
+            "taken for the uptake, which can be wrong."
+        ]
+    return uptake[0], [f"{place}: the colours are those of {uptake[1]}; read back as uptake."]
 
 
 def _place(img: MetaTensor) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from fusion_pipeline.data.checks import SHEARED
@@ -89,6 +90,29 @@ def write_image(image: Image, path: str | Path, *, unit_range: bool = False) -> 
         return
     array = image.array[0].detach().cpu().numpy().astype(np.float32, copy=False)
     _write_nifti(array, image.affine, path, description=f"{UNITS_PREFIX}{image.units}")
+
+
+def write_colour(image: Image, path: str | Path) -> None:
+    """Write ``image.colour`` as NIfTI of RGB voxels (datatype 128), or PNG, by the suffix.
+
+    Args:
+        image: with a ``colour`` ``(3, *S)`` 0..255.
+        path: ``….nii.gz``, ``….nii`` or ``….png``.
+
+    Raises:
+        InputError: the file cannot be written.
+        ValueError: an image without colour, another suffix, or a PNG of a volume.
+    """
+    if image.colour is None:
+        raise ValueError(f"expected an image in colour for {path}, got one in grey")
+    path = Path(path)
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        _write_png(image, path, unit_range=False)
+        return
+    levels = image.colour.detach().cpu().clamp(0, 255).round().to(torch.uint8).numpy()
+    pixels = np.ascontiguousarray(np.moveaxis(levels, 0, -1))
+    rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    _write_nifti(pixels.view(rgb)[..., 0], image.affine, path)
 
 
 def write_labels(labels: Image, path: str | Path) -> None:

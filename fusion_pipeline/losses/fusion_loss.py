@@ -4,231 +4,455 @@ SSIM, visual information and edge transfer are differentiable here, and end at e
 those of `fusion_pipeline.metrics` are the literature's exact ones, which scores are compared by.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from fusion_pipeline.geometry.filters import box_mean, dilated, gradients
+from fusion_pipeline.geometry.filters import box_sum_adjoint, dilated, gradients
 
 _WINDOW = 7  # voxels, as SSIM's
+_WIDE = 21  # voxels: what surrounds a lesion or a bone
 _C1, _C2 = 0.01**2, 0.03**2
 _NOISE = 0.02**2
+_SHOWN = 0.06  # what is no brighter is air: 15 grey values of 255
+_IN_AIR = 0.05  # what air counts in SSIM
 _LEAST_SHOWN = 1e-5  # of what a score is weighed by, on average over a region
+_WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 # the sigmoids of the edge transfer for an edge that is kept as it was
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
 
-_Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# of a source's brightness: leaves room for what the others show in bone, and for uptake beside fat
+_OF_BONE, _OF_FAT = 0.7, 0.65
+# what structure and edges of uptake count beside two anatomical images: they are a blur's, which
+# asks for darkness around it
+_OF_BLURRED = 0.4
+_CT_TONE = 1.8  # what the order of HU counts beside that of uptake
+_UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
+_BINS = 128  # of the histogram by which values are ranked
+
+_Parts = tuple[Tensor, Tensor]  # a ratio whose sums over a region are a score
 
 
 @dataclass(frozen=True)
 class FusionLossTerms:
-    """The parts of `fusion_loss`, each ``(B,)`` and each better when smaller.
+    """The parts of L_fusion, each ``(B,)`` and each better when smaller.
 
     Attributes:
-        structure: one minus SSIM, of all sources' mean and of the worst.
-        information: one minus the visual information kept, likewise.
-        edges: one minus the edge transfer Q of Xydeas and Petrovic, likewise.
+        structure: one minus SSIM.
+        information: one minus the visual information kept.
+        edges: one minus the edge transfer Q of Xydeas and Petrovic.
+        tone: one minus the rank correlation with uptake, and a little with HU.
+        contrast: share of a source's contrast between 7 and 21 voxels that is lost, sign kept.
         gradient: distance from the strongest source gradient.
         intensity: distance from the more salient source.
+        bright: how much darker than a share of them the fused image is where a CT shows bone, or an
+            MR beside it fat.
         added: gradients that no source has, and values outside the sources' range.
     """
 
     structure: Tensor
     information: Tensor
     edges: Tensor
+    tone: Tensor
+    contrast: Tensor
     gradient: Tensor
     intensity: Tensor
+    bright: Tensor
     added: Tensor
 
 
-def fusion_loss(
-    fused: Tensor,
-    sources: Tensor,
-    field_of_view: Tensor | None = None,
-    *,
-    structure: float = 1.0,
-    kept: float = 1.0,
-    gradient: float = 4.0,
-    intensity: float = 1.0,
-    added: float = 10.0,
-) -> Tensor:
-    """``L_fusion`` (METHOD 5.3): structure, strongest gradient, intensity, nothing added.
+# Chosen on training slices, see `docs/history/fusion.md`.
+WEIGHTS: Mapping[str, float] = {
+    "structure": 1.0,
+    "information": 1.0,
+    "edges": 1.6,
+    "tone": 0.5,
+    "contrast": 1.0,
+    "gradient": 4.0,
+    "intensity": 1.0,
+    "bright": 2.0,
+    "added": 10.0,
+}
+
+
+class FusionLoss:
+    """L_fusion of fused images of the same sources, which are measured once.
+
+    Each of structure, information, edges and tone is one score per source. It counts as
+    ``(1 − worst) · mean + worst · largest`` of what the sources lose, in each region where the same
+    sources see something.
 
     Args:
-        fused: ``(B, 1, *S)`` in [0, 1].
-        sources: ``(B, M, *S)`` harmonized, in [0, 1].
+        sources: ``(B, M, *S)`` in [0, 1], as a reader displays them.
+        kinds: kind of each, ``ct``, ``mr`` or ``emission``.
         field_of_view: ``(B, M, *S)``: 0 outside each source's view, inside the share of its weight
-            that the source keeps (`FusionNet`), up to 1: so far it is judged.
-        structure: weight of SSIM.
-        kept: weight of visual information, and of the edge transfer.
-        gradient: weight of the gradients, which are some hundredths in size.
-        intensity: weight of the intensities.
-        added: weight of what no source has.
-
-    Returns:
-        ``(B,)``.
-    """
-    terms = fusion_loss_terms(fused, sources, field_of_view)
-    return (
-        structure * terms.structure
-        + kept * (terms.information + terms.edges)
-        + gradient * terms.gradient
-        + intensity * terms.intensity
-        + added * terms.added
-    )
-
-
-def fusion_loss_terms(
-    fused: Tensor, sources: Tensor, field_of_view: Tensor | None = None, *, worst: float = 0.5
-) -> FusionLossTerms:
-    """The parts of L_fusion, unweighted.
-
-    Args:
-        fused: ``(B, 1, *S)`` in [0, 1].
-        sources: ``(B, M, *S)`` harmonized, in [0, 1].
-        field_of_view: ``(B, M, *S)``, as in `fusion_loss`.
+            that the source keeps (`FusionNet`), up to 1: so far it is judged. All by default.
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
 
     Raises:
         ValueError: ``worst`` beyond 0 to 1.
     """
-    if not 0 <= worst <= 1:
-        raise ValueError(f"expected worst between 0 and 1, got {worst}")
-    kept = torch.ones_like(sources) if field_of_view is None else field_of_view.to(sources.dtype)
-    share = kept / kept.amax(1, keepdim=True).clamp_min(1e-6)
-    in_view = (kept > 0).to(sources.dtype)
-    images = sources * in_view
-    edged = share * _surrounded(in_view)
-    vector, strongest = _strongest_gradient(images, edged)
-    inside = in_view.amax(1, keepdim=True)
-    within = inside * _surrounded(inside)  # where all end, the fused image has to
-    mine = gradients(fused)
-    excess = (_length(mine) - strongest).clamp_min(0)
-    top, bottom = images.amax(1, keepdim=True), _lowest(images, in_view)
-    beyond = (fused - top).clamp_min(0) + (bottom - fused).clamp_min(0)
-    regions = _regions(in_view)
 
-    def lost(score: _Score, judged: Tensor) -> Tensor:
-        scored = [
-            score(fused, *(t[:, m : m + 1] for t in (images, in_view, judged)))
+    def __init__(
+        self,
+        sources: Tensor,
+        kinds: Sequence[str],
+        field_of_view: Tensor | None = None,
+        *,
+        worst: float = 0.5,
+    ) -> None:
+        if not 0 <= worst <= 1:
+            raise ValueError(f"expected worst between 0 and 1, got {worst}")
+        self._worst = worst
+        kept = torch.ones_like(sources) if field_of_view is None else field_of_view.to(sources)
+        in_view = (kept > 0).to(sources.dtype)
+        images = sources * in_view
+        self._share = kept / kept.amax(1, keepdim=True).clamp_min(1e-6)
+        self._inside = in_view.amax(1, keepdim=True)
+        # where all end, the fused image has to
+        self._within = self._inside * _surrounded(self._inside)
+        self._regions = _regions(in_view, self._share)
+        self._bounds = _lowest(images, in_view), images.amax(1, keepdim=True)
+        edged = self._share * _surrounded(in_view)
+        self._vector, self._strongest = _strongest_gradient(images, edged)
+        self._boxes = _Boxes(images, _WINDOW), _Boxes(images, _WIDE)
+        shown = torch.where(images.amax(1, keepdim=True) > _SHOWN, 1.0, _IN_AIR)
+        near, wide = (box.mean(in_view) > _WHOLE_WINDOW for box in self._boxes)
+        ordered = _asked_of_order(images, kinds, self._share)
+        asked = _asked_of_contrast(images, kinds, self._share, self._boxes[0])
+        self._sources = [
+            _Source(
+                image=images[:, m : m + 1],
+                judged=self._share[:, m : m + 1] * near[:, m : m + 1],
+                asked=asked[:, m : m + 1],
+                ordered=ordered,
+                surrounded=wide[:, m : m + 1].to(images.dtype),
+                edged=edged[:, m : m + 1],
+                shown=shown,
+                boxes=self._boxes,
+            )
             for m in range(images.shape[1])
         ]
-        return _lost(scored, share, regions, worst)
+        self._bright = _bright(images, kinds, self._share)
+        few = sum(kind != "emission" for kind in kinds) < 2
+        self._structure_counts = [
+            _OF_BLURRED if kind == "emission" and not few else 1.0 for kind in kinds
+        ]
+        self._in_units = [m for m, kind in enumerate(kinds) if kind != "mr"]
+        self._tone_counts = [_CT_TONE if kinds[m] == "ct" else 1.0 for m in self._in_units]
+        self._salient = _salient(images, in_view, self._share, self._boxes[0])
 
-    return FusionLossTerms(
-        structure=lost(_ssim, share),
-        information=lost(_information_kept, share),
-        edges=lost(_edges_kept, edged),
-        gradient=_mean((mine - vector).abs().mean(1, keepdim=True), within),
-        intensity=_mean((fused - _salient(images, in_view, share)).abs(), inside),
-        added=_mean(excess, within) + _mean(beyond, inside),
-    )
+    def __call__(self, fused: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
+        """The weighted sum of the parts.
+
+        Args:
+            fused: ``(B, 1, *S)`` in [0, 1].
+            weights: of the parts by name, in place of `WEIGHTS`; what is not named has its own.
+
+        Returns:
+            ``(B,)``.
+        """
+        return weighted_sum(self.terms(fused), weights)
+
+    def terms(self, fused: Tensor) -> FusionLossTerms:
+        """The parts, unweighted.
+
+        Args:
+            fused: ``(B, 1, *S)`` in [0, 1].
+        """
+        mine = gradients(fused)
+        length = _length(mine)
+        near, wide = self._boxes
+        mean, square = near.mean(fused), near.mean(fused * fused)
+        moments = mean, (square - mean * mean).clamp_min(0)
+        band = mean - wide.mean(fused)
+        low, high = self._bounds
+        beyond = (fused - high).clamp_min(0) + (low - fused).clamp_min(0)
+        excess = (length - self._strongest).clamp_min(0)
+        covariances = [
+            near.mean(fused * source.image) - mean * source.mean for source in self._sources
+        ]
+        pairs = list(zip(self._sources, covariances, strict=True))
+        return FusionLossTerms(
+            structure=self._lost([s.ssim(*moments, c) for s, c in pairs], self._structure_counts),
+            information=self._lost([s.information_kept(moments[1], c) for s, c in pairs]),
+            edges=self._lost(
+                [s.edges_kept(mine, length) for s in self._sources], self._structure_counts
+            ),
+            tone=self._lost_tone(fused),
+            contrast=self._lost_contrast(band),
+            gradient=_mean((mine - self._vector).abs().mean(1, keepdim=True), self._within),
+            intensity=_mean((fused - self._salient).abs(), self._inside),
+            bright=self._bright_lost(fused),
+            added=_mean(excess, self._within) + _mean(beyond, self._inside),
+        )
+
+    def _lost(self, scored: list[_Parts], factors: Sequence[float] | None = None) -> Tensor:
+        """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
+
+        Sources are weighed against each other where they are in view together. Over each one's
+        whole field of view, the one that is alone elsewhere could be given up wherever it is not.
+        """
+        total = torch.zeros_like(self._share[:, 0].flatten(1)[:, 0])
+        for region in self._regions:
+            scores = []
+            for part, whole in scored:
+                top, bottom = (region.sum(t) for t in (part, whole))
+                # a source that shows nothing here asks for nothing
+                shows = bottom > _LEAST_SHOWN * region.size
+                scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
+            lost = 1 - torch.stack(scores, 1)
+            lost = lost if factors is None else lost * lost.new_tensor(factors)
+            total = total + self._weighed(1 - lost, region)
+        return total
+
+    def _weighed(
+        self, scores: Tensor, region: "_Region", which: Sequence[int] | None = None
+    ) -> Tensor:
+        """``(B, M)`` scores of a region to its part of the loss."""
+        counts = region.counts if which is None else region.counts[:, which]
+        lost = counts * (1 - scores)
+        mean = lost.sum(1) / counts.sum(1).clamp_min(1e-6)
+        return ((1 - self._worst) * mean + self._worst * lost.amax(1)) * region.part
+
+    def _lost_tone(self, fused: Tensor) -> Tensor:
+        """One minus Spearman's correlation with each source, where that is brighter than air."""
+        total = torch.zeros_like(self._share[:, 0].flatten(1)[:, 0])
+        for region in self._regions if self._in_units else ():
+            scores = []
+            for source in (self._sources[m] for m in self._in_units):
+                size = region.sum(source.bright).clamp_min(1)
+                mine, own = (
+                    _centred(_ranks(t, region.of(source.bright)), source.bright, region, size)
+                    for t in (fused, source.image.detach())
+                )
+                weight = source.bright
+                variances = [region.sum(weight * t * t) for t in (mine, own)]
+                spread = (variances[0] * variances[1] + (1e-4 * size) ** 2).sqrt()
+                score = region.sum(weight * mine * own) / spread
+                shows = variances[1] > _LEAST_SHOWN * region.size
+                scores.append(torch.where(shows, score, 1.0))
+            lost = (1 - torch.stack(scores, 1)) * fused.new_tensor(self._tone_counts)
+            total = total + self._weighed(1 - lost, region, self._in_units)
+        return total
+
+    def _lost_contrast(self, band: Tensor) -> Tensor:
+        """One minus what is kept of all that is asked for; who asks for little counts little."""
+        parts = [source.contrast_kept(band) for source in self._sources]
+        kept, asked = (torch.cat([p[n] for p in parts], 1).flatten(1).sum(1) for n in (0, 1))
+        return torch.where(asked > 1e-6, 1 - kept / asked.clamp_min(1e-6), 0.0)
+
+    def _bright_lost(self, fused: Tensor) -> Tensor:
+        """How much darker than a share of a bright source the fused image is."""
+        lost = fused.new_zeros(len(fused))
+        for part, image, weight in self._bright:
+            lost = lost + _mean((part * image - fused).clamp_min(0), weight)
+        return lost
 
 
-def _regions(in_view: Tensor) -> list[Tensor]:
-    """``(B, 1, *S)`` boolean each: where the same sources see something."""
+def _asked_of_contrast(
+    images: Tensor, kinds: Sequence[str], share: Tensor, near: "_Boxes"
+) -> Tensor:
+    """How far each source asks for its contrast.
+
+    Fat is bright in an MR and dark in a CT, and a reader looks at soft tissue in the MR: where one
+    is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks
+    four times.
+    """
+    mrs = [m for m, kind in enumerate(kinds) if kind == "mr"]
+    by_mr = share[:, mrs].amax(1, keepdim=True) if mrs else torch.zeros_like(share[:, :1])
+    parts = []
+    for m, kind in enumerate(kinds):
+        own = share[:, m : m + 1]
+        if kind == "ct":
+            own = own * (1 - by_mr * (1 - near.mean(images[:, m : m + 1]) ** 3))
+        parts.append(_UPTAKE_ASKS * own if kind == "emission" else own)
+    return torch.cat(parts, 1)
+
+
+def _asked_of_order(images: Tensor, kinds: Sequence[str], share: Tensor) -> Tensor:
+    """Where the order of HU and uptake is asked for: of fat an MR says more than a CT beside it."""
+    mrs = [m for m, kind in enumerate(kinds) if kind == "mr"]
+    if not mrs or "ct" not in kinds:
+        return torch.ones_like(images[:, :1])
+    return 1 - (images * share)[:, mrs].amax(1, keepdim=True) ** 2
+
+
+def _bright(
+    images: Tensor, kinds: Sequence[str], share: Tensor
+) -> list[tuple[float, Tensor, Tensor]]:
+    """What share of its brightness each image keeps, the image, and what a voxel counts.
+
+    Bone of a CT; fat of an MR beside a CT, where it is dark. An MR alone with uptake needs no help.
+    """
+    shares = {"ct": _OF_BONE, "mr": _OF_FAT} if "ct" in kinds else {}
+    bright = images * share
+    return [
+        (shares[kind], bright[:, m : m + 1], bright[:, m : m + 1] ** 3)
+        for m, kind in enumerate(kinds)
+        if kind in shares
+    ]
+
+
+def _centred(values: Tensor, weight: Tensor, region: "_Region", size: Tensor) -> Tensor:
+    """Less their mean over a region."""
+    mean = region.sum(values * weight) / size
+    return values - mean.view(-1, *[1] * (values.ndim - 1))
+
+
+def _ranks(values: Tensor, weight: Tensor) -> Tensor:
+    """Ranks in 0..1 by a cumulative histogram; the slope is the density, so they differentiate."""
+    scaled = values.clamp(0, 1) * (_BINS - 1e-3)
+    at = scaled.detach().long()
+    rows = []
+    for bins, counts in zip(at.flatten(1), weight.flatten(1), strict=True):
+        rows.append(torch.bincount(bins, counts, minlength=_BINS))
+    histogram = torch.stack(rows)
+    histogram = histogram / histogram.sum(1, keepdim=True).clamp_min(1e-6)
+    below = histogram.cumsum(1) - histogram
+    flat = at.flatten(1)
+    start, density = (t.gather(1, flat).view_as(values) for t in (below, histogram))
+    return start + density * (scaled - at)
+
+
+def weighted_sum(terms: FusionLossTerms, weights: Mapping[str, float] | None = None) -> Tensor:
+    """``Σ weight · part``, of each item of a batch.
+
+    Args:
+        terms: the parts.
+        weights: by name, in place of `WEIGHTS`.
+
+    Raises:
+        ValueError: a name that is no part.
+    """
+    names = [field.name for field in fields(terms)]
+    unknown = sorted(set(weights or {}) - set(names))
+    if unknown:
+        raise ValueError(f"expected weights of {', '.join(names)}, got {', '.join(unknown)}")
+    given = {**WEIGHTS, **(weights or {})}
+    parts = [given[name] * getattr(terms, name) for name in names if given[name]]
+    return torch.stack(parts).sum(0) if parts else torch.zeros_like(terms.added)
+
+
+class _Source:
+    """One source: what does not change while the fused image does."""
+
+    def __init__(
+        self,
+        image: Tensor,
+        judged: Tensor,
+        asked: Tensor,
+        ordered: Tensor,
+        surrounded: Tensor,
+        edged: Tensor,
+        shown: Tensor,
+        boxes: "tuple[_Boxes, _Boxes]",
+    ) -> None:
+        near, wide = boxes
+        self.image, self.mean = image, near.mean(image)
+        self._variance = (near.mean(image * image) - self.mean**2).clamp_min(0)
+        self.bright = (image > _SHOWN) * judged * ordered
+        self._ssim_weight = judged * shown
+        of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
+        self._of_noise, self._judged = of_noise, judged
+        self._information = torch.log1p(of_noise / _NOISE) * judged
+        self._vector = gradients(image)
+        self._length = _length(self._vector)
+        # what is fainter than a grey level of 255 is no edge
+        self._edge_weight = (self._length - 0.004).clamp_min(0) * edged
+        band = self.mean - wide.mean(image)
+        self._asked, self._contrast = (
+            torch.sign(band) * asked * surrounded,
+            band.abs() * asked * surrounded,
+        )
+
+    def ssim(self, mean: Tensor, variance: Tensor, covariance: Tensor) -> _Parts:
+        """Structural similarity, data range 1, where any source shows something."""
+        luminance = (2 * mean * self.mean + _C1) / (mean * mean + self.mean**2 + _C1)
+        index = luminance * (2 * covariance + _C2) / (variance + self._variance + _C2)
+        return index * self._ssim_weight, self._ssim_weight
+
+    def information_kept(self, variance: Tensor, covariance: Tensor) -> _Parts:
+        """Visual information fidelity of the source in the fused image, on the finest scale."""
+        gain = (covariance / (self._variance + 1e-6)).clamp_min(0)
+        left = (variance - gain * covariance).clamp_min(0)
+        kept = torch.log1p(gain**2 * self._of_noise / (left + _NOISE))
+        return kept * self._judged, self._information
+
+    def edges_kept(self, vector: Tensor, length: Tensor) -> _Parts:
+        """Edge transfer: strength and direction of each edge, weighed by its strength."""
+        ratio = torch.minimum(self._length, length) / torch.maximum(self._length, length)
+        cosine = (self._vector * vector).sum(1, keepdim=True).abs() / (self._length * length)
+        turn = torch.acos(cosine.clamp_max(0.999))
+        strength = torch.sigmoid(15 * (ratio - 0.5)) / _FULL_STRENGTH
+        direction = torch.sigmoid(22 * (0.2 - turn / (torch.pi / 2))) / _SAME_DIRECTION
+        return strength * direction * self._edge_weight, self._edge_weight
+
+    def contrast_kept(self, band: Tensor) -> _Parts:
+        """``Σ min(b_f · sign(b), |b|) / Σ |b|`` with ``b`` the mean of 7 less that of 21 voxels."""
+        return torch.minimum(band * self._asked, self._contrast), self._contrast
+
+
+class _Boxes:
+    """Means over a window around each voxel, over fewer voxels at the border."""
+
+    def __init__(self, like: Tensor, window: int) -> None:
+        self._window = min(window, *(n - 1 + n % 2 for n in like.shape[2:]))
+        ones = torch.ones_like(like[:1, :1])
+        self._inverse = 1 / box_sum_adjoint(ones, self._window)
+
+    def mean(self, image: Tensor) -> Tensor:
+        """``(B, C, *S)`` to the same shape."""
+        return box_sum_adjoint(image, self._window) * self._inverse
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Where the same sources see something.
+
+    Attributes:
+        mask: ``(B, 1, *S)`` 0/1; None: everything.
+        size: ``(B,)`` voxels.
+        part: ``(B,)`` its share of all that any source sees.
+        counts: ``(B, M)`` what each source keeps of its weight, on average.
+    """
+
+    mask: Tensor | None
+    size: Tensor
+    part: Tensor
+    counts: Tensor
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``(B, 1, *S)`` summed over the region, ``(B,)``."""
+        return self.of(values).flatten(1).sum(1)
+
+    def of(self, values: Tensor) -> Tensor:
+        """The values inside, 0 outside."""
+        return values if self.mask is None else values * self.mask
+
+
+def _regions(in_view: Tensor, share: Tensor) -> list[_Region]:
+    """Where the same sources see something; not where none does."""
     number = torch.zeros_like(in_view[:, :1])
     for m in range(in_view.shape[1]):
         number = 2 * number + in_view[:, m : m + 1]
-    return [number == n for n in number.unique().tolist() if n > 0]
-
-
-def _lost(
-    scored: Sequence[tuple[Tensor, Tensor]],
-    share: Tensor,
-    regions: Sequence[Tensor],
-    worst: float,
-) -> Tensor:
-    """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
-
-    Sources are weighed against each other where they are in view together. Over each one's whole
-    field of view, the one that is alone elsewhere could be given up wherever it is not.
-
-    Args:
-        scored: per source, two maps ``(B, 1, *S)`` the ratio of whose sums is its score.
-        share: ``(B, M, *S)`` what each keeps of its weight; so far it counts in a region.
-        regions: see `_regions`.
-        worst: what the worst source counts.
-    """
-    total = share.new_zeros(share.shape[0])
-    every = (share > 0).any(1).flatten(1).sum(1).clamp_min(1)
-    for region in regions:
-        size = region.flatten(1).sum(1)
-        counts = (share * region).flatten(2).sum(2) / size.clamp_min(1)[:, None]
-        scores = []
-        for part, whole in scored:
-            top, bottom = ((t * region).flatten(1).sum(1) for t in (part, whole))
-            # a source that shows nothing here asks for nothing
-            shows = bottom > _LEAST_SHOWN * size
-            scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
-        lost = counts * (1 - torch.stack(scores, 1))
-        mean = lost.sum(1) / counts.sum(1).clamp_min(1e-6)
-        total = total + ((1 - worst) * mean + worst * lost.amax(1)) * size / every
-    return total
+    every = (number > 0).flatten(1).sum(1).clamp_min(1)
+    numbers = [n for n in number.unique().tolist() if n > 0]
+    regions = []
+    for n in numbers:
+        mask = (number == n).to(in_view.dtype)
+        size = mask.flatten(1).sum(1)
+        counts = (share * mask).flatten(2).sum(2) / size.clamp_min(1)[:, None]
+        whole = bool((mask > 0).all())
+        regions.append(_Region(None if whole else mask, size, size / every, counts))
+    return regions
 
 
 def _surrounded(in_view: Tensor) -> Tensor:
     """Where the next voxels are in view as well, so that a difference is one of the image."""
     return 1 - dilated(1 - in_view, 1)
-
-
-def _ssim(fused: Tensor, source: Tensor, in_view: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Structural similarity, data range 1, where the source shows something."""
-    (mf, ms), (vf, vs, cov) = _moments(fused, source, in_view)
-    luminance = (2 * mf * ms + _C1) / (mf * mf + ms * ms + _C1)
-    index = luminance * (2 * cov + _C2) / (vf + vs + _C2)
-    counted = weight * _shown(fused, source)
-    return index * counted, counted
-
-
-def _information_kept(
-    fused: Tensor, source: Tensor, in_view: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Visual information fidelity of the source in the fused image, on the finest scale."""
-    _, (vf, vs, cov) = _moments(fused, source, in_view)
-    gain = (cov / (vs + 1e-6)).clamp_min(0)
-    left = (vf - gain * cov).clamp_min(0)
-    vs = (vs - 1e-6).clamp_min(0)  # of an even source only rounding is left
-    return torch.log1p(gain**2 * vs / (left + _NOISE)) * weight, torch.log1p(vs / _NOISE) * weight
-
-
-def _edges_kept(
-    fused: Tensor, source: Tensor, in_view: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Edge transfer: strength and direction of each edge of the source, weighed by its strength."""
-    there, here = gradients(source), gradients(fused)
-    strong, kept = _length(there), _length(here)
-    ratio = torch.minimum(strong, kept) / torch.maximum(strong, kept)
-    turn = torch.acos(
-        ((there * here).sum(1, keepdim=True).abs() / (strong * kept)).clamp_max(0.999)
-    )
-    strength = torch.sigmoid(15 * (ratio - 0.5)) / _FULL_STRENGTH
-    direction = torch.sigmoid(22 * (0.2 - turn / (torch.pi / 2))) / _SAME_DIRECTION
-    # what is fainter than a grey level of 255 is no edge
-    counted = (strong - 0.004).clamp_min(0) * weight
-    return strength * direction * counted, counted
-
-
-def _moments(
-    a: Tensor, b: Tensor, in_view: Tensor
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Local means, variances and covariance, within a field of view."""
-    covered = _box(in_view).clamp_min(1e-3)
-    a, b = a * in_view, b * in_view
-    ma, mb, aa, bb, ab = (_box(t) / covered for t in (a, b, a * a, b * b, a * b))
-    return (ma, mb), ((aa - ma * ma).clamp_min(0), (bb - mb * mb).clamp_min(0), ab - ma * mb)
-
-
-def _box(image: Tensor) -> Tensor:
-    """Mean over a window, over fewer voxels at the border; one axis after the other, to be fast."""
-    return box_mean(image, _WINDOW)
-
-
-def _shown(fused: Tensor, source: Tensor) -> Tensor:
-    """Where either image is brighter than background; a little of the background as well."""
-    return torch.where(torch.maximum(fused, source).detach() > 0.06, 1.0, 0.05)
 
 
 def _strongest_gradient(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,10 +467,10 @@ def _strongest_gradient(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     return best, longest
 
 
-def _salient(images: Tensor, in_view: Tensor, share: Tensor) -> Tensor:
+def _salient(images: Tensor, in_view: Tensor, share: Tensor, boxes: _Boxes) -> Tensor:
     """The intensity of the more salient source: bright, and rich in local contrast."""
-    covered = _box(in_view).clamp_min(1e-3)
-    mean, square = (_box(t * in_view) / covered for t in (images, images * images))
+    covered = boxes.mean(in_view).clamp_min(1e-3)
+    mean, square = (boxes.mean(t) / covered for t in (images, images * images))
     contrast = (square - mean * mean).clamp_min(1e-8).sqrt()
     score = 8.0 * (images + 2.0 * contrast) + share.clamp_min(1e-12).log()
     return (score.softmax(1) * images).sum(1, keepdim=True)
@@ -266,3 +490,6 @@ def _lowest(images: Tensor, in_view: Tensor) -> Tensor:
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of each item of the batch; 0 where there is no weight."""
     return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-6)
+
+
+__all__ = ["WEIGHTS", "FusionLoss", "FusionLossTerms", "weighted_sum"]

@@ -108,7 +108,7 @@ def override(parser: "ConfigParser", overrides: Mapping[str, object]) -> None:
 
     Args:
         parser: the config.
-        overrides: values for its ids, such as ``network_def#fusion#bound``; None: as it is.
+        overrides: values for its ids, such as ``network_def#fusion#channels``; None: as it is.
 
     Raises:
         InputError: an id is unknown.

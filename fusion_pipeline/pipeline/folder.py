@@ -20,6 +20,7 @@ from fusion_pipeline.data import (
     Image,
     InputError,
     check_output_folder,
+    write_colour,
     write_displacement,
     write_image,
     write_transform,
@@ -32,8 +33,8 @@ from fusion_pipeline.result import CaseResult
 REPORT = "report.json"
 _BEING_REPLACED = ".report.json.replaced"  # names of ours while a folder is neither old nor new
 _OURS = re.compile(
-    r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
-    r"|.+_harmonization\.json|.+_transform(_inverse)?\.h5"
+    r"(.+_(registered|displacement|harmonized)|fused|fused_colour|weights)\.(nii\.gz|png)"
+    r"|report\.(json|html)|.+_harmonization\.json|.+_transform(_inverse)?\.h5"
 )
 _LOCK_S = 60.0  # seconds; files are moved within one file system, which takes far less
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
@@ -240,6 +241,9 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     for key, mapping in result.harmonization.mappings.items():
         (folder / mappings[key]).write_text(json.dumps(mapping.as_dict()) + "\n")
     write_image(result.fusion.fused, folder / fused, unit_range=True)
+    colour = result.fusion.colour
+    if colour is not None:
+        write_colour(colour, folder / f"fused_colour{suffix}")
     write_weights(result.fusion.weights, grid.affine, folder / weights)
     return {
         "registered": registered,
@@ -249,5 +253,6 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
         "harmonized": harmonized,
         "harmonization": mappings,
         "fused": fused,
+        **({} if colour is None else {"fused_colour": f"fused_colour{suffix}"}),
         "weights": weights,
     }

@@ -16,10 +16,11 @@ from fusion_pipeline.data import (
     Image,
     InputError,
     Prepared,
+    check_colour_map,
     check_one_patient,
     one_line_refusals,
 )
-from fusion_pipeline.fuse import Fuse, Fusion
+from fusion_pipeline.fuse import Fuse, Fusion, displayed_images
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import continued
 from fusion_pipeline.harmonize import Harmonization, Harmonize
@@ -44,7 +45,10 @@ class FusionInferer(Inferer):
           the images of one stage at a time
 
     Args:
-        refine_steps: steps of instance optimization after the network; 0 switches it off.
+        refine_steps: of the registration, steps of instance optimization after the network; 0
+            switches it off.
+        fuse_steps: the same of the fusion.
+        colour_map: of the fused image in colour, one of `data.COLOUR_MAPS`.
         working_spacing: mm of the lattice on which the registration works, 0.1 to 20; None: by the
             images.
         same_person: False for images of different people, such as an atlas: softer fields.
@@ -57,14 +61,18 @@ class FusionInferer(Inferer):
         self,
         *,
         refine_steps: int = 30,
+        fuse_steps: int = 18,
+        colour_map: str = "hot",
         working_spacing: float | None = None,
         same_person: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         _check_device(device)
-        _check_numbers(refine_steps, working_spacing)
+        _check_numbers({"refine_steps": refine_steps, "fuse_steps": fuse_steps}, working_spacing)
         self.refine_steps = refine_steps
+        self.fuse_steps = fuse_steps
+        self.colour_map = check_colour_map(colour_map)
         self.working_spacing = working_spacing
         self.same_person = bundle.switch("same_person", same_person)
         self.device = torch.device(device)
@@ -74,6 +82,8 @@ class FusionInferer(Inferer):
         """What decides the output beside the input and the weights."""
         return {
             "refine_steps": self.refine_steps,
+            "fuse_steps": self.fuse_steps,
+            "colour_map": self.colour_map,
             "working_spacing": self.working_spacing,
             "same_person": self.same_person,
             "device": str(self.device),
@@ -150,9 +160,21 @@ class FusionInferer(Inferer):
         images: Mapping[str, Image],
         fields_of_view: Mapping[str, Tensor],
         network: MultimodalNet,
+        displayed: Mapping[str, Image] | None = None,
     ) -> Fusion:
-        """The fuse stage on harmonized images of one grid, the reference first."""
-        return Fuse(network.fusion, device=self.device)(images, fields_of_view)
+        """The fuse stage on harmonized images of one grid, the reference first.
+
+        Args:
+            images: harmonized.
+            fields_of_view: per key, ``(1, *S)``.
+            network: the parts that the stages hold.
+            displayed: what the fused image is made of (`fuse.displayed_images`); ``images`` if
+                None.
+        """
+        stage = Fuse(
+            network.fusion, device=self.device, steps=self.fuse_steps, colour_map=self.colour_map
+        )
+        return stage(images, fields_of_view, displayed)
 
     def _check_dims(self, case: Case, network: MultimodalNet) -> None:
         """Refuse pictures where the networks are made for volumes, and the other way round."""
@@ -180,7 +202,8 @@ class FusionInferer(Inferer):
             together = {key: registered.get(key, image) for key, image in case.images.items()}
             harmonization = self.harmonize(together, fields_of_view, network, normalize)
         with clock.stage("fuse"):
-            fusion = self.fuse(harmonization.images, fields_of_view, network)
+            shown = displayed_images(together, fields_of_view)
+            fusion = self.fuse(harmonization.images, fields_of_view, network, shown)
         native = case.fixed.affine if case.native_affine is None else case.native_affine
         return PipelineResult(
             case=case,
@@ -239,17 +262,14 @@ def _check_device(device: torch.device | str) -> None:
         ) from error
 
 
-def _check_numbers(refine_steps: object, working_spacing: object) -> None:
+def _check_numbers(steps: Mapping[str, object], working_spacing: object) -> None:
     """Refuse what is no such number: MONAI's command line hands on whatever was typed."""
-    if (
-        isinstance(refine_steps, bool)
-        or not isinstance(refine_steps, Integral)
-        or int(refine_steps) < 0
-    ):
-        raise InputError(
-            f"expected refine_steps a whole number of 0 or more, got {refine_steps!r}; 0 switches "
-            "the refinement off"
-        )
+    for name, count in steps.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < 0:
+            raise InputError(
+                f"expected {name} a whole number of 0 or more, got {count!r}; 0 switches the "
+                "refinement off"
+            )
     if working_spacing is None:
         return
     low, high = _WORKING_MM

@@ -88,10 +88,11 @@ class TraditionalInferer(FusionInferer):
         images: Mapping[str, Image],
         fields_of_view: Mapping[str, Tensor],
         network: MultimodalNet,
+        displayed: Mapping[str, Image] | None = None,
     ) -> Fusion:
-        """See `FusionInferer`."""
+        """See `FusionInferer`; a rule fuses the harmonized images."""
         if "fuse" not in self.stages:
-            return super().fuse(images, fields_of_view, network)
+            return super().fuse(images, fields_of_view, network, displayed)
         return baselines.FuseBy(_RULES[self.rule])(images, fields_of_view)
 
 

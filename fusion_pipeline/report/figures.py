@@ -28,6 +28,8 @@ from fusion_pipeline.report.pictures import Picture, Window
 from fusion_pipeline.report.planes import Plane, coarse_content, read
 from fusion_pipeline.result import CaseResult
 
+_FUSED_WINDOW = Window(0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class AlignmentFigures:
@@ -87,7 +89,8 @@ def fusion_tables(result: CaseResult, *, pixels: int) -> list[FrameTable]:
         (plane_heading(p), [_harmonized_frame(result, k, p) for k in keys]) for p in planes
     ]
     fused = [(plane_heading(p), _fused_row(result, p)) for p in planes]
-    names = ["Fused", "Sources by colour", *[f"Weight of {label(k)}" for k in keys]]
+    in_colour = [] if result.fusion.colour is None else ["Fused, uptake in colour"]
+    names = [*in_colour, "Fused", "Sources by colour", *[f"Weight of {label(k)}" for k in keys]]
     return [
         FrameTable(
             [Heading(f"{label(k)}, harmonized") for k in keys],
@@ -117,19 +120,26 @@ def _shares_legend(result: CaseResult) -> Legend:
 
 def _fusion_caption(result: CaseResult) -> str:
     """What the weights are, and between which of its values the fused image is shown."""
-    window = _fused_window(result.fusion.fused)
-    return (
+    window, colour = _FUSED_WINDOW, result.fusion.colour
+    text = (
         "Weights are positive and sum to one at each voxel. "
         f"The fused image is shown from {window.low:.2f} to {window.high:.2f}."
     )
+    if colour is None:
+        return text
+    return f"{text} In colour: luminance by the fused anatomy, hue and opacity by the uptake."
 
 
 def glance_table(result: CaseResult, *, pixels: int) -> FrameTable:
-    """One row: the reference, each registered image, and the fused image."""
+    """One row: the fused image in colour, the reference, each registered image, the fused image."""
     plane = planes_for(result, _key_for_planes(result), pixels)[0]
     fixed = result.case.fixed
-    frames = [Frame(_in_colour_or(look_at(fixed, fixed, plane).picture, fixed, plane), plane)]
-    names = [f"{label(fixed.key)} (reference)"]
+    first = _colour_frames(result, plane)
+    frames = [
+        *first,
+        Frame(_in_colour_or(look_at(fixed, fixed, plane).picture, fixed, plane), plane),
+    ]
+    names = ["Fused, uptake in colour"] * len(first) + [f"{label(fixed.key)} (reference)"]
     for key in result.registrations:
         picture = look_after(result, key, plane).picture
         frames.append(Frame(_in_colour_or(picture, result.registered_images[key], plane), plane))
@@ -193,18 +203,24 @@ def _harmonized_frame(result: CaseResult, key: str, plane: Plane) -> Frame:
 
 
 def _fused_picture(result: CaseResult, plane: Plane) -> Picture:
-    """The fused image, in colour where it has some."""
+    """The fused image in grey."""
     fused = result.fusion.fused
     values = read(fused.array, fused.affine, plane.points)
-    grey = pictures.grey(_fused_window(fused).unit(values), np.isfinite(values))
-    return _in_colour_or(grey, fused, plane)
+    return pictures.grey(_FUSED_WINDOW.unit(values), np.isfinite(values))
+
+
+def _colour_frames(result: CaseResult, plane: Plane) -> list[Frame]:
+    """The fused image in colour, where there is an emission image."""
+    colour = result.fusion.colour
+    picture = None if colour is None else colour_at(colour, plane)
+    return [] if picture is None else [Frame(picture, plane)]
 
 
 def _fused_row(result: CaseResult, plane: Plane) -> list[Frame]:
     """The fused image, its sources by colour, and each weight map."""
     fused = result.fusion.fused
     values = read(fused.array, fused.affine, plane.points)
-    unit, present = _fused_window(fused).unit(values), np.isfinite(values)
+    unit, present = _FUSED_WINDOW.unit(values), np.isfinite(values)
     weights = [read(w[None], fused.affine, plane.points) for w in result.fusion.weights]
     colours = [_modality_colour(n) for n in range(len(weights))]
     sources = pictures.mixture(unit, np.stack(weights), colours)
@@ -213,15 +229,9 @@ def _fused_row(result: CaseResult, plane: Plane) -> list[Frame]:
         pictures.on_page(sources, present),
         *[pictures.on_page(pictures.coloured(w, "viridis"), present) for w in weights],
     ]
-    return [Frame(picture, plane) for picture in shown]
+    return [*_colour_frames(result, plane), *[Frame(picture, plane) for picture in shown]]
 
 
 def _modality_colour(n: int) -> tuple[float, ...]:
     """The colour of the modality in channel ``n`` of the weights."""
     return pictures.MODALITY_COLOURS[n % len(pictures.MODALITY_COLOURS)]
-
-
-def _fused_window(fused: Image) -> Window:
-    """From the air's value, which is not 0 after harmonization, to the brightest structures."""
-    low, high = np.percentile(pictures.thinned(fused), [1.0, 99.8])
-    return Window(float(low), float(max(high, low + 1e-3)))

@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 
 from fusion_pipeline.data import InputError, one_line_refusals
 from fusion_pipeline.geometry import warp
-from fusion_pipeline.losses.fusion_loss import fusion_loss
+from fusion_pipeline.losses.fusion_loss import FusionLoss
 from fusion_pipeline.losses.harmonization_loss import harmonization_loss
 from fusion_pipeline.losses.mutual_information import mutual_information
 from fusion_pipeline.losses.regularization import bending_energy
@@ -79,7 +79,7 @@ class EndToEnd:
         harmonization = harmonization_loss(
             out.harmonized, out.warped, out.field_of_view, beta=self.beta
         )
-        fusion = fusion_loss(out.fused, out.harmonized, out.field_of_view)
+        fusion = FusionLoss(out.harmonized, batch.kinds, out.field_of_view)(out.fused)
         parts = {
             "registration": weight["registration"] * self._registration(batch, out, step),
             "harmonization": weight["harmonization"] * harmonization.mean(),

@@ -1,73 +1,68 @@
 """A fused image that keeps what each source shows (METHOD 5)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from fusion_pipeline.fuse import faded
-from fusion_pipeline.losses.fusion_loss import fusion_loss_terms
+from fusion_pipeline.fuse import faded, refined
+from fusion_pipeline.losses.fusion_loss import WEIGHTS, FusionLoss
 from fusion_pipeline.metrics import artefacts, edge_transfer
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.training.batch import Batch
 from fusion_pipeline.training.objectives.harmonization import harmonized
 from fusion_pipeline.training.objectives.objective import Outputs
+from fusion_pipeline.transforms.scaling import percentiles
 
-_WEIGHTS: Mapping[str, float] = {
-    "structure": 1.5,
-    "information": 1.0,
-    "edges": 2.5,
-    "gradient": 4.0,
-    "intensity": 0.5,
-    "added": 10.0,
-}
+_PERCENTILES = (1.0, 99.0)  # of the body; black and white of an image as displayed
 
 
 class FusionObjective:
-    """L_fusion of the fused image and of the weighted sum alone; no source is given up.
+    """L_fusion of what the network gives, and its distance from what optimization makes of that.
 
-    Harmonization is part of the way to the sources and stays as it is.
+    Harmonization is part of the way to the weights and stays as it is. The second part is amortized
+    optimization: a few steps of descent from the network's own result are its target, so that it
+    learns what descent would do.
 
     Args:
-        weights: of the loss's parts by name, in place of the default ones.
+        weights: of L_fusion's parts by name, in place of `losses.fusion_loss.WEIGHTS`.
         worst: what the source that is kept worst counts, 0 to 1.
-        weighted: weight of the same loss of ``Σ w_k I_k`` alone: the weights should fuse well by
-            themselves, so that they tell where a voxel comes from.
-        least_weight: mean weight below which a source counts as given up.
-        given_up: weight of what is missing there.
+        amortized: weight of the mean distance to the optimized image.
+        steps: of that optimization.
     """
 
     phase = "fusion"
     stages = ("fusion",)
-    parts: tuple[str, ...] = (*_WEIGHTS, "weighted", "given_up")
+    parts: tuple[str, ...] = (*WEIGHTS, "amortized")
     truths: Mapping[str, str] = {}
 
     def __init__(
         self,
         weights: Mapping[str, float] | None = None,
-        worst: float = 0.7,
-        weighted: float = 0.7,
-        least_weight: float = 0.2,
-        given_up: float = 5.0,
+        worst: float = 0.5,
+        amortized: float = 5.0,
+        steps: int = 6,
     ) -> None:
-        self.weights = {**_WEIGHTS, **(weights or {})}
+        self.weights = {**WEIGHTS, **(weights or {})}
         self.worst = worst
-        self.weighted = weighted
-        self.least_weight = least_weight
-        self.given_up = given_up
+        self.amortized = amortized
+        self.steps = steps
 
     def start(self, network: MultimodalNet) -> None:
-        """Weights by salience: a softmax of 8 (image + 2 local contrast), the logits bounded.
+        """Weights by salience: of a scale's details by their energy, else by value and contrast.
 
         From the average that an untrained network gives, weights hardly learn
         (`docs/decisions/0019`).
         """
         weight = network.fusion.logit.weight
         if not bool(weight.any()):
+            details = weight.shape[0] - 1
             with torch.no_grad():  # the network makes four times its logits
-                weight[0, -2].fill_(2.0)
-                weight[0, -1].fill_(4.0)
+                weight[:, -details - 2].fill_(0.5)
+                weight[:, -details - 1].fill_(1.0)
+                for scale in range(details):
+                    weight[scale, scale - details].fill_(2.0)
 
     def losses(
         self, network: MultimodalNet, batch: Batch, step: int
@@ -79,23 +74,31 @@ class FusionObjective:
                 network.harmonization, original, batch.kinds, batch.valid, batch.body
             )
             shares = faded_views(batch)
-        out = network.fusion(sources, batch.kinds, shares)
+            shown = displayed_batch(batch)
+        out = network.fusion(sources, batch.kinds, shares, displayed=shown)
         fused, weights = out.fused.float(), out.weights.float()
-        images = sources * (shares > 0)
-        terms = fusion_loss_terms(fused, images, shares, worst=self.worst)
+        loss = FusionLoss(shown, batch.kinds, shares, worst=self.worst)
+        terms = loss.terms(fused)
         parts = {name: w * getattr(terms, name).mean() for name, w in self.weights.items()}
-        alone = (weights * images).sum(1, keepdim=True)
-        terms = fusion_loss_terms(alone, images, shares, worst=self.worst)
-        total = sum(
-            (w * getattr(terms, name).mean() for name, w in self.weights.items()),
-            alone.new_zeros(()),
+        if self.amortized > 0 and self.steps > 0:
+            target = self._optimized(fused.detach(), shown, batch.kinds, shares)
+            parts["amortized"] = self.amortized * (fused - target).abs().mean()
+        return parts, Outputs(
+            harmonized=sources, displayed=shown, weights=weights, fused=fused, valid=batch.valid
         )
-        parts["weighted"] = self.weighted * total
-        shown = (images * shares).flatten(2).sum(2)
-        mean = (weights * images).flatten(2).sum(2) / shown.clamp_min(1.0)
-        missing = (self.least_weight - mean).clamp_min(0) * (shown > 1)
-        parts["given_up"] = self.given_up * missing.sum(1).mean()
-        return parts, Outputs(harmonized=sources, weights=weights, fused=fused, valid=batch.valid)
+
+    def _optimized(
+        self, fused: Tensor, shown: Tensor, kinds: Sequence[str], shares: Tensor
+    ) -> Tensor:
+        """``(B, 1, *S)``: each fused image after some steps of descent."""
+        items = zip(fused, shown, shares, strict=True)
+        largest = fused[0].numel()
+        return torch.stack(
+            [
+                refined(one, images, kinds, kept, steps=self.steps, largest=largest)
+                for one, images, kept in items
+            ]
+        )
 
     def scores(self) -> MetricCollection:
         """Edge transfer of the source that is kept worst; edges that no source has."""
@@ -119,17 +122,35 @@ def fusion_scores() -> MetricCollection:
 
 def update_fusion_scores(scores: MetricCollection, outputs: Outputs) -> None:
     """Add the fused images of a batch, each judged where all its sources see something."""
-    if outputs.fused is None or outputs.harmonized is None or outputs.valid is None:
+    judged = outputs.harmonized if outputs.displayed is None else outputs.displayed
+    if outputs.fused is None or judged is None or outputs.valid is None:
         return
     for b in range(len(outputs.fused)):
         shared = outputs.valid[b].amin(0).bool().cpu().numpy()
         if not shared.any():
             continue
         fused = outputs.fused[b, 0].detach().float().cpu().numpy()
-        sources = outputs.harmonized[b].detach().float().cpu().numpy()
+        sources = judged[b].detach().float().cpu().numpy()
         worst = min(edge_transfer(fused, source, shared) for source in sources)
         scores["edge_transfer_worst"].update(worst)
         scores["artefacts"].update(artefacts(fused, list(sources), shared))
+
+
+def displayed_batch(batch: Batch) -> Tensor:
+    """``(B, M, *S)`` in [0, 1]: percentiles 1 to 99 of each body are black and white.
+
+    A sample holds normalized images, of which a reader's window in HU or uptake is not known.
+    """
+    rows = []
+    bodies = batch.valid if batch.body is None else batch.body * batch.valid
+    for images, views, inside in zip(batch.image, batch.valid, bodies, strict=True):
+        row = []
+        for image, view, body in zip(images, views, inside, strict=True):
+            values = image[body > 0] if bool((body > 0).any()) else image.flatten()
+            low, high = percentiles(values.float(), *_PERCENTILES)
+            row.append(((image - low) / max(high - low, 1e-6)).clamp(0, 1) * view)
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
 
 
 def faded_views(batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ class Outputs:
         ddf: ``(B, M - 1, d, *S)`` voxels.
         warped: ``(B, M, *S)`` normalized.
         harmonized: ``(B, M, *S)`` 0..1.
+        displayed: ``(B, M, *S)`` 0..1, what the fused image was made of, where not of those.
         other: ``(B, M, *S)`` 0..1, harmonized from the other protocol.
         weights: ``(B, M, *S)``.
         fused: ``(B, 1, *S)`` 0..1.
@@ -28,6 +29,7 @@ class Outputs:
     ddf: Tensor | None = None
     warped: Tensor | None = None
     harmonized: Tensor | None = None
+    displayed: Tensor | None = None
     other: Tensor | None = None
     weights: Tensor | None = None
     fused: Tensor | None = None

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.data.utils import iter_patch_slices
-from monai.networks.layers.factories import Pool
-from scipy import ndimage
 from torch import Tensor
 
-from fusion_pipeline.data import Image, recolour
+from fusion_pipeline.data import Image, check_colour_map
 from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
+from fusion_pipeline.fuse.colour import fused_colour
+from fusion_pipeline.fuse.refinement import refined
+from fusion_pipeline.fuse.shares import LEAST_KEPT, faded
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import box_around
 from fusion_pipeline.metrics.fusion import fusion_scores
@@ -21,13 +21,11 @@ from fusion_pipeline.networks.fusion_net import STRIDE, FusionNet
 from fusion_pipeline.networks.kinds import kind_of
 
 _SHOWN = 0.06
-_FADE_MM = 10.0
-_FADE_SHARE = 0.5  # of a field of view's depth, at most
-_LEAST_KEPT = 0.01  # of a weight, at an edge
-_DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 _JUDGED_SLICES = 5
 _AROUND = 16  # voxels around what is shown that are fused as well
 _REACH = 16  # voxels around a window that the network sees, beyond which it hardly looks
+_STEPS = 18
+_LARGEST = 1_000_000  # voxels of a lattice that is optimized: 0.5 s a step for three images
 
 
 @dataclass(frozen=True)
@@ -35,38 +33,44 @@ class Fusion:
     """What the fuse stage hands on.
 
     Attributes:
-        fused: in [0, 1], on the reference's grid; in colour where a source was in colour.
+        fused: in [0, 1], on the reference's grid.
         weights: ``(M, *S)`` in the order of the input; they sum to 1 over the modalities that see a
             voxel, fall towards the edge of a modality's field of view, and are 0 outside.
         scores: ``weight_<key>`` (mean weight where the images show something) and the measures of
             `metrics.fusion_scores`; of a volume their means over five slices along the last axis,
             which lie at equal steps of what is shown.
+        colour: the fused anatomy with the uptake in colour (`fused_colour`); None without PET or
+            SPECT.
     """
 
     fused: Image
     weights: Tensor
     scores: Mapping[str, float]
+    colour: Image | None = None
 
     def along_axes_of(self, affine: Matrix) -> "Fusion":
         """The same in the axes of another grid."""
         weights = along_axes_of(affine, self.weights, self.fused.affine)
-        return replace(self, fused=self.fused.in_axes_of(affine), weights=weights)
+        colour = None if self.colour is None else self.colour.in_axes_of(affine)
+        return replace(self, fused=self.fused.in_axes_of(affine), weights=weights, colour=colour)
 
 
 class Fuse:
-    """Fuse harmonized images window by window, so that the network's working memory stays bounded.
+    """Fuse harmonized images: the network window by window, then steps of optimization.
 
-    The result is that of the network on the whole, but for what it sees beyond a window's rim (up
-    to 0.01 of a weight and 0.002 of the fused image in the tests' small windows) and for air: each
+    The network's result is that on the whole, but for what it sees beyond a window's rim (up to
+    0.01 of a weight and 0.002 of the fused image in the tests' small windows) and for air: each
     window's is kept without its rim, and the channels are gated by a summary of all windows, for
     which the encoders run first.
 
-    The memory of the whole grows with the grid: about four float32 volumes per modality are held
-    beside the input, on the device.
+    The memory of the whole grows with the grid: about six float32 volumes per modality are held
+    beside the input, on the device. The steps work on a lattice of bounded size (`refined`).
 
     Args:
-        network: weighs and decodes.
+        network: weighs the images.
         device: where all of it is computed.
+        steps: of instance optimization of L_fusion after the network; 0: the network alone.
+        colour_map: of the picture in colour, one of `data.COLOUR_MAPS`.
         window: longest side of a window in voxels (2D: four times as long), its rim of 16 included.
     """
 
@@ -75,6 +79,8 @@ class Fuse:
         network: FusionNet,
         *,
         device: torch.device | str = "cpu",
+        steps: int = _STEPS,
+        colour_map: str = "hot",
         window: int = 128,
     ) -> None:
         if window < 2 * _REACH + STRIDE:
@@ -83,17 +89,24 @@ class Fuse:
             )
         self._network = network.to(device).eval()
         self._device = torch.device(device)
+        self._steps = steps
+        self._colour_map = check_colour_map(colour_map)
         self._window = window
 
     @torch.no_grad()
     def __call__(
-        self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+        self,
+        harmonized: Mapping[str, Image],
+        fields_of_view: Mapping[str, Tensor],
+        displayed: Mapping[str, Image] | None = None,
     ) -> Fusion:
         """Fuse.
 
         Args:
-            harmonized: the reference first; all on one grid, in [0, 1].
+            harmonized: the reference first; all on one grid, in [0, 1]. The weights follow them.
             fields_of_view: per key, ``(1, *S)``: where the image has data.
+            displayed: the same images in the grey values of which the fused one is made
+                (`displayed_images`); by default the harmonized ones.
 
         Returns:
             Image and weights on the CPU.
@@ -104,10 +117,16 @@ class Fuse:
         check_one_grid(harmonized, fields_of_view)
         given = next(iter(harmonized.values())).affine
         turned, fields = in_canonical_axes(harmonized, fields_of_view)
-        return self._fused(turned, fields).along_axes_of(given)
+        shown = turned
+        if displayed is not None:
+            shown, _ = in_canonical_axes(displayed, fields_of_view)
+        return self._fused(turned, fields, shown).along_axes_of(given)
 
     def _fused(
-        self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+        self,
+        harmonized: Mapping[str, Image],
+        fields_of_view: Mapping[str, Tensor],
+        displayed: Mapping[str, Image],
     ) -> Fusion:
         """The same in canonical axes: the network is not quite the same along each axis."""
         keys = list(harmonized)
@@ -117,26 +136,38 @@ class Fuse:
         for key, one in zip(keys, kept, strict=True):
             view = fields_of_view[key][0].to(self._device) > 0.5
             one.copy_(faded(view.float(), spacing))
-        images = torch.empty_like(kept)
-        for key, one in zip(keys, images, strict=True):
-            one.copy_(harmonized[key].array[0])
-        images.mul_(kept > 0)
+        images = self._stacked(harmonized, keys, kept)
+        shown = self._stacked(displayed, keys, kept)
         kinds = [kind_of(harmonized[k].modality) for k in keys]
-        fused, weights = self._windows(images, kept, kinds)
+        fused, weights = self._windows(images, shown, kept, kinds)
+        fused = refined(fused, shown, kinds, kept, steps=self._steps, largest=_LARGEST)
+        colour = fused_colour(shown, weights, fused, kinds, self._colour_map)
+        image = Image(fused.cpu(), reference.affine, key="fused", units="a.u.")
         return Fusion(
-            fused=_finished(fused.cpu(), [harmonized[k] for k in keys], reference),
+            fused=image,
             weights=weights.cpu(),
-            scores=_scores(fused, weights, dict(zip(keys, images, strict=True))),
+            scores=_scores(fused, weights, dict(zip(keys, shown, strict=True))),
+            colour=None if colour is None else replace(image, colour=colour.cpu()),
         )
 
-    def _windows(self, images: Tensor, kept: Tensor, kinds: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _stacked(self, images: Mapping[str, Image], keys: Sequence[str], kept: Tensor) -> Tensor:
+        """``(M, *S)`` on the device, 0 outside the fields of view."""
+        stacked = torch.empty_like(kept)
+        for key, one in zip(keys, stacked, strict=True):
+            one.copy_(images[key].array[0])
+        return stacked.mul_(kept > 0)
+
+    def _windows(
+        self, images: Tensor, shown: Tensor, kept: Tensor, kinds: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
         """The network's fused image and weights where images show something, and around it.
 
         Air, where none does, is most of a scanner's field of view and nothing to weigh: a window
         that holds air only is not computed.
         """
-        fused, weights = _by_shares(images, kept)
-        windows = _laid_around(images > _SHOWN, self._window * (4 if images.ndim == 3 else 1))
+        fused, weights = _by_shares(shown, kept)
+        longest = self._window * (4 if images.ndim == 3 else 1)
+        windows = _laid_around(torch.maximum(images, shown) > _SHOWN, longest)
 
         def within(window: _Window) -> tuple[Tensor, Sequence[str], Tensor]:
             part = (slice(None), *window.outer)
@@ -150,9 +181,10 @@ class Fuse:
             ]
             summary = torch.stack(summaries).sum(0)
         for window in windows:
-            out = self._network(*within(window), summary)
-            for whole, part in ((fused, out.fused), (weights, out.weights)):
-                whole[(slice(None), *window.core)] = part[0][(slice(None), *window.inner)]
+            part = (slice(None), *window.outer)
+            out = self._network(*within(window), summary, shown[part][None])
+            for whole, one in ((fused, out.fused), (weights, out.weights)):
+                whole[(slice(None), *window.core)] = one[0][(slice(None), *window.inner)]
         return fused, weights
 
 
@@ -210,64 +242,11 @@ def _laid_around(shown: Tensor, longest: int) -> list[_Window]:
 
 def _by_shares(images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Weighed by what each image keeps: ``(M, *S)`` both to ``(1, *S)`` and the weights."""
-    weights = kept / kept.sum(0, keepdim=True).clamp_min(_LEAST_KEPT)
+    weights = kept / kept.sum(0, keepdim=True).clamp_min(LEAST_KEPT)
     fused = torch.zeros_like(images[:1])
     for image, weight in zip(images, weights, strict=True):
         fused[0].addcmul_(image, weight)
     return fused, weights
-
-
-def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
-    """What an image keeps of its weight: all deep in its field of view, nearly none at its edge.
-
-    Where a modality ends, its weight goes to the others over 10 mm, so that the fused image has no
-    step there; over half of its depth where its field of view is thin, in each of its parts. Where
-    the lattice itself ends there is no edge.
-
-    Args:
-        view: ``(*S)`` 0/1.
-        spacing: mm along each axis.
-
-    Returns:
-        ``(*S)`` 0 outside, 0.01 to 1 inside: the square of the depth of a voxel's centre over that
-        of the fade. Then a weight of about a half, which others share, falls evenly.
-    """
-    shape, d = view.shape, view.ndim
-    if bool((view > 0).all()) or not bool(view.any()):
-        return view
-    # depth is smooth, so a coarse lattice will do; blocks of voxels that reach beyond the image
-    factors = [max(1, min(int(_DEPTH_ON_MM / s), n)) for n, s in zip(shape, spacing, strict=True)]
-    beyond = [p for n, f in zip(shape[::-1], factors[::-1], strict=True) for p in (0, -n % f)]
-    whole = F.pad(view[None, None].float(), beyond, mode="replicate")
-    blocks = (Pool[Pool.AVG, d](factors)(whole)[0, 0] >= 0.5).cpu().numpy()
-    if blocks.all():
-        return view
-    sizes = [f * s for f, s in zip(factors, spacing, strict=True)]
-    nearest = ndimage.distance_transform_edt(
-        blocks, sampling=sizes, return_distances=False, return_indices=True
-    )
-    # to the border of the nearest block outside, not to its centre
-    here = np.ogrid[tuple(map(slice, blocks.shape))]
-    apart = [
-        np.maximum(np.abs(to - at) - 0.5, 0) * size
-        for to, at, size in zip(nearest, here, sizes, strict=True)
-    ]
-    depth = np.sqrt(sum(np.square(x, dtype=np.float32) for x in apart))
-    parts, count = ndimage.label(blocks)
-    deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
-    reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_KEPT))[parts]
-    kept = torch.from_numpy((depth / reach).astype(np.float32))[None, None].to(view.device)
-    mode = "trilinear" if d == 3 else "bilinear"
-    kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
-    kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0).square()
-    return kept.clamp_min(_LEAST_KEPT) * (view > 0)
-
-
-def _finished(fused: Tensor, sources: list[Image], reference: Image) -> Image:
-    """The fused image, with the hue of the first source in colour."""
-    colours = [source.colour for source in sources if source.colour is not None]
-    colour = recolour(255 * fused, colours[0]) if colours else None
-    return Image(fused.clamp(0, 1), reference.affine, key="fused", colour=colour)
 
 
 def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> dict[str, float]:

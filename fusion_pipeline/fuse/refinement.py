@@ -1,0 +1,152 @@
+"""A few steps of instance optimization of L_fusion, from the network's fused image."""
+
+from collections.abc import Sequence
+from math import cos, pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion_pipeline.geometry.filters import box_around, dilated
+from fusion_pipeline.losses.fusion_loss import FusionLoss
+from fusion_pipeline.networks.fusion_net import canonical_order
+from fusion_pipeline.networks.kinds import kind_indices
+
+_LINEAR = {2: "bilinear", 3: "trilinear"}
+_AVERAGE = {2: F.avg_pool2d, 3: F.avg_pool3d}
+_SHOWN = 0.06  # what is no brighter is air
+_LEVELS = 5  # maps, each half as fine as the one before
+_RATE = 0.02  # of Adam, in grey values of 0..1; falls to a tenth along a cosine
+_BETAS = (0.8, 0.95)
+_BEYOND = 10.0  # weight of values beyond 0..1
+_BRIGHTER, _DARKER = 1.15, 0.7  # of the sources' range
+_AROUND = 8  # voxels around what several images show that are optimized as well
+_WHOLE_STEPS = 3  # of a large image, at full resolution; the others run at half
+_SMALL = 100_000  # voxels, up to which all steps run at full resolution
+
+
+def refined(
+    fused: Tensor,
+    images: Tensor,
+    kinds: Sequence[str],
+    kept: Tensor,
+    *,
+    steps: int,
+    largest: int,
+) -> Tensor:
+    """Lower L_fusion where two or more images are in view and show something.
+
+    The fused image is the network's plus a sum of free maps at five scales, each half as fine as
+    the one before: coarse maps let a dozen steps of Adam do what some fifty on voxels do. Above
+    100,000 voxels all but the last three steps run at half resolution; above ``largest`` all steps
+    run on the finest lattice of at most so many.
+
+    Args:
+        fused: ``(1, *S)`` in [0, 1], the network's.
+        images: ``(M, *S)`` in [0, 1], as a reader displays them.
+        kinds: kind of each.
+        kept: ``(M, *S)``: 0 outside each image's field of view, inside the share of its weight that
+            it keeps, up to 1.
+        steps: of Adam; 0 leaves the image as it is.
+        largest: voxels of the largest lattice that steps are made on.
+
+    Returns:
+        ``(1, *S)`` in [0, 1].
+    """
+    shown = (images > _SHOWN).any(0) & ((kept > 0).sum(0) > 1)
+    if steps == 0 or not bool(shown.any()):
+        return fused
+    box = box_around(shown[None, None].float(), _AROUND)[1:]
+    # sums run in an order of the images' own, so that theirs changes nothing to the last bit
+    order = canonical_order(images[None], kind_indices(kinds, len(kinds)))
+    kinds = [kinds[m] for m in order]
+    start, given, shares = (x[box][None] for x in (fused, images[order], kept[order]))
+    free = ((shares > 0).sum(1, keepdim=True) > 1).float()
+    free = free * dilated((given > _SHOWN).any(1, keepdim=True).float(), _AROUND)
+    factors = _factors(start.shape[2:], steps, largest)
+    change = torch.zeros_like(start)
+    with torch.enable_grad():
+        for factor, count in factors:
+            change = _lowered(start, change, given, kinds, shares, free, factor, count)
+    result = fused.clone()
+    result[box] = _within_sources(start + change * free, given, shares)[0]
+    return result.clamp(0, 1)
+
+
+def _within_sources(fused: Tensor, images: Tensor, kept: Tensor) -> Tensor:
+    """No brighter than the brightest source by a sixth, nor darker than the darkest by a third.
+
+    What is black in all sources stays black.
+    """
+    low = images.masked_fill(kept <= 0, 2.0).amin(1, keepdim=True)
+    return torch.minimum(
+        torch.maximum(fused, _DARKER * low.clamp_max(1)), _BRIGHTER * images.amax(1, keepdim=True)
+    )
+
+
+def _factors(shape: Sequence[int], steps: int, largest: int) -> list[tuple[int, int]]:
+    """How much coarser than the image each run of steps is, and its steps."""
+    size, factor = torch.Size(shape).numel(), 1
+    while size / factor ** len(shape) > largest:
+        factor *= 2
+    if factor > 1 or size <= _SMALL or steps <= _WHOLE_STEPS:
+        return [(factor, steps)]
+    return [(2, steps - _WHOLE_STEPS), (1, _WHOLE_STEPS)]
+
+
+def _lowered(
+    start: Tensor,
+    change: Tensor,
+    images: Tensor,
+    kinds: Sequence[str],
+    shares: Tensor,
+    free: Tensor,
+    factor: int,
+    steps: int,
+) -> Tensor:
+    """The change of the fused image after some steps on a lattice that is coarser by a factor."""
+    d = start.ndim - 2
+    whole = start.shape[2:]
+    begun, given, mask = (_coarser(x, factor) for x in (start + change * free, images, free))
+    kept = _coarser(shares, factor) * (_coarser((shares > 0).float(), factor) > 0.999)
+    loss = FusionLoss(given, kinds, kept)
+    size = begun.shape[2:]
+    levels = [level for level in range(_LEVELS) if min(size) >> level > 0]
+    maps = [
+        torch.zeros(1, 1, *[-(-n // 2**level) for n in size], device=start.device).requires_grad_()
+        for level in levels
+    ]
+    optimizer = torch.optim.Adam(maps, lr=_RATE, betas=_BETAS)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * (0.1 + 0.45 * (1 + cos(pi * step / steps)))
+        optimizer.zero_grad()
+        now = begun + mask * _summed(maps)
+        beyond = ((now - 1).clamp_min(0) + (-now).clamp_min(0)).mean()
+        (loss(now).sum() + _BEYOND * beyond).backward()
+        optimizer.step()
+    with torch.no_grad():
+        more = _summed(maps)
+        if factor > 1:
+            reach = [n * factor for n in size]
+            more = F.interpolate(more, size=reach, mode=_LINEAR[d], align_corners=False)
+            missing = [p for a, n in zip(reach[::-1], whole[::-1], strict=True) for p in (0, n - a)]
+            more = F.pad(more, missing, mode="replicate") if any(missing) else more
+        return change + more
+
+
+def _coarser(values: Tensor, factor: int) -> Tensor:
+    """Means over blocks; what does not fill a block at the far end is left out."""
+    return values if factor == 1 else _AVERAGE[values.ndim - 2](values, factor)
+
+
+def _summed(maps: Sequence[Tensor]) -> Tensor:
+    """The maps of all scales on the finest lattice, added up."""
+    total = maps[-1]
+    for finer in maps[-2::-1]:
+        mode = _LINEAR[finer.ndim - 2]
+        total = finer + F.interpolate(total, size=finer.shape[2:], mode=mode, align_corners=False)
+    return total
+
+
+__all__ = ["refined"]

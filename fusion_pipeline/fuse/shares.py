@@ -1,0 +1,61 @@
+"""How far each image keeps its weight where its field of view ends."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Pool
+from scipy import ndimage
+from torch import Tensor
+
+_FADE_MM = 10.0
+_FADE_SHARE = 0.5  # of a field of view's depth, at most
+LEAST_KEPT = 0.01  # of a weight, at an edge
+_DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
+
+
+def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
+    """What an image keeps of its weight: all deep in its field of view, nearly none at its edge.
+
+    Where a modality ends, its weight goes to the others over 10 mm, so that the fused image has no
+    step there; over half of its depth where its field of view is thin, in each of its parts. Where
+    the lattice itself ends there is no edge.
+
+    Args:
+        view: ``(*S)`` 0/1.
+        spacing: mm along each axis.
+
+    Returns:
+        ``(*S)`` 0 outside, 0.01 to 1 inside: the square of the depth of a voxel's centre over that
+        of the fade. Then a weight of about a half, which others share, falls evenly.
+    """
+    shape, d = view.shape, view.ndim
+    if bool((view > 0).all()) or not bool(view.any()):
+        return view
+    # depth is smooth, so a coarse lattice will do; blocks of voxels that reach beyond the image
+    factors = [max(1, min(int(_DEPTH_ON_MM / s), n)) for n, s in zip(shape, spacing, strict=True)]
+    beyond = [p for n, f in zip(shape[::-1], factors[::-1], strict=True) for p in (0, -n % f)]
+    whole = F.pad(view[None, None].float(), beyond, mode="replicate")
+    blocks = (Pool[Pool.AVG, d](factors)(whole)[0, 0] >= 0.5).cpu().numpy()
+    if blocks.all():
+        return view
+    sizes = [f * s for f, s in zip(factors, spacing, strict=True)]
+    nearest = ndimage.distance_transform_edt(
+        blocks, sampling=sizes, return_distances=False, return_indices=True
+    )
+    # to the border of the nearest block outside, not to its centre
+    here = np.ogrid[tuple(map(slice, blocks.shape))]
+    apart = [
+        np.maximum(np.abs(to - at) - 0.5, 0) * size
+        for to, at, size in zip(nearest, here, sizes, strict=True)
+    ]
+    depth = np.sqrt(sum(np.square(x, dtype=np.float32) for x in apart))
+    parts, count = ndimage.label(blocks)
+    deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
+    reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, LEAST_KEPT))[parts]
+    kept = torch.from_numpy((depth / reach).astype(np.float32))[None, None].to(view.device)
+    mode = "trilinear" if d == 3 else "bilinear"
+    kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
+    kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0).square()
+    return kept.clamp_min(LEAST_KEPT) * (view > 0)
