@@ -13,6 +13,7 @@ from fusion_pipeline.data.checks import check_affine, check_shape, repair_values
 from fusion_pipeline.data.image import (
     MODALITIES,
     UNITS,
+    Identity,
     Modality,
     fill_value_of,
     is_in_hu,
@@ -72,7 +73,7 @@ class CheckImage(Transform):
             modality=modality,
             units=units,
             fill_value=fill_value_of(units),
-            frame_of_reference=str(img.meta.get("frame_of_reference", "")),
+            **(Identity.from_meta(img.meta) or Identity()).as_meta(),
             filename_or_obj=str(img.meta.get("filename_or_obj", "")),
             warnings=[*messages, *repaired, *notes],
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fusion_pipeline.data.image import NoOverlapError
+from fusion_pipeline.data.image import Identity, NoOverlapError
 from fusion_pipeline.data.refusals import refusal
 from fusion_pipeline.data.suv import EmissionScale
 from fusion_pipeline.geometry import apply_affine, spacing_of
@@ -29,7 +29,7 @@ class RawImage:
         units: of the values, where the file tells; else empty.
         colour: ``(3, *S)`` 0..255, of a colour picture.
         warnings: what the reader repaired or guessed.
-        frame_of_reference: DICOM's FrameOfReferenceUID, else empty.
+        identity: whom it shows and in which space, as a DICOM header says.
         dicom_modality: DICOM's Modality, else empty.
         suv: how a PET series becomes SUV; it counts where the case calls the image a PET.
     """
@@ -39,7 +39,7 @@ class RawImage:
     units: str = ""
     colour: Array | None = None
     warnings: list[str] = field(default_factory=list)
-    frame_of_reference: str = ""
+    identity: Identity | None = None
     dicom_modality: str = ""
     suv: EmissionScale | None = None
 

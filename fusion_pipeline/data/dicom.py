@@ -16,13 +16,21 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
 from fusion_pipeline.data.checks import RawImage
-from fusion_pipeline.data.image import InputError
+from fusion_pipeline.data.image import Identity, InputError
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
 from fusion_pipeline.data.slices import Frame, frames_of, stack_affine
 from fusion_pipeline.data.sources import Source
 from fusion_pipeline.data.suv import emission_scale
 
 _DIGITS = re.compile(r"\d+")
+_IDENTITY = {
+    "patient_id": "PatientID",
+    "patient_name": "PatientName",
+    "patient_sex": "PatientSex",
+    "patient_birth_date": "PatientBirthDate",
+    "study_uid": "StudyInstanceUID",
+    "frame_of_reference": "FrameOfReferenceUID",
+}
 _NOT_IMAGES = ("SEG", "RTDOSE", "RTIMAGE", "REG", "PR", "KO", "SR", "RTSTRUCT", "RTPLAN")
 
 
@@ -102,10 +110,16 @@ def _read_series(source: Source, place: str) -> RawImage:
         _pixels(files, ordered, place),
         np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps_affine,
         warnings=messages,
-        frame_of_reference=str(headers[0].get("FrameOfReferenceUID", "")),
+        identity=_identity(headers[0]),
         dicom_modality=modality,
         suv=suv,
     )
+
+
+def _identity(header: Dataset) -> Identity:
+    """Whom a series shows and in which space."""
+    said = {name: str(header.get(element) or "") for name, element in _IDENTITY.items()}
+    return Identity(**{name: text.strip() for name, text in said.items()})
 
 
 def _image_files(location: Path, place: str) -> list[_File]:

@@ -1,7 +1,7 @@
 """What the stages hand to each other: images with affines, and the case that holds them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import nibabel as nib
@@ -34,6 +34,43 @@ def modality_of(key: str) -> Modality:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Whom an image shows and in which space, by its DICOM header; empty where that is silent.
+
+    It serves to compare the images of a case. Nothing of it is written, and ``repr`` hides the
+    patient.
+
+    Attributes:
+        patient_id: PatientID.
+        patient_name: PatientName.
+        patient_sex: PatientSex.
+        patient_birth_date: PatientBirthDate, ``YYYYMMDD``.
+        study_uid: StudyInstanceUID.
+        frame_of_reference: FrameOfReferenceUID.
+    """
+
+    patient_id: str = field(default="", repr=False)
+    patient_name: str = field(default="", repr=False)
+    patient_sex: str = field(default="", repr=False)
+    patient_birth_date: str = field(default="", repr=False)
+    study_uid: str = field(default="", repr=False)
+    frame_of_reference: str = ""
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> "Identity | None":
+        """What a MetaTensor's meta says under the names of the attributes; None if nothing."""
+        said = {name: str(meta.get(name) or "").strip() for name in IDENTITY_NAMES}
+        return cls(**said) if any(said.values()) else None
+
+    def as_meta(self) -> dict[str, str]:
+        """The attributes by name, for a MetaTensor's meta while an image is being read."""
+        return {name: getattr(self, name) for name in IDENTITY_NAMES}
+
+
+IDENTITY_NAMES = tuple(one.name for one in fields(Identity))
+
+
+@dataclass(frozen=True)
 class Image:
     """An image in the world.
 
@@ -46,7 +83,7 @@ class Image:
             where none are given, here: ``HU`` for a CT whose air lies below 0.
         path: the file or folder it came from, for messages; empty when generated.
         colour: ``(3, *S)`` 0..255, only of a colour picture (``array`` is then its luma, Rec. 601).
-        frame_of_reference: DICOM's FrameOfReferenceUID; empty where none is known.
+        identity: whom it shows and in which space; None for formats that do not say so.
     """
 
     array: Tensor
@@ -55,7 +92,7 @@ class Image:
     units: str = ""
     path: str = ""
     colour: Tensor | None = None
-    frame_of_reference: str = ""
+    identity: Identity | None = None
 
     def __post_init__(self) -> None:
         """Decide the units where none are given."""
@@ -82,6 +119,11 @@ class Image:
     def spacing(self) -> Matrix:
         """Voxel size along each axis in mm."""
         return spacing_of(self.affine)
+
+    @property
+    def frame_of_reference(self) -> str:
+        """DICOM's FrameOfReferenceUID; empty where none is known."""
+        return "" if self.identity is None else self.identity.frame_of_reference
 
     @property
     def is_picture(self) -> bool:
@@ -141,7 +183,8 @@ class Image:
 
         Returns:
             ``(1, *S)``, or ``(3, *S)`` for a colour picture, with ``affine`` and in ``meta``:
-            ``modality``, ``units``, ``fill_value``, ``frame_of_reference``, ``space``.
+            ``modality``, ``units``, ``fill_value``, ``frame_of_reference``, ``space``; nothing of
+            the patient.
         """
         values = self.array if self.colour is None else self.colour
         return meta_tensor(
@@ -333,10 +376,12 @@ class NoOverlapError(InputError):
 
 
 __all__ = [
+    "IDENTITY_NAMES",
     "MODALITIES",
     "TRANSFORMS",
     "UNITS",
     "Case",
+    "Identity",
     "Image",
     "InputError",
     "Modality",

@@ -12,7 +12,15 @@ from torch import Tensor
 from fusion_pipeline.data.checked_image import CheckImaged
 from fusion_pipeline.data.checks import check_overlap
 from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
-from fusion_pipeline.data.image import Case, Image, InputError, Prepared, Series, along_axes_of
+from fusion_pipeline.data.image import (
+    Case,
+    Identity,
+    Image,
+    InputError,
+    Prepared,
+    Series,
+    along_axes_of,
+)
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import read_displacement_grid, read_labels, read_landmarks
 from fusion_pipeline.data.refusals import refusal, where
@@ -115,6 +123,16 @@ class LoadedImage:
     warnings: list[str]
     data: Mapping[str, Any]
 
+    def with_identity(self, identity: Identity | None) -> "LoadedImage":
+        """The same, its image known to show somebody."""
+        image = replace(self.image, identity=identity)
+        prepared = self.prepared
+        if prepared is not None:
+            same = prepared.working is prepared.image
+            working = image if same else replace(prepared.working, identity=identity)
+            prepared = replace(prepared, image=image, working=working)
+        return replace(self, image=image, prepared=prepared)
+
 
 def prepare_image(
     source: Source | InMemory | Image, key: str, preprocessing: Preprocessing, *, case_id: str = ""
@@ -145,7 +163,10 @@ def prepare_image(
         text = str(refused)
         gap = "" if text.startswith("(") else f"({path}): "
         raise type(refused)(f"{prefix}{gap}{text}") from error
-    return _loaded(data, key, path, prefix)
+    loaded = _loaded(data, key, path, prefix)
+    if isinstance(source, Image):  # its meta names no patient
+        loaded = loaded.with_identity(source.identity)
+    return loaded
 
 
 def _loaded(data: Mapping[str, Any], key: str, path: str, prefix: str) -> LoadedImage:
@@ -223,7 +244,7 @@ def _image(values: MetaTensor, key: str) -> Image:
         affine=values.affine.numpy(),
         key=key,
         units=str(values.meta["units"]),
-        frame_of_reference=str(values.meta.get("frame_of_reference", "")),
+        identity=Identity.from_meta(values.meta),
     )
 
 

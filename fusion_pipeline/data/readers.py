@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusion_pipeline.data.checks import RawImage
 from fusion_pipeline.data.dicom import has_dicom_mark, read_series
-from fusion_pipeline.data.image import meta_tensor
+from fusion_pipeline.data.image import Identity, meta_tensor
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES, read_picture
 from fusion_pipeline.data.refusals import quiet, refusal
 from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor, is_in_memory
@@ -65,7 +65,7 @@ class CheckedReader(ImageReader):
             "space": "RAS",
             "original_channel_dim": 0,
             "units": img.units,
-            "frame_of_reference": img.frame_of_reference,
+            **(img.identity or Identity()).as_meta(),
             "dicom_modality": img.dicom_modality,
             "warnings": list(img.warnings),
             **{f"suv_{name}": value for name, value in suv.items()},

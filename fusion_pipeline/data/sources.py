@@ -12,15 +12,24 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from fusion_pipeline.data.image import InputError, meta_tensor
+from fusion_pipeline.data.image import IDENTITY_NAMES, InputError, meta_tensor
 from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
 
 _SEPARATOR = "::"
 # what a program may say of an image in memory
-_META = ("modality", "units", "frame_of_reference", "filename_or_obj")
+_META = ("modality", "units", "filename_or_obj", *IDENTITY_NAMES)
 # the same in the metadata of SimpleITK, which names DICOM's attributes by their tags
-_ITK_DICOM = {"modality": "0008|0060", "units": "0054|1001", "frame_of_reference": "0020|0052"}
+_ITK_DICOM = {
+    "modality": "0008|0060",
+    "units": "0054|1001",
+    "patient_id": "0010|0020",
+    "patient_name": "0010|0010",
+    "patient_sex": "0010|0040",
+    "patient_birth_date": "0010|0030",
+    "study_uid": "0020|000d",
+    "frame_of_reference": "0020|0052",
+}
 _DICOM_UNITS = {"GML": "SUV", "BQML": "Bq/ml", "CNTS": "counts"}
 _DICOM_MODALITY = {"CT": "ct", "MR": "mr", "PT": "pet"}  # NM is SPECT or PET
 
@@ -87,10 +96,10 @@ def as_meta_tensor(content: Any) -> MetaTensor:  # noqa: ANN401 - any kind of im
         - the affine is world_from_voxel in RAS+ mm; a SimpleITK image's LPS is turned into it
         - the array's axes run in the order of the affine's columns (MONAI, nibabel); SimpleITK's
           ``(x, y, z)`` are these axes
-        - ``units`` (one of `UNITS`), ``modality`` (one of `MODALITIES`) and ``frame_of_reference``
-          are taken from a MetaTensor's ``meta``, from the mapping after the affine, and from
-          SimpleITK's metadata, by these names or by DICOM's tags (``0054|1001``, ``0008|0060``,
-          ``0020|0052``)
+        - ``units`` (one of `UNITS`), ``modality`` (one of `MODALITIES`) and the attributes of
+          `Identity` are taken from a MetaTensor's ``meta``, from the mapping after the affine, and
+          from SimpleITK's metadata, by these names or by DICOM's tags (``0054|1001``,
+          ``0008|0060``, ``0020|0052``, ``0010|0020`` and so on)
 
     Args:
         content: a MetaTensor ``(1, *S)`` or ``(*S)``, a nibabel image, a SimpleITK image,
@@ -151,9 +160,9 @@ def _chosen(meta: Mapping[str, Any]) -> dict[str, Any]:
 def _itk_meta(image: sitk.Image) -> dict[str, str]:
     """The same of SimpleITK's metadata, DICOM's words turned into ours."""
     read = {key: image.GetMetaData(key).strip() for key in image.GetMetaDataKeys()}
-    words = {"units": _DICOM_UNITS, "modality": _DICOM_MODALITY, "frame_of_reference": {}}
+    words = {"units": _DICOM_UNITS, "modality": _DICOM_MODALITY}
     dicom = {
-        name: words[name].get(read[tag], "" if words[name] else read[tag])
+        name: words[name].get(read[tag], "") if name in words else read[tag]
         for name, tag in _ITK_DICOM.items()
         if tag in read
     }

@@ -1,13 +1,13 @@
 """What the register stage hands on: the map, and the evidence for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fusion_pipeline.data import Image, TransformKind, write_displacement
+from fusion_pipeline.data import Identity, Image, TransformKind, write_displacement
 from fusion_pipeline.geometry import WorldMap
 
 
@@ -87,7 +87,8 @@ class Registration:
             nearest: for labels and masks.
 
         Returns:
-            The moving image with the fixed image's shape and affine; ``moving.fill_value`` outside.
+            The moving image with the fixed image's shape, affine and frame of reference;
+            ``moving.fill_value`` outside.
         """
         grey, colour = moving.array, moving.colour
         warped = self.map.warp(
@@ -99,7 +100,10 @@ class Registration:
             mode="nearest" if nearest else "bilinear",
         )
         return moving.with_array(
-            warped[:1], affine=fixed.affine, colour=None if colour is None else warped[1:]
+            warped[:1],
+            affine=fixed.affine,
+            colour=None if colour is None else warped[1:],
+            identity=_in_space_of(fixed, moving.identity),
         )
 
     def save(self, path: str | Path, fixed: Image) -> None:
@@ -110,3 +114,10 @@ class Registration:
             fixed: the reference image, on whose grid the field lies.
         """
         write_displacement(self.displacement_mm(fixed), fixed.affine, Path(path))
+
+
+def _in_space_of(fixed: Image, identity: Identity | None) -> Identity | None:
+    """The same patient in the reference's frame."""
+    if identity is None:
+        return None
+    return replace(identity, frame_of_reference=fixed.frame_of_reference)
