@@ -172,6 +172,19 @@ class DecisionSettings:
     bins: int = 32  # of each image in the NMI
 
 
+@dataclass(frozen=True)
+class StandingSettings:
+    """Of when a move counts as one (decision 0032): the mean displacement that it needs.
+
+    Pairs of training people that are aligned, as two scans of one slice are: the planes lie up to
+    2.5 mm and 3° apart. ``python benchmarks/standing.py`` prints what is found between them.
+    """
+
+    slice_mm: float = 3.0  # mm (pictures: px) in 2D
+    emission_2d_mm: float = 3.0  # mm (pictures: px) in 2D with a PET or SPECT
+    emission_3d_mm: float = 3.0  # mm in 3D with a PET or SPECT
+
+
 LATTICE = LatticeSettings()
 VIEW = ViewSettings()
 POSE = PoseSettings()
@@ -179,3 +192,4 @@ POLISH = PolishSettings()
 REFINEMENT = RefinementSettings()
 DEFORMATION = DeformationSettings()
 DECISION = DecisionSettings()
+STANDING = StandingSettings()
