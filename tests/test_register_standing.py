@@ -10,19 +10,32 @@ from register_cases import rigid_pair
 from fusion_pipeline.data import Identity, Image
 from fusion_pipeline.geometry import apply_affine, rigid_matrix
 from fusion_pipeline.networks.registration_net import RegistrationNet
-from fusion_pipeline.register import Register, chosen_pose
+from fusion_pipeline.register import Register, chosen_pose, standing
+from fusion_pipeline.register.chosen_pose import ChosenPose
 from fusion_pipeline.register.pose import Pose
 from fusion_pipeline.register.settings import STANDING
-from fusion_pipeline.register.standing import least_move_mm, of_one_session
+from fusion_pipeline.register.standing import judged, of_one_session
 
 FRAME, STUDY = Identity(frame_of_reference="1.2.50"), Identity(study_uid="1.2.40")
 OTHER = Identity(study_uid="1.2.41", frame_of_reference="1.2.51")
 
 
 def stage(**options):
+    """The stage with a small untrained network."""
     torch.manual_seed(0)
     net = RegistrationNet(2, channels=(4, 6, 6, 8), learned_features=3)
     return Register(net, **{"refine_steps": 9, **options})
+
+
+def stage3d():
+    torch.manual_seed(0)
+    return Register(RegistrationNet(3, channels=(4, 6, 6, 8), learned_features=3))
+
+
+def with_settings(monkeypatch, *, same_person=True, **numbers):
+    """The stage where a move needs other numbers."""
+    monkeypatch.setattr(standing, "STANDING", replace(STANDING, **numbers))
+    return stage(same_person=same_person)
 
 
 def pair(key="mr", *, degrees=0.0, mm=0.0):
@@ -95,73 +108,97 @@ class TestOneSession:
         assert not is_identity(stage(same_person=False)(*images))
 
 
-class TestSmallMoves:
-    @staticmethod
-    def shift(case, mm):
-        """A pose that moves everything by so many mm, and the moving image that it fits."""
-        matrix = rigid_matrix([0.0], [0.8 * mm, -0.6 * mm], [0.0, 0.0])
-        return matrix, replace(case.moving, affine=matrix @ case.moving.affine)
+def shifted(case, mm):
+    """A pose that moves everything by so many mm, and the moving image that it fits."""
+    matrix = rigid_matrix([0.0], [0.8 * mm, -0.6 * mm], [0.0, 0.0])
+    return matrix, replace(case.moving, affine=matrix @ case.moving.affine)
 
+
+class TestClearGain:
     @pytest.mark.parametrize("key", ["mr", "pet"])
-    @pytest.mark.parametrize(("share", "stays"), [(0.8, True), (1.6, False)])
-    def test_in_a_slice_only_a_move_that_is_large_enough_is_made(
-        self, monkeypatch, key, share, stays
-    ):
+    @pytest.mark.parametrize(("needed", "stays"), [(0.99, False), (1.01, True)])
+    def test_a_slice_is_moved_where_information_rises_enough(self, monkeypatch, key, needed, stays):
         case = pair(key)
-        matrix, moving = self.shift(case, share * least_move_mm(case.fixed, case.moving))
+        matrix, moving = shifted(case, 6.0)
         found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
-        found = stage()(case.fixed, moving)
+        free = with_settings(monkeypatch, slice_gain=0.0)(case.fixed, moving, transform="rigid")
+        after, before = (
+            x["nmi"] - 1 for x in (free.evidence.similarity_after, free.evidence.similarity_before)
+        )
+        gain = after / before - 1
+        assert gain > 0.2  # else the case says nothing
+        assert free.evidence.details["nmi_gain"] == pytest.approx(gain)
+        found = with_settings(monkeypatch, slice_gain=needed * gain)(
+            case.fixed, moving, transform="rigid"
+        )
         assert is_identity(found) == stays
-        assert found.evidence.aligned_already == stays
-        assert found.reason.startswith("left as it was: aligned already (the best move") == stays
-        assert found.ok
 
-    def test_a_rotation_counts_by_what_it_moves(self, monkeypatch):
-        case = pair()
-        least = least_move_mm(case.fixed, case.moving)
-        body = np.linalg.norm(case.points - case.points.mean(0), axis=1).mean()
-        degrees = np.rad2deg(0.5 * least / body)
-        matrix = rigid_matrix([degrees], [0.0, 0.0], case.points.mean(0).tolist())
-        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
-        assert is_identity(stage()(case.fixed, case.moving))
-
-    def test_the_numbers_are_told_apart_by_what_is_seen(self):
-        def images(keys, d):
-            values = torch.zeros(1, *(6, 5, 4)[:d])
-            return [Image(values, np.eye(d + 1), key) for key in keys]
-
-        assert least_move_mm(*images(("ct", "mr"), 2)) == STANDING.slice_mm
-        assert least_move_mm(*images(("mr", "spect"), 2)) == STANDING.emission_2d_mm
-        assert least_move_mm(*images(("ct", "pet"), 3)) == STANDING.emission_3d_mm
-        assert least_move_mm(*images(("ct", "mr"), 3)) == 0.0  # compared with the headers elsewhere
-
-    def test_people_who_differ_are_moved_by_little_as_well(self, monkeypatch):
-        case = pair()
-        matrix, moving = self.shift(case, 0.8 * STANDING.slice_mm)
-        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
-        assert not is_identity(stage(same_person=False)(case.fixed, moving, transform="rigid"))
-
-
-class TestUnplaced:
-    @pytest.mark.parametrize(("key", "flagged"), [("pet", True), ("mr", False)])
-    def test_a_pet_that_fits_elsewhere_as_well_stays_and_is_flagged(
-        self, monkeypatch, key, flagged
+    @pytest.mark.parametrize(("mm", "aligned"), [(2.0, True), (6.0, False)])
+    def test_what_stays_is_aligned_if_the_best_pose_is_near_and_doubtful_if_not(
+        self, monkeypatch, mm, aligned
     ):
-        case = pair(key)
+        case = pair("pet")
+        matrix, moving = shifted(case, mm)
+        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
+        found = with_settings(monkeypatch, slice_gain=99.0)(case.fixed, moving)
+        assert is_identity(found)
+        assert found.evidence.aligned_already == aligned
+        assert found.ok == aligned
+        text = "left as it was: aligned already (the best move" if aligned else "one slice does not"
+        assert found.reason.startswith(text)
+        assert found.evidence.details["best_move_mm"] == pytest.approx(mm, abs=1e-3)
+
+    def test_a_pose_that_was_refused_counts_as_one_that_may_be_right(self, monkeypatch):
+        case = pair()
         matrix = rigid_matrix([0.0], [9.0, 0.0], [0.0, 0.0])
         found_by_search(monkeypatch, matrix, start=0.89, score=0.9)
         found = stage()(case.fixed, case.moving, transform="rigid")
         assert is_identity(found)
-        assert found.ok != flagged
-        assert not found.evidence.aligned_already
-        assert ("one slice does not tell where the pet lies: 9 mm away" in found.reason) == flagged
+        assert not found.ok
+        assert "one slice does not tell where the mr lies: 9 mm away" in found.reason
 
-    def test_a_pet_that_fits_best_where_it_is_is_aligned(self, monkeypatch):
-        case = pair("pet")
-        found_by_search(monkeypatch, np.eye(3), start=0.9, score=0.9)
+    def test_a_rotation_counts_by_what_it_moves(self, monkeypatch):
+        case = pair()
+        centre = case.points.mean(0)
+        radius = np.linalg.norm(case.points - centre, axis=1).mean()
+        matrix = rigid_matrix([np.rad2deg(1.5 / radius)], [0.0, 0.0], centre.tolist())
+        found_by_search(monkeypatch, matrix, start=0.89, score=0.9)
         found = stage()(case.fixed, case.moving, transform="rigid")
-        assert found.ok
+        assert found.evidence.details["best_move_mm"] == pytest.approx(1.5, rel=0.3)
         assert found.evidence.aligned_already
+
+    def test_people_who_differ_are_moved_by_any_gain(self, monkeypatch):
+        case = pair()
+        matrix, moving = shifted(case, 6.0)
+        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
+        register = with_settings(monkeypatch, same_person=False, slice_gain=99.0)
+        assert not is_identity(register(case.fixed, moving, transform="rigid"))
+
+
+class TestVolumes:
+    @staticmethod
+    def judged(keys, mm):
+        """The verdict on two volumes whose result moves by so many mm."""
+        values = torch.rand(1, 12, 11, 10, generator=torch.Generator().manual_seed(0))
+        images = tuple(Image(values, np.diag([2.0, 2.0, 2.0, 1.0]), key) for key in keys)
+        start = stage3d()._aligner(images, (torch.ones_like(values),) * 2)(None)
+        found = ChosenPose(rigid_matrix([0.0] * 3, [mm, 0.0, 0.0], [0.0] * 3), "rigid", {})
+        return judged(found, start.undeformed, start, images)
+
+    @pytest.mark.parametrize(
+        ("keys", "mm", "stays"),
+        [
+            (("ct", "pet"), 2.8, True),
+            (("ct", "pet"), 3.2, False),
+            (("mr", "spect"), 2.8, True),
+            (("ct", "mr"), 0.5, False),  # compared with the headers elsewhere
+        ],
+    )
+    def test_a_pet_is_moved_by_a_clear_distance_only(self, keys, mm, stays):
+        verdict = self.judged(keys, mm)
+        assert verdict.stays == stays
+        assert bool(verdict.aligned) == stays
+        assert verdict.doubt == ""
 
 
 def test_none_is_the_users_word_and_no_finding():

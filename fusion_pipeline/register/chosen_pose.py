@@ -61,7 +61,6 @@ def choose_pose(
     stretched = affine and pose.score > pose.rigid_score * stretch_gain
     matrix, score = (pose.matrix, pose.score) if stretched else (pose.rigid, pose.rigid_score)
     moved = mean_move(fixed, matrix)
-    details["pose_move_mm"] = moved
     needed = DECISION.pose_gain_nats + pose.distance_penalty
     if moved < DECISION.small_move_mm:
         needed = min(needed, DECISION.small_gain * pose.start)

@@ -61,34 +61,6 @@ def registration_of(
     return Registration(world_map(chosen.matrix, end, lattice), evidence)
 
 
-def left_as_it_was(
-    start: ImagePair,
-    *,
-    body_mm: float,
-    details: Mapping[str, float] | None = None,
-    aligned: str = "",
-) -> Registration:
-    """The registration that moves nothing.
-
-    Args:
-        start: the images in their initial alignment, on the working lattice.
-        body_mm: how much body the moving image shows, see `body_mm3`.
-        details: numbers for the report.
-        aligned: why nothing had to be moved; nothing where nothing was to be.
-    """
-    still = start.undeformed
-    chosen = ChosenPose(np.eye(start.lattice.dims + 1), "none", dict(details or {}))
-    return registration_of(
-        start,
-        still,
-        chosen,
-        reason=aligned,
-        estimated_on=still,
-        body_mm=body_mm,
-        aligned_already=bool(aligned),
-    )
-
-
 def world_map(matrix: Matrix, end: AlignedPair, lattice: Lattice) -> WorldMap:
     """The whole map of a pair: its deformation, then its pose.
 

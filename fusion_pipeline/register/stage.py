@@ -13,7 +13,7 @@ from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair, LatticeImage
 from fusion_pipeline.register.chosen_pose import ChosenPose, choose_pose, mean_move
 from fusion_pipeline.register.criteria import Criterion
-from fusion_pipeline.register.doubt import body_mm3, left_as_it_was, registration_of, world_map
+from fusion_pipeline.register.doubt import body_mm3, registration_of
 from fusion_pipeline.register.evidence import Registration
 from fusion_pipeline.register.initial_alignment import initial_alignment_suffices
 from fusion_pipeline.register.lattice import Lattice, blurred_for, read_on_lattice, working_lattice
@@ -24,9 +24,10 @@ from fusion_pipeline.register.smoothness import Smoothness
 from fusion_pipeline.register.standing import (
     NOT_MOVED,
     SESSION,
-    aligned_already,
+    Verdict,
+    judged,
+    left_as_it_was,
     of_one_session,
-    unplaced,
 )
 from fusion_pipeline.register.views import has_emission, masked_field_of_view, prepared
 from fusion_pipeline.transforms import NormalizeModality
@@ -110,16 +111,15 @@ class Register:
         start = align(None)
         body_mm = body_mm3(given[1], fields_of_view[1])
         if transform == "none":
-            return left_as_it_was(start, body_mm=body_mm)
+            return left_as_it_was(start, Verdict(), body_mm=body_mm)
         found, pair = self._posed(start, align, images, fields_of_view, transform)
         if self.same_person and of_one_session(*images) and not found.undisputed:
-            return left_as_it_was(start, body_mm=body_mm, details=found.details, aligned=SESSION)
+            return left_as_it_was(start, SESSION, body_mm=body_mm, details=found.details)
         deforms = transform == "deformable"
         end, reason = self._end(found, pair, images) if deforms else (pair.undeformed, "")
-        moved = world_map(found.matrix, end, start.lattice)
-        if self.same_person and (aligned := aligned_already(found, moved, start, images)):
-            details = found.details
-            return left_as_it_was(start, body_mm=body_mm, details=details, aligned=aligned)
+        verdict = judged(found, end, start, images) if self.same_person else Verdict()
+        if verdict.stays:
+            return left_as_it_was(start, verdict, body_mm=body_mm, details=found.details)
         matrix = found.matrix
         estimated_on = end  # not made anew after a polish, which moves by less than it can tell
         if found.kind == "rigid" and end.ddf is None and _can_be_polished(end, images):
@@ -129,7 +129,7 @@ class Register:
             end,
             ChosenPose(matrix, found.kind if end.ddf is None else "deformable", found.details),
             reason=NOT_MOVED if found.kind == "none" and end.ddf is None else reason,
-            doubt=unplaced(found, start, images) if self.same_person else "",
+            doubt=verdict.doubt,
             estimated_on=estimated_on,
             body_mm=body_mm,
         )

@@ -1,18 +1,43 @@
 """Whether a move is earned: two images that are aligned already stay where they are."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import WorldMap, apply_affine
-from fusion_pipeline.register.aligned_pair import ImagePair
+from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair
 from fusion_pipeline.register.chosen_pose import ChosenPose
-from fusion_pipeline.register.doubt import world_map
+from fusion_pipeline.register.doubt import registration_of, world_map
+from fusion_pipeline.register.evidence import Registration
 from fusion_pipeline.register.settings import STANDING
 from fusion_pipeline.register.views import has_emission
 
+_POINTS = 20_000  # at most, that a mean displacement is taken over
 _ALIGNED = "left as it was: aligned already"
-SESSION = f"{_ALIGNED} (one session made both images, and no move is clearly better)"
 NOT_MOVED = "the initial alignment (headers) was kept: no pose was clearly better"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a pair stays as it is.
+
+    Attributes:
+        stays: nothing is moved.
+        aligned: why it is aligned as it came; empty where nothing says so.
+        doubt: why it may be anywhere; empty where nothing says so.
+    """
+
+    stays: bool = False
+    aligned: str = ""
+    doubt: str = ""
+
+
+SESSION = Verdict(
+    stays=True,
+    aligned=f"{_ALIGNED} (one session made both images, and no move is clearly better)",
+)
 
 
 def of_one_session(fixed: Image, moving: Image) -> bool:
@@ -31,65 +56,79 @@ def of_one_session(fixed: Image, moving: Image) -> bool:
     return one_frame or (one_study and has_emission(fixed, moving))
 
 
-def least_move_mm(fixed: Image, moving: Image) -> float:
-    """The mean displacement in mm (of pictures: pixels) from which a move counts as one.
+def judged(
+    found: ChosenPose, end: AlignedPair, start: ImagePair, images: tuple[Image, Image]
+) -> Verdict:
+    """Whether a move is earned against "they are aligned already".
 
-    Smaller ones are found between images that are aligned as well, so they show nothing.
-    """
-    emission = has_emission(fixed, moving)
-    if fixed.spatial_dims == 2:
-        return STANDING.emission_2d_mm if emission else STANDING.slice_mm
-    return STANDING.emission_3d_mm if emission else 0.0
-
-
-def aligned_already(
-    found: ChosenPose, moved: WorldMap, start: ImagePair, images: tuple[Image, Image]
-) -> str:
-    """Why a pair is aligned as it came; empty where it is not, or where nothing says so.
+    Two slices are moved only where that makes them clearly more alike, a PET or SPECT in 3D only by
+    a clear distance; other volumes are compared with their headers before (decision 0010). Images
+    that stay are aligned if the best pose that was searched is near. If it lies far off and was not
+    clearly better, a slice does not say where it belongs.
 
     Args:
-        found: what came of the pose search.
-        moved: the result, from the reference's world to the moving image's.
+        found: what came of the pose search; its details gain ``best_move_mm`` and ``nmi_gain``.
+        end: the pair after pose and deformation.
         start: the pair in its initial alignment.
         images: the reference and the moving image.
     """
-    farthest = max(_best_move_mm(found, start), _mean_displacement(moved, start))
-    if farthest >= least_move_mm(*images):
-        return ""
+    slices = images[0].spatial_dims == 2
+    if not slices and not has_emission(*images):
+        return Verdict()
+    made = best = _mean_displacement(world_map(found.matrix, end, start.lattice), start)
+    if found.kind == "none" and found.best is not None:
+        pose = world_map(found.best, start.undeformed, start.lattice)
+        best = max(made, _mean_displacement(pose, start))
+    before, after = (one.similarity["nmi"] - 1 for one in (start.undeformed, end))
+    gain = after / before - 1 if before > 0 else 0.0
+    found.details.update(best_move_mm=best, nmi_gain=gain)
+    stays = gain < STANDING.slice_gain if slices else made < STANDING.resolved_mm
     unit = "px" if images[0].is_picture else "mm"
-    return f"{_ALIGNED} (the best move, {farthest:.1f} {unit}, is too small to be one)"
-
-
-def unplaced(found: ChosenPose, start: ImagePair, images: tuple[Image, Image]) -> str:
-    """Why an image that stayed may be anywhere; empty where nothing says so.
-
-    One slice of a PET or SPECT shows little. Where the best pose lies far from the initial
-    alignment and is not clearly better, neither is to be trusted.
-    """
-    if found.kind != "none" or images[0].spatial_dims != 2 or not has_emission(*images):
-        return ""
-    far = _best_move_mm(found, start)
-    if far < least_move_mm(*images):
-        return ""
-    unit = "px" if images[0].is_picture else "mm"
-    return (
-        f"one slice does not tell where the {images[1].key} lies: {far:.0f} {unit} away it fits "
+    if not stays:
+        return Verdict()
+    if best < STANDING.resolved_mm:
+        why = f"{_ALIGNED} (the best move, {best:.1f} {unit}, is no clear gain)"
+        return Verdict(stays=True, aligned=why)
+    doubt = (
+        f"one slice does not tell where the {images[1].key} lies: {best:.0f} {unit} away it fits "
         "about as well; look at it"
+    )
+    return Verdict(stays=True, doubt=doubt if slices else "")
+
+
+def left_as_it_was(
+    start: ImagePair,
+    verdict: Verdict,
+    *,
+    body_mm: float,
+    details: Mapping[str, float] | None = None,
+) -> Registration:
+    """The registration that moves nothing.
+
+    Args:
+        start: the images in their initial alignment, on the working lattice.
+        verdict: why; says nothing where the user wants no registration.
+        body_mm: how much body the moving image shows, see `doubt.body_mm3`.
+        details: numbers for the report.
+    """
+    still = start.undeformed
+    return registration_of(
+        start,
+        still,
+        ChosenPose(np.eye(start.lattice.dims + 1), "none", dict(details or {})),
+        reason=verdict.aligned or (NOT_MOVED if verdict.stays else ""),
+        doubt=verdict.doubt,
+        estimated_on=still,
+        body_mm=body_mm,
+        aligned_already=bool(verdict.aligned),
     )
 
 
-def _best_move_mm(found: ChosenPose, start: ImagePair) -> float:
-    """How far the best pose that was not taken lies from the initial alignment; else 0."""
-    if found.kind != "none" or found.best is None:
-        return 0.0
-    return _mean_displacement(world_map(found.best, start.undeformed, start.lattice), start)
-
-
-def _mean_displacement(moved: WorldMap, start: ImagePair) -> float:
+def _mean_displacement(move: WorldMap, start: ImagePair) -> float:
     """How far a map moves what both images show, on average, in mm; 0 where that is nothing."""
     where = start.undeformed.compared_region()[0, 0] > 0.5
     voxels = where.nonzero().cpu().double().numpy()
     if len(voxels) == 0:
         return 0.0
-    points = apply_affine(start.lattice.affine, voxels)
-    return float(np.linalg.norm(moved.points(points) - points, axis=1).mean())
+    points = apply_affine(start.lattice.affine, voxels[:: -(-len(voxels) // _POINTS)])
+    return float(np.linalg.norm(move.points(points) - points, axis=1).mean())
