@@ -76,7 +76,7 @@ def find_pose(
     # worse by them; on the finest level beside emission images only, which are noisy there as well
     volumes = fixed.spatial_dims == 3
     beside_emission = has_emission(fixed, moving)
-    # a slice's emission image has too few edges for descriptors to tell where it lies
+    # a slice's emission image has few edges, so that descriptors say little of where it lies
     nats = POSE.structure_emission_2d if beside_emission and not volumes else None
     points = Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes, structure_nats=nats)
     score = PointScore(points, coarse[1])

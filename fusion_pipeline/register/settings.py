@@ -68,7 +68,7 @@ class PoseSettings:
     strain_penalty_3d: float = 10.0  # nats; more than in 2D, strain takes up what does not fit
     structure: float = 6.0  # nats per unit of the descriptors' distance
     structure_blind: float = 10.0  # the same of descriptors that are blind to noise
-    structure_emission_2d: float = 0.0  # the same in a slice with a PET or SPECT (decision 0032)
+    structure_emission_2d: float = 2.0  # the same in a slice with a PET or SPECT (decision 0032)
     noise_floor: float = 0.1  # share of the mean variance, of those descriptors
     distance_penalty: float = 0.003  # nats per mm (or 1.1°) from the initial alignment
     prior_nats: float = 0.06  # nats λ of the prior λ p² / (p² + s²) (Geman and McClure)

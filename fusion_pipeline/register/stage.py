@@ -156,7 +156,10 @@ class Register:
     ) -> tuple[ChosenPose, ImagePair]:
         """The pose to go on from, the initial alignment included, and the pair after it."""
         stretch_gain = DECISION.affine_gain if self.same_person else 1.0
-        affine = transform != "rigid"
+        # information alone stretches a slice's PET or SPECT until it fills the head
+        affine = transform != "rigid" and not (
+            images[0].spatial_dims == 2 and has_emission(*images)
+        )
         found = choose_pose(*images, fields_of_view, affine=affine, stretch_gain=stretch_gain)
         pair = start if found.kind == "none" else align(found.matrix)
         deforms = transform == "deformable"
