@@ -3,15 +3,15 @@
     python benchmarks/open_data.py --data ../shared/data/open --out runs/open [--spatial-dims 2]
 
 3D: the 20 training patients of the sarcoma collection (CT, T1 MR, FDG-PET; CC BY 3.0; Vallières
-2015, TCIA) at 2 mm, the CT and the PET cut to 30 mm around the MR. 2D: slices of them and of
-painted training heads, half of them as 8-bit pictures. Label maps of the training subjects
-(Apache-2.0) at 2 mm, for 2D at 1 mm. The seven evaluation patients and the evaluation heads are
-not among them.
+2015, TCIA) at 2 mm, the CT and the PET cut to 30 mm around the MR, and eight painted training
+heads, since no patient's head is in the collection. 2D: slices of both, half of them as 8-bit
+pictures. Label maps of the training subjects (Apache-2.0) at 2 mm, for 2D at 1 mm. The seven
+evaluation patients and the evaluation heads are not among them.
 
 ``cases.json`` keeps four patients for validation; ``registration.json`` trains on all of them: the
 registration is validated on painted pairs, whose truth is exact. An image whose headers agree
 with the CT's is called aligned (``transform: none``): each PET, and the MR of five patients; of the
-others the MR is 4 mm off and more. About 40 MB (3D) and 25 MB (2D); takes four minutes on one core.
+others the MR is 4 mm off and more. About 60 MB (3D) and 25 MB (2D); takes five minutes on one core.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from painted_heads import painted_head
+from registration_cases import HEAD
 from sarcoma_grids import EVALUATION, KEYS
-from slices import training_slices
+from slices import contrasts_of_head, training_slices
 from torch import Tensor
 
 from fusion_pipeline.data import read_image
@@ -35,14 +37,28 @@ FAIR_MR = ("sts002", "sts014", "sts024", "sts025", "sts036")  # aligned to 4 mm,
 VALIDATION = ("sts002", "sts014", "sts017", "sts025")
 EVALUATION_HEADS = ("15", "16", "17", "19", "20")
 EVERY = 6  # slices from one to the next
-HEADS = ("02", "03", "05", "06", "08", "10", "11", "12")
+# without 05 and 11, whose label maps painted validation samples are made of
+HEADS = ("02", "03", "06", "07", "08", "10", "12", "13")
 
 
 def volumes(data: Path, out: Path) -> None:
-    """Copies of the training patients and two datalists."""
+    """Copies of the training patients, painted heads, and two datalists."""
     entries = json.loads((data / "datalist.json").read_text())["ct_mr_pet_3d"]
     cases = [_volume(entry, data, out) for entry in entries if entry["id"] not in EVALUATION]
-    _write_lists(cases, out)
+    heads = [_head(number, head, data, out) for number, head in enumerate(HEADS)]
+    _write_lists([*cases, *heads], out)
+
+
+def _head(number: int, head: str, data: Path, out: Path) -> dict[str, str]:
+    """One training head, painted as CT, T1 or T2, and PET on one lattice."""
+    folder = out / f"head{head}"
+    folder.mkdir(parents=True, exist_ok=True)
+    case = {"id": folder.name, "reference": "ct", "mr_transform": "none", "pet_transform": "none"}
+    for key, contrast in zip(KEYS, contrasts_of_head(number), strict=True):
+        image = painted_head(data / HEAD.format(head), key, contrast)
+        path = _save(image.array[0], image.affine, folder / f"{key}.nii.gz", key)
+        case[key] = str(path.relative_to(out))
+    return case
 
 
 def _volume(entry: dict[str, str], data: Path, out: Path) -> dict[str, str]:
@@ -88,7 +104,7 @@ def slices(data: Path, cache: Path, out: Path, seed: int) -> None:
     for one in training_slices(data, cache, HEADS, seed, every=EVERY):
         folder = out / one.id
         folder.mkdir(parents=True, exist_ok=True)
-        case = {"id": one.id, "reference": "ct", "pet_transform": "none"}
+        case = {"id": one.id, "patient": one.patient, "reference": "ct", "pet_transform": "none"}
         if one.patient in FAIR_MR or one.painted:
             case["mr_transform"] = "none"
         for key, image in zip(KEYS, one.images, strict=True):

@@ -73,6 +73,11 @@ def training_slices(
             yield Slice(patient, number, torch.cat(parts), picture, painted)
 
 
+def contrasts_of_head(number: int) -> tuple[Contrast, Contrast, Contrast]:
+    """How a painted training head is shown as CT, MR and PET: T1 and T2 in turn."""
+    return ("ct", "mr_t2" if number % 2 else "mr", "pet")
+
+
 def as_picture(image: Tensor, low: float, high: float) -> Tensor:
     """An image in whole numbers 0..255, as a PNG holds it: ``low`` becomes 0, ``high`` 255."""
     return ((image - low) / max(high - low, 1e-6)).clamp(0, 1).mul(255).round()
@@ -106,10 +111,9 @@ def _slices(
             if float((body[1] * body[0]).sum()) > _LEAST_PIXELS:
                 yield patient.id, k, patient.original[..., k], valid, False
     for number, head in enumerate(heads):
-        contrasts: tuple[Contrast, ...] = ("ct", "mr_t2" if number % 2 else "mr", "pet")
         images = [
             painted_head(open_data / HEAD.format(head), key, contrast, halved=False)
-            for key, contrast in zip(KEYS, contrasts, strict=True)
+            for key, contrast in zip(KEYS, contrasts_of_head(number), strict=True)
         ]
         whole = torch.cat([image.array for image in images])
         axis = 1 + int(np.abs(images[0].affine[2, :3]).argmax())  # axial

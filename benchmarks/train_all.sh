@@ -29,7 +29,7 @@ done
 
 start=$(python -c 'from fusion_pipeline.pipeline import bundle_for; print(bundle_for(3))')
 phase 3 registration registration.json 12000 "$start" --override pretrained=false \
-    --override data#samples_per_epoch=240 --override data#windows_per_case=8 \
+    --override data#samples_per_epoch=320 --override data#windows_per_case=8 \
     --override data#validation_samples=32
 phase 3 harmonization cases.json 6000 "$RUNS/3d/registration/bundle" \
     --override data#samples_per_epoch=64 --override data#windows_per_case=16

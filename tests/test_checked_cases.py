@@ -237,3 +237,24 @@ def _rank(rank, cohort, folder):
     assert not (folder / "never").exists()
     (folder / f"rank{rank}.json").write_text(json.dumps([one.id for one in usable]))
     distributed.destroy_process_group()
+
+
+def test_a_list_that_cannot_be_written_stops_all_ranks(cohort, tmp_path):
+    (tmp_path / "out").touch()  # no folder
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_refused, args=(r, cohort, tmp_path)) for r in (0, 1)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join(60)
+        assert one.exitcode == 0
+
+
+def _refused(rank, cohort, folder):
+    """One of two processes; the first cannot write."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+    with pytest.raises(InputError, match="out"):
+        checked_cases(cohort, folder / "out")
+    distributed.destroy_process_group()

@@ -274,6 +274,21 @@ class TestTrain:
         assert trained["bundle"] == bundle_for(spatial_dims)
         assert trained["overrides"]["datalist"] == str(datalist)
 
+    def test_the_kind_of_most_cases_chooses_the_bundle(self, trained, tmp_path):
+        made = {d: synthetic_patient(3, size="small", spatial_dims=d) for d in (2, 3)}
+        (picture,), (volume,) = (
+            json.loads(one.save(tmp_path / str(d)).read_text())["testing"]
+            for d, one in made.items()
+        )
+        entries = []
+        for name, (d, entry) in {"a": (2, picture), "b": (3, volume), "c": (3, volume)}.items():
+            files = {key: f"{d}/{entry[key]}" for key in ("ct", "mr")}
+            entries.append({"id": name, **files})
+        datalist = tmp_path / "mixed.json"
+        datalist.write_text(json.dumps({"training": entries}))
+        assert main(["train", "--datalist", str(datalist), "--output", str(tmp_path / "o")]) == 0
+        assert trained["bundle"] == bundle_for(3)
+
     def test_the_bundle_can_be_chosen_by_hand(self, trained, tmp_path):
         assert main(["train", "--spatial-dims", "2", "--output", str(tmp_path)]) == 0
         assert trained["bundle"] == bundle_for(2)

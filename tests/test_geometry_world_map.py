@@ -230,6 +230,22 @@ class TestInverse:
         error = np.linalg.norm(found.points(found.inverse().points(moving)) - moving, axis=1)
         assert error.max() < 0.05
 
+    def test_nodes_lie_closer_where_the_tolerance_asks_for_it(self, d):
+        found = self.strong(d)
+        rough, fine = found.inverse(tolerance_mm=5.0), found.inverse(tolerance_mm=1e-6)
+        assert np.prod(fine.ddf_mm.shape) > 2.5**d * np.prod(rough.ddf_mm.shape)
+        points = self.points(found)
+        there = found.points(points)
+        errors = [np.linalg.norm(m.points(there) - points, axis=1).mean() for m in (rough, fine)]
+        assert errors[1] < 0.5 * errors[0]
+
+    def test_points_come_back_without_a_lattice(self, d):
+        found = self.strong(d)
+        points = self.points(found)
+        np.testing.assert_allclose(found.inverse_points(found.points(points)), points, atol=1e-3)
+        one = found.points(points[0])
+        np.testing.assert_allclose(found.inverse_points(one), points[0], atol=1e-3)
+
     def test_of_an_affine_alone_is_exact(self, d):
         found = self.strong(d)
         found = dataclasses.replace(found, ddf_mm=torch.zeros_like(found.ddf_mm))

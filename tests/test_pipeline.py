@@ -51,6 +51,8 @@ from fusion_pipeline.synthesis import synthetic_patient
 FILES = {
     "mr_registered.nii.gz",
     "mr_displacement.nii.gz",
+    "mr_transform.h5",
+    "mr_transform_inverse.h5",
     "ct_harmonized.nii.gz",
     "mr_harmonized.nii.gz",
     "fused.nii.gz",
@@ -364,6 +366,7 @@ def test_pictures_give_pictures(tmp_path):
         *("mr_registered.png", "mr_displacement.nii.gz", "mr_harmonized.png"),
         *("pet_registered.png", "pet_displacement.nii.gz", "pet_harmonized.png"),
         *("ct_harmonized.png", "fused.png", "weights.nii.gz", "report.json", "report.html"),
+        *(f"{key}_transform{way}.h5" for key in ("mr", "pet") for way in ("", "_inverse")),
     }
     with PIL.Image.open(folder / "fused.png") as fused:
         assert fused.getextrema()[1] > 50  # 0..255

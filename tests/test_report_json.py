@@ -18,6 +18,7 @@ KEYS = [
     "reference",
     "modalities",
     "files",
+    "grids",
     "registration",
     "harmonization",
     "fusion",
@@ -47,6 +48,14 @@ def test_keys_are_those_of_the_contract_and_nan_is_null():
     assert report["timings"] == {"register": {"wall_s": 3.1, "cpu_s": 5.9}}
     assert report["warnings"] == ["PET units were not named; SUV was assumed."]
     assert report["versions"]["torch"] == version("torch")
+
+
+def test_grids_are_the_references_own_and_those_of_the_moving_images():
+    result = result_3d()
+    grids = case_report(result, FILES)["grids"]
+    assert list(grids) == ["ct", "mr_t1", "pet"]
+    assert grids["ct"]["affine"] == result.fusion.fused.affine.tolist()
+    assert grids["pet"]["shape"] == list(result.case.images["pet"].shape)
 
 
 def test_registration_says_what_was_found():

@@ -136,7 +136,7 @@ def test_folds_split_all_cases_by_patient(datalist):  # noqa: F811
         for fold in range(2)
     ]
     ids = [[case.id for case in feed.cases[1]] for feed in feeds]
-    assert sorted(ids[0] + ids[1]) == ["synthetic-head-1", "synthetic-head-1", "synthetic-head-2"]
+    assert sorted(ids[0] + ids[1]) == [f"synthetic-head-{seed}" for seed in (1, 2, 3)]
 
 
 def rows(folder, version=0):
@@ -210,26 +210,29 @@ def test_a_phase_learns_and_leaves_the_other_stages(tmp_path, phase):
 
 
 class Images(Callback):
-    """The first value of each training batch."""
+    """A number that tells one training batch from another, and from itself turned."""
 
     def __init__(self):
         self.first = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.first.append(float(batch.image.sum()))
+        ramp = torch.arange(batch.image.numel()).reshape(batch.image.shape)
+        self.first.append(float((batch.image * ramp).sum()))
 
 
 def seen_by(folder, steps, **options):
-    run = trainer(folder, max_epochs=-1, max_steps=steps, **options)
+    run = trainer(folder, max_epochs=-1, max_steps=steps)
     run.callbacks.append(images := Images())
-    fit(run, module("registration"), data("registration"))
+    fit(run, module("registration"), data("registration", **options))
     return images.first
 
 
-def test_a_training_that_stopped_within_an_epoch_goes_on_with_its_next_batch(tmp_path):
-    whole = seen_by(tmp_path / "whole", 6)
-    assert len(set(whole)) == 6
-    parts = [seen_by(tmp_path / "parts", steps) for steps in (3, 4, 5, 6)]  # four to an epoch
+@pytest.mark.parametrize("options", [{}, {"twice": True, "samples_per_epoch": 2}])
+def test_a_training_that_stopped_within_an_epoch_goes_on_with_its_next_batch(tmp_path, options):
+    whole = seen_by(tmp_path / "whole", 6, **options)
+    assert len(set(whole)) > (3 if options else 5)
+    # four to an epoch
+    parts = [seen_by(tmp_path / "parts", steps, **options) for steps in (3, 4, 5, 6)]
     assert [x for part in parts for x in part] == whole
 
 

@@ -13,7 +13,8 @@ import torch
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("training_run.py")
 STEPS = 20
-KILLED_AT = (1, 5, 6, 11, 17)  # at the first step, within epochs of three steps, and at their ends
+# at the first step, within epochs of six steps and at their ends, between the uses of a batch
+KILLED_AT = (1, 5, 6, 11, 17)
 
 
 def start(*arguments, launcher=(sys.executable,)):

@@ -1,11 +1,13 @@
 """Samples: painted label maps and windows of real cases."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from pipeline_cases import preprocessing
 from training_cases import SHAPE, datalist  # noqa: F401 - a fixture
 
-from fusion_pipeline.data import InputError, read_datalist
+from fusion_pipeline.data import InputError, case_from_entry, read_datalist
 from fusion_pipeline.geometry import compose, warp
 from fusion_pipeline.synthesis import random_deformation
 from fusion_pipeline.training import CaseSamples, PaintedSamples, Sample, collate
@@ -90,9 +92,6 @@ def test_a_random_deformation_comes_with_its_way_back(shape):
 
 
 def test_label_maps_are_read_onto_an_isotropic_lattice(tmp_path):
-    import nibabel as nib
-    import numpy as np
-
     labels = np.zeros((8, 8, 4), np.int16)
     labels[2:6, 2:6, 1:3] = 503
     nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / "a.nii.gz")
@@ -210,8 +209,10 @@ class TestCaseSamples:
     def test_the_known_field_of_a_moved_sample_is_its_truth(self, datalist):  # noqa: F811
         moved = samples(datalist, (40, 40, 40), windows=12, modalities=2, motion=True)
         index = next(i for i in range(1, 24, 2) if set(moved.kinds(i)) == {"ct", "mr"})
-        sample, plan = moved[index], moved._plan(index)
-        generator = torch.Generator().manual_seed(moved.seed * 1_000_003 + index)
+        plan = moved._plan(index)
+        generator = torch.Generator().manual_seed(index)
+        sample = moved._drawn(plan, generator)
+        generator.manual_seed(index)
         still = moved._window(moved.prepared[plan.case], generator).image[plan.channels[1]]
         inside = (sample.body[0] > 0) & (sample.valid.amin(0) > 0)
 
@@ -226,3 +227,66 @@ class TestCaseSamples:
         sample = samples(datalist, (24, 24, 24), protocols=True)[0]
         assert sample.protocol.shape == sample.image.shape
         assert not torch.equal(sample.protocol, sample.image)
+
+    def test_a_moved_body_is_cut_with_its_field_of_view_and_moves_with_its_image(self, datalist):  # noqa: F811
+        moved = samples(datalist, (40, 40, 40), windows=4, modalities=2, motion=True)
+        changed = []
+        for index in range(len(moved)):
+            sample = moved[index]
+            assert bool((sample.body <= sample.valid).all())
+            changed.append(bool((sample.body[0] != sample.body[1]).any()))
+        assert any(changed)
+
+
+class TestAlignedImages:
+    """What is compared voxel by voxel has to be one anatomy."""
+
+    def planned(self, **options):
+        entry = {"id": "a", "ct": "a.nii", "mr": "b.nii", "pet": "c.nii", "reference": "ct"}
+        entries = [entry | {"mr_transform": "none"}, entry | {"id": "b"}]
+        files = [case_from_entry(one) for one in entries]
+        prepared = PreparedCases(files, preprocessing(), spacing=4.0)
+        return CaseSamples(prepared, SHAPE, windows=20, modalities=3, **options)
+
+    def test_an_image_that_is_not_aligned_is_used_alone(self):
+        drawn = self.planned(aligned=True, protocols=True)
+        of_aligned = {drawn.kinds(index) for index in range(0, 40, 2)}
+        assert of_aligned == {("ct", "mr"), ("emission",)}
+        of_others = {drawn.kinds(index) for index in range(1, 40, 2)}
+        assert of_others == {("ct",), ("mr",), ("emission",)}
+
+    def test_without_protocols_a_case_without_aligned_images_is_refused(self):
+        with pytest.raises(InputError, match=r"case 'b': expected two or more .* are aligned"):
+            self.planned(aligned=True)
+
+    def test_end_to_end_takes_them_as_they_are(self):
+        assert all(len(self.planned().kinds(index)) == 3 for index in range(4))
+
+
+def test_labelled_and_unlabelled_cases_do_not_share_a_batch():
+    plain = {"ct": "a.nii", "mr": "b.nii"}
+    labels = {"ct_label": "a.nii", "mr_label": "b.nii"}
+    field = {"mr_displacement": "f.nii"}
+    entries = [plain, plain | labels, plain | labels | field, plain | {"ct_label": "a.nii"}]
+    files = [case_from_entry({"id": str(i)} | one) for i, one in enumerate(entries)]
+    drawn = CaseSamples(PreparedCases(files, preprocessing(), spacing=4.0), SHAPE)
+    keys = [drawn.batch_key(index) for index in range(4)]
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
+    assert [sorted(drawn.truths(i)) for i in range(4)] == [[], ["labels"], ["ddf", "labels"], []]
+
+
+def test_what_a_case_brings_is_what_its_samples_have(datalist):  # noqa: F811
+    drawn = samples(datalist, (9, 9, 9))
+    for index in range(len(drawn)):
+        has = {name for name in ("ddf", "labels") if getattr(drawn[index], name) is not None}
+        assert has == drawn.truths(index)
+
+
+@pytest.mark.parametrize(("values", "came"), [((1, 2), "from 1 to 2"), ((-1, 0), "from -1 to 0")])
+def test_a_label_map_without_a_background_of_0_is_refused(tmp_path, values, came):
+    labels = np.full((8, 8, 4), values[0], np.int16)
+    labels[2:6, 2:6, 1:3] = values[1]
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=came):
+        load_label_map(tmp_path / "a.nii.gz", 1.0)

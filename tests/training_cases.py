@@ -84,10 +84,10 @@ def trainer(folder, **options):
 
 @pytest.fixture(scope="session")
 def datalist(tmp_path_factory):
-    """Two synthetic patients: one with its truth, one whose MR is called aligned."""
+    """Three synthetic patients: two with their truth, one whose MR is called aligned."""
     folder = tmp_path_factory.mktemp("cases")
     entries = []
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         listed = synthetic_patient(seed).save(folder)
         (entry,) = json.loads(listed.read_text())["testing"]
         if seed == 2:
@@ -95,5 +95,5 @@ def datalist(tmp_path_factory):
             entry["mr_transform"] = "none"
         entries.append(entry)
     path = folder / "training.json"
-    path.write_text(json.dumps({"training": entries, "validation": entries[:1]}))
+    path.write_text(json.dumps({"training": entries[:2], "validation": entries[2:]}))
     return path

@@ -53,7 +53,11 @@ def main() -> None:
         run.callbacks.append(KillAt(options.kill_at))
     trained = module(options.phase, learning_rate=1e-3, warmup_steps=5)
     feed = data(
-        options.phase, samples_per_epoch=12, validation_samples=4, batch_size=options.batch_size
+        options.phase,
+        samples_per_epoch=12,
+        validation_samples=4,
+        batch_size=options.batch_size,
+        twice=True,
     )
     fit(run, trained, feed, weights="last")
 

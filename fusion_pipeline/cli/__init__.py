@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from fusion_pipeline import __version__
-from fusion_pipeline.cli import demo, export, run, train
+from fusion_pipeline.cli import apply, demo, evaluate, export, run, train
 from fusion_pipeline.cli.arguments import Parser
 from fusion_pipeline.cli.process import run_command
 
@@ -16,7 +16,7 @@ _DESCRIPTION = (
     "Register, harmonize and fuse the CT, MR, PET and SPECT of one patient. Each command has its "
     "own --help. Research only; not a medical device."
 )
-_COMMANDS = (run, train, demo, export)
+_COMMANDS = (run, apply, train, evaluate, demo, export)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

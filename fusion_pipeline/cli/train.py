@@ -95,13 +95,19 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _spatial_dims(args: argparse.Namespace) -> int:
-    """2 or 3: as asked for, or by the first reference that can be read."""
+    """2 or 3: as asked for, or by the first that can be read of the kind that most cases are."""
     from fusion_pipeline.data import read_datalist
+    from fusion_pipeline.data.pictures import PICTURE_SUFFIXES
     from fusion_pipeline.pipeline import spatial_dims_of_cases
 
     if args.spatial_dims is not None:
         return int(args.spatial_dims)
-    cases = [] if args.datalist is None else read_datalist(args.datalist, "training")
+    cases = []
+    if args.datalist is not None:
+        cases = read_datalist(args.datalist, "training", may_be_mixed=True)
+    pictures = [str(c.images[c.reference]).lower().endswith(PICTURE_SUFFIXES) for c in cases]
+    most = 2 * sum(pictures) > len(cases)
+    cases = [case for case, picture in zip(cases, pictures, strict=True) if picture == most]
     # one after the other: the headers of ten thousand patients are not needed for this
     return next((dims for case in cases if (dims := spatial_dims_of_cases([case], unread=0))), 3)
 

@@ -24,6 +24,7 @@ from fusion_pipeline.data.image import (
     TransformKind,
     modality_of,
 )
+from fusion_pipeline.data.itk_transforms import read_transform, write_transform
 from fusion_pipeline.data.loading import (
     Preprocessing,
     cause_of,
@@ -35,6 +36,7 @@ from fusion_pipeline.data.loading import (
     refusal_within,
 )
 from fusion_pipeline.data.pictures import recolour
+from fusion_pipeline.data.points import PointFile, read_points
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import (
     read_displacement,
@@ -67,6 +69,7 @@ __all__ = [
     "LoadImaged",
     "Modality",
     "NoOverlapError",
+    "PointFile",
     "Prepared",
     "Preprocessing",
     "Series",
@@ -91,6 +94,8 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_landmarks",
+    "read_points",
+    "read_transform",
     "reading",
     "recolour",
     "refusal_within",
@@ -98,6 +103,7 @@ __all__ = [
     "write_displacement",
     "write_image",
     "write_labels",
+    "write_transform",
     "write_weights",
     "written_whole",
 ]

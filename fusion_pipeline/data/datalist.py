@@ -75,7 +75,11 @@ class CaseFiles:
 
 
 def read_datalist(
-    path: str | Path, section: str = "testing", *, may_be_empty: bool = False
+    path: str | Path,
+    section: str = "testing",
+    *,
+    may_be_empty: bool = False,
+    may_be_mixed: bool = False,
 ) -> list[CaseFiles]:
     """Read a section of a datalist.
 
@@ -83,6 +87,7 @@ def read_datalist(
         path: JSON; the paths in it are relative to its folder.
         section: ``testing``, ``training`` or ``validation``.
         may_be_empty: the section may list nothing (``[]``); left out, it may be misspelt.
+        may_be_mixed: cases of pictures may stand beside cases of volumes; each case is of one kind.
 
     Returns:
         The cases as listed, every key, id and option checked; whether files exist is found when
@@ -102,7 +107,8 @@ def read_datalist(
         for n, entry in enumerate(entries)
     ]
     _check_ids(cases, place)
-    _check_same_kind([image for case in cases for image in case.images.values()], place)
+    if not may_be_mixed:
+        _check_same_kind([image for case in cases for image in case.images.values()], place)
     return cases
 
 

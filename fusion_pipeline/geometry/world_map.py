@@ -14,6 +14,8 @@ _SLAB_VOXELS = 4_000_000  # of the fixed grid at a time, so that memory stays bo
 # of the iteration that inverts: slopes of the deformation up to 1.85 converge, without it below 1
 _DAMPING = 0.7  # share of each step; 2 / 0.7 - 1 = 1.85
 _ITERATIONS = 200  # a contraction of 0.95 a step, near that limit, falls from 3 mm below 1e-4 mm
+_FINEST_INVERSE = 3  # nodes for one of the deformation's: 27 times the time and memory
+_CHECKED_POINTS = 10_000
 _INVERTED_MM = 1e-4  # a hundredth of the finest voxel that is read
 
 
@@ -73,6 +75,25 @@ class WorldMap:
         shift = sample(self.ddf_mm[None].float(), flat)[0].T.double().numpy()
         return apply_affine(self.moving_from_fixed, points + shift.reshape(points.shape))
 
+    def inverse_points(self, moving_points: Sequence[float] | Matrix) -> Matrix:
+        """Map points of the moving world to the fixed world, each by iteration: no lattice between.
+
+        Args:
+            moving_points: ``(..., d)`` RAS mm.
+
+        Returns:
+            ``(..., d)`` RAS mm, float64. The deformation must not fold.
+        """
+        points = np.asarray(moving_points, dtype=np.float64)
+        before = apply_affine(inverse_affine(self.moving_from_fixed), points)
+        if not bool(self.ddf_mm.any()):
+            return before
+        voxels = apply_affine(inverse_affine(self.working_affine), before)
+        d = self.spatial_dims
+        nodes = torch.from_numpy(voxels.reshape(-1, d)).float()
+        back = _inverted(self._voxel_ddf(), nodes, self._voxel_mm()).double().numpy()
+        return before + (back @ self.working_affine[:d, :d].T).reshape(before.shape)
+
     def displacement_mm(self, fixed_affine: Matrix, fixed_shape: Sequence[int]) -> Tensor:
         """The whole mapping as a displacement on a grid of the fixed world.
 
@@ -121,41 +142,73 @@ class WorldMap:
             out[:, start:stop] = sample(array[None].float(), points, mode=mode, fill=fill)[0]
         return out
 
-    def inverse(self) -> "WorldMap":
+    def inverse(self, tolerance_mm: float = 0.05) -> "WorldMap":
         """The map back, from the moving world to the fixed one.
 
         With ``A`` the affine, ``φ⁻¹(y) = A⁻¹ (y + e(y))``. The deformation ``e`` is found by
-        damped fixed-point iteration on a lattice of half the spacing that also holds what the
-        deformation moves over the rim. The deformation must not fold.
+        damped fixed-point iteration on a lattice that also holds what the deformation moves over
+        the rim. The deformation must not fold.
+
+        Args:
+            tolerance_mm: nodes lie closer, up to three for one of the deformation's, until points
+                half-way between them come back within this.
 
         Returns:
-            A map whose working lattice lies in the moving world. Between its nodes it is linear,
-            which leaves some hundredths of a millimetre for a smooth deformation.
+            A map whose working lattice lies in the moving world, linear between its nodes.
 
         References:
             Chen et al., "A simple fixed-point approach to invert a deformation field", Med Phys
             2008.
         """
-        d = self.spatial_dims
-        moving_lattice = self.moving_from_fixed @ self.working_affine
         if not bool(self.ddf_mm.any()):
-            nothing = torch.zeros(d, *[2] * d)
-            return WorldMap(inverse_affine(self.moving_from_fixed), nothing, moving_lattice)
-        voxel_from_world = inverse_affine(self.working_affine)
-        linear = torch.from_numpy(voxel_from_world[:d, :d]).float()
-        ddf = torch.einsum("ij,j...->i...", linear, self.ddf_mm.float())
+            nothing = torch.zeros(self.spatial_dims, *[2] * self.spatial_dims)
+            lattice = self.moving_from_fixed @ self.working_affine
+            return WorldMap(inverse_affine(self.moving_from_fixed), nothing, lattice)
+        points = self._between_nodes()
+        there = self.points(points)
+        for nodes_per_voxel in range(1, _FINEST_INVERSE + 1):
+            back = self._inverse(nodes_per_voxel)
+            if np.linalg.norm(back.points(there) - points, axis=1).max() <= tolerance_mm:
+                break
+        return back
+
+    def _inverse(self, nodes_per_voxel: int) -> "WorldMap":
+        """The map back on a lattice with so many nodes for one of the deformation's."""
+        d, n = self.spatial_dims, nodes_per_voxel
+        moving_lattice = self.moving_from_fixed @ self.working_affine
+        ddf = self._voxel_ddf()
         reach = np.ceil(ddf.abs().flatten(1).amax(1).numpy()).astype(int)
-        voxel_from_finer = np.diag([*[0.5] * d, 1.0])
+        voxel_from_finer = np.diag([*[1 / n] * d, 1.0])
         voxel_from_finer[:d, d] = -reach
-        shape = [2 * (n - 1 + 2 * r) + 1 for n, r in zip(ddf.shape[1:], reach, strict=True)]
+        sides = zip(ddf.shape[1:], reach, strict=True)
+        shape = [n * (side - 1 + 2 * r) + 1 for side, r in sides]
         nodes = _affine_grid(voxel_from_finer, shape, 0, ddf.device).movedim(0, -1)
-        back = _inverted(ddf, nodes, float(np.linalg.norm(self.working_affine[:d, :d], 2)))
+        back = _inverted(ddf, nodes, self._voxel_mm())
         turn = torch.from_numpy(moving_lattice[:d, :d]).float()
         return WorldMap(
             inverse_affine(self.moving_from_fixed),
             torch.einsum("ij,...j->i...", turn, back),
             moving_lattice @ voxel_from_finer,
         )
+
+    def _between_nodes(self) -> Matrix:
+        """Points in the middle of cells of the lattice, at most some 10,000, RAS mm."""
+        counts = [max(1, n - 1) for n in self.ddf_mm.shape[1:]]
+        step = max(1, round((np.prod(counts) / _CHECKED_POINTS) ** (1 / self.spatial_dims)))
+        axes = [np.arange(0, n, step) + 0.5 for n in counts]
+        cells = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, self.spatial_dims)
+        return apply_affine(self.working_affine, cells)
+
+    def _voxel_ddf(self) -> Tensor:
+        """The deformation in voxels of its lattice, ``(d, *W)``."""
+        d = self.spatial_dims
+        linear = torch.from_numpy(inverse_affine(self.working_affine)[:d, :d]).float()
+        return torch.einsum("ij,j...->i...", linear, self.ddf_mm.float().cpu())
+
+    def _voxel_mm(self) -> float:
+        """The longest step that one voxel of the lattice makes."""
+        d = self.spatial_dims
+        return float(np.linalg.norm(self.working_affine[:d, :d], 2))
 
     def _slabs(
         self,

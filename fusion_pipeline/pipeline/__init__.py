@@ -28,9 +28,12 @@ from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.launch import run_processes
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
+from fusion_pipeline.pipeline.saved import Grid, SavedRegistration
 from fusion_pipeline.pipeline.shared_run import CaseQueue, SharedRun
+from fusion_pipeline.pipeline.study import Method, methods_against, run_study
 from fusion_pipeline.pipeline.summary import Outcome
 from fusion_pipeline.pipeline.synthetic import SyntheticCases
+from fusion_pipeline.pipeline.traditional import TraditionalInferer
 from fusion_pipeline.pipeline.workflow import run_training
 
 __all__ = [
@@ -42,14 +45,18 @@ __all__ = [
     "FusionEvaluator",
     "FusionInferer",
     "FusionPipeline",
+    "Grid",
     "LoadedCase",
+    "Method",
     "Outcome",
     "PipelineResult",
     "ProgressHandler",
     "SaveResult",
+    "SavedRegistration",
     "SharedRun",
     "SummaryHandler",
     "SyntheticCases",
+    "TraditionalInferer",
     "TrainingFacts",
     "bundle_for",
     "bundle_in_use",
@@ -57,9 +64,11 @@ __all__ = [
     "check_bundle_folder",
     "from_config",
     "load_weights",
+    "methods_against",
     "refuse_unknown_overrides",
     "refuse_wrong_values",
     "run_processes",
+    "run_study",
     "run_training",
     "spatial_dims_of_cases",
     "switch",

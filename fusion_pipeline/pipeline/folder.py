@@ -12,7 +12,13 @@ from pathlib import Path
 import psutil
 from torch import Tensor
 
-from fusion_pipeline.data import Image, write_displacement, write_image, write_weights
+from fusion_pipeline.data import (
+    Image,
+    write_displacement,
+    write_image,
+    write_transform,
+    write_weights,
+)
 from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
 from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
@@ -20,6 +26,7 @@ from fusion_pipeline.result import CaseResult
 REPORT = "report.json"
 _OURS = re.compile(
     r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
+    r"|.+_transform(_inverse)?\.h5"
 )
 
 
@@ -122,12 +129,17 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     suffix = ".png" if result.case.fixed.is_picture else ".nii.gz"
     registered = {key: f"{key}_registered{suffix}" for key in result.registered_images}
     displacement = {key: f"{key}_displacement.nii.gz" for key in result.registered_images}
+    transform = {key: f"{key}_transform.h5" for key in result.registered_images}
+    inverse = {key: f"{key}_transform_inverse.h5" for key in result.registered_images}
     harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
     fused, weights = f"fused{suffix}", "weights.nii.gz"
     for key, image in result.registered_images.items():
         write_image(image, folder / registered[key])
         field = _rounded(result.registrations[key].displacement_mm(grid), grid)
         write_displacement(field, grid.affine, folder / displacement[key])
+        world_map = result.registrations[key].map
+        write_transform(world_map, folder / transform[key])
+        write_transform(world_map.inverse(), folder / inverse[key])
     for key, image in result.harmonization.images.items():
         write_image(image, folder / harmonized[key], unit_range=True)
     write_image(result.fusion.fused, folder / fused, unit_range=True)
@@ -135,6 +147,8 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     return {
         "registered": registered,
         "displacement": displacement,
+        "transform": transform,
+        "transform_inverse": inverse,
         "harmonized": harmonized,
         "fused": fused,
         "weights": weights,

@@ -1,6 +1,6 @@
 """What the register stage hands on: the map, and the evidence for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusion_pipeline.data import Identity, Image, TransformKind, write_displacement
 from fusion_pipeline.geometry import WorldMap
+from fusion_pipeline.geometry.affines import Matrix
 
 
 @dataclass(frozen=True)
@@ -92,21 +93,8 @@ class Registration:
             The moving image with the fixed image's shape, affine and frame of reference;
             ``moving.fill_value`` outside.
         """
-        grey, colour = moving.array, moving.colour
-        warped = self.map.warp(
-            grey if colour is None else torch.cat([grey.float(), colour.float()]),
-            moving.affine,
-            fixed.affine,
-            fixed.shape,
-            fill=moving.fill_value,
-            mode="nearest" if nearest else "bilinear",
-        )
-        return moving.with_array(
-            warped[:1],
-            affine=fixed.affine,
-            colour=None if colour is None else warped[1:],
-            identity=_in_space_of(fixed, moving.identity),
-        )
+        moved = warped(self.map, moving, fixed.affine, fixed.shape, nearest=nearest)
+        return replace(moved, identity=_in_space_of(fixed, moving.identity))
 
     def save(self, path: str | Path, fixed: Image) -> None:
         """Write the map as a displacement field that ITK, Slicer and ANTs open.
@@ -116,6 +104,40 @@ class Registration:
             fixed: the reference image, on whose grid the field lies.
         """
         write_displacement(self.displacement_mm(fixed), fixed.affine, Path(path))
+
+
+def warped(
+    world_map: WorldMap,
+    moving: Image,
+    affine: Matrix,
+    shape: Sequence[int],
+    *,
+    nearest: bool = False,
+) -> Image:
+    """An image on a grid of the fixed world, its colour with it, in one interpolation.
+
+    Args:
+        world_map: from the fixed world to the image's.
+        moving: the image in its original units.
+        affine: ``(d + 1, d + 1)`` world_from_voxel of the grid.
+        shape: spatial shape of the grid.
+        nearest: for labels and masks.
+
+    Returns:
+        The image on the grid; ``moving.fill_value`` outside.
+    """
+    grey, colour = moving.array, moving.colour
+    values = world_map.warp(
+        grey if colour is None else torch.cat([grey.float(), colour.float()]),
+        moving.affine,
+        affine,
+        shape,
+        fill=moving.fill_value,
+        mode="nearest" if nearest else "bilinear",
+    )
+    return moving.with_array(
+        values[:1], affine=affine, colour=None if colour is None else values[1:]
+    )
 
 
 def _in_space_of(fixed: Image, identity: Identity | None) -> Identity | None:

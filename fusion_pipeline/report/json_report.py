@@ -41,6 +41,7 @@ def case_report(result: CaseResult, files: FileNames) -> dict[str, Any]:
         "reference": result.case.reference,
         "modalities": list(result.modalities),
         "files": files,
+        "grids": _grids(result),
         "registration": {
             key: _registration(registration, fixed)
             for key, registration in result.registrations.items()
@@ -56,6 +57,12 @@ def case_report(result: CaseResult, files: FileNames) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _plain(report)
     return plain
+
+
+def _grids(result: CaseResult) -> dict[str, Any]:
+    """Where the voxels of each image lie: the reference's as its file has them, else canonical."""
+    images = {**result.case.images, result.case.reference: result.fusion.fused}
+    return {key: {"shape": one.shape, "affine": one.affine} for key, one in images.items()}
 
 
 def _registration(registration: Registration, fixed: Image) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Samples cut out of real cases, varied as scanners and patients vary."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fusion_pipeline.data import CaseFiles
+from fusion_pipeline.data import CaseFiles, InputError
 from fusion_pipeline.data.image import modality_of
 from fusion_pipeline.geometry import resample, warp
 from fusion_pipeline.networks.kinds import kind_of
@@ -22,6 +22,7 @@ from fusion_pipeline.synthesis.noise import chance, choice, uniform
 from fusion_pipeline.training.batch import Sample
 from fusion_pipeline.training.painted import counts_of, without_view
 from fusion_pipeline.training.prepared_cases import LatticeCase, PreparedCases
+from fusion_pipeline.training.turns import random_turn, turned_images
 
 _OWN_CONTRASTS = 0.6  # share of moved pairs that are one image under two contrasts
 _OTHER_SEQUENCE = 0.15  # share of MR images shown as another sequence would
@@ -47,9 +48,12 @@ class _Plan:
 class CaseSamples(Dataset[Sample]):
     """Windows of real cases at random places and zooms, on an isotropic lattice (METHOD 2).
 
-    With ``motion`` a sample is moved by a known field, which is then the truth. That needs images
-    that are aligned: those whose ``transform`` in the datalist is ``none``. Of other cases, one
-    image is shown in two random contrasts.
+    The images of a case that are aligned are its reference and those whose ``transform`` in the
+    datalist is ``none``. With ``motion`` a sample is moved by a known field, which is then the
+    truth; that needs aligned images, and of other cases one image is shown in two random contrasts.
+    With ``aligned`` a sample has aligned images alone; with ``protocols`` as well, any image may be
+    a sample by itself. Half of the samples are turned: mirrored, and where all sides are equal with
+    axes exchanged.
 
     Args:
         prepared: the cases on their lattices.
@@ -57,10 +61,14 @@ class CaseSamples(Dataset[Sample]):
         windows: samples of each case in an epoch.
         modalities: images per sample, or several numbers to draw from; None: all of a case.
         motion: move the images by known fields; False: they stay as they were acquired.
+        aligned: without ``motion``, use images together only where they are aligned.
         protocols: give each image by another protocol as well.
         zoom: smallest and largest voxel of a sample, in voxels of the lattice.
         max_voxels: length of the longest displacement.
         seed: start of the randomness; sample ``i`` depends on it and on ``i`` alone.
+
+    Raises:
+        InputError: aligned images are asked for, and a case has one alone.
     """
 
     def __init__(  # noqa: PLR0913 - each is a setting of its own; the bundle's config names them
@@ -71,6 +79,7 @@ class CaseSamples(Dataset[Sample]):
         windows: int = 1,
         modalities: int | Sequence[int] | None = None,
         motion: bool = False,
+        aligned: bool = False,
         protocols: bool = False,
         zoom: tuple[float, float] = (1.0, 1.0),
         max_voxels: float = 6.5,
@@ -81,10 +90,14 @@ class CaseSamples(Dataset[Sample]):
         self.windows = windows
         self.modalities = None if modalities is None else counts_of(modalities)
         self.motion = motion
+        self.aligned = aligned and not motion
         self.protocols = protocols
         self.zoom = zoom
         self.max_voxels = max_voxels
         self.seed = seed
+        if self.aligned and not protocols:
+            for reason in filter(None, map(why_not_together, prepared.cases)):
+                raise InputError(reason)
 
     def __len__(self) -> int:
         return len(self.prepared) * self.windows
@@ -93,11 +106,38 @@ class CaseSamples(Dataset[Sample]):
         """The kinds of a sample; nothing is read."""
         return self._plan(index).kinds
 
+    def batch_key(self, index: int) -> Hashable:
+        """What samples of one batch share: kinds, and what is known; nothing is read."""
+        plan = self._plan(index)
+        return plan.kinds, self._truths(plan)
+
+    def truths(self, index: int) -> frozenset[str]:
+        """What a sample brings beside its images: ``ddf``, ``labels``; nothing is read."""
+        return self._truths(self._plan(index))
+
+    def _truths(self, plan: _Plan) -> frozenset[str]:
+        """As `_chosen` and `_moved` take it over."""
+        if self.motion:
+            return frozenset({"ddf"})
+        series = list(self.prepared.cases[plan.case].series.values())
+        truths = set()
+        if plan.channels[0] == 0 and all(one.displacement is not None for one in series[1:]):
+            truths.add("ddf")
+        if all(one.label is not None for one in series):
+            truths.add("labels")
+        return frozenset(truths)
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        plan = self._plan(index)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        sample = self._drawn(self._plan(index), generator)
+        if chance(generator, 0.5):
+            sample = turned_images(sample, random_turn(self.shape, generator))
+        return sample
+
+    def _drawn(self, plan: _Plan, generator: torch.Generator) -> Sample:
+        """A window of a case, as it lies."""
         case = self._window(self.prepared[plan.case], generator)
         sample = _chosen(case, plan)
         sample = self._moved(sample, plan, generator) if self.motion else sample
@@ -113,8 +153,7 @@ class CaseSamples(Dataset[Sample]):
         if self.modalities is not None:
             count = min(count, self.modalities[choice(generator, len(self.modalities))])
         if not self.motion:
-            others = (1 + torch.randperm(len(kinds) - 1, generator=generator)).tolist()
-            channels = (0, *others[: count - 1])
+            channels = self._still(files, count, generator)
             return _Plan(number, channels, own=False, kinds=tuple(kinds[c] for c in channels))
         aligned = _aligned(files)
         if len(aligned) < count or chance(generator, _OWN_CONTRASTS):
@@ -123,6 +162,17 @@ class CaseSamples(Dataset[Sample]):
         drawn = torch.randperm(len(aligned), generator=generator).tolist()[:count]
         channels = tuple(aligned[c] for c in drawn)
         return _Plan(number, channels, own=False, kinds=tuple(kinds[c] for c in channels))
+
+    def _still(self, files: CaseFiles, count: int, generator: torch.Generator) -> tuple[int, ...]:
+        """Images as acquired: the reference and others, or one alone that is aligned with none."""
+        together = _aligned(files) if self.aligned else list(range(len(files.series)))
+        apart = [c for c in range(len(files.series)) if c not in together]
+        if len(together) < 2:
+            return (choice(generator, len(files.series)),)
+        if apart and self.protocols and chance(generator, len(apart) / len(files.series)):
+            return (apart[choice(generator, len(apart))],)
+        others = (1 + torch.randperm(len(together) - 1, generator=generator)).tolist()
+        return tuple(together[c] for c in (0, *others[: count - 1]))
 
     def _window(self, case: LatticeCase, generator: torch.Generator) -> LatticeCase:
         """A part of the case around a place in a body, at a random zoom."""
@@ -152,10 +202,14 @@ class CaseSamples(Dataset[Sample]):
         if plan.own:
             images = [any_contrast(image, generator) for image in images]
         fields, views = [], list(sample.valid[:, None, None].unbind(0))
+        drawn = sample.valid if sample.body is None else sample.body
+        bodies = list(drawn[:, None, None].unbind(0))
         for m in range(1, len(images)):
             move = random_deformation(self.shape, generator, self.max_voxels)
             images[m] = warp(images[m], move.inverse, fill=None)
-            views[m] = warp(views[m], move.inverse, mode="nearest", fill=None)
+            views[m], bodies[m] = (
+                warp(x, move.inverse, mode="nearest", fill=None) for x in (views[m], bodies[m])
+            )
             fields.append(move.ddf)
         for m, view in enumerate(views):
             cut = chance(generator, 0.15 if m == 0 else 0.5)
@@ -163,13 +217,13 @@ class CaseSamples(Dataset[Sample]):
                 view = view * random_field_of_view(self.shape, generator)
             noise = uniform(generator, 0.0, 0.08) * torch.randn(view.shape, generator=generator)
             images[m] = without_view(images[m] + noise, view, generator)
-            views[m] = view
+            views[m], bodies[m] = view, bodies[m] * view
         return Sample(
             image=torch.cat(images)[:, 0].clamp(-4, 4),
             valid=torch.cat(views)[:, 0],
             kinds=sample.kinds,
             spacing=sample.spacing,
-            body=sample.body,
+            body=None if sample.body is None else torch.cat(bodies)[:, 0],
             ddf=torch.cat(fields),
         )
 
@@ -201,6 +255,17 @@ def _aligned(files: CaseFiles) -> list[int]:
         for channel, (key, series) in enumerate(files.series.items())
         if key == files.reference or series.transform == "none"
     ]
+
+
+def why_not_together(files: CaseFiles) -> str:
+    """Why no two images of a case can be used together, in one line; empty where they can."""
+    if len(_aligned(files)) > 1:
+        return ""
+    key = next(key for key in files.series if key != files.reference)
+    return (
+        f"case {files.id!r}: expected two or more images that are aligned, got none that the "
+        f"datalist calls so; write {key}_transform: none where it is, or register the case first"
+    )
 
 
 def _part(case: LatticeCase, box: tuple[slice, ...]) -> LatticeCase:

@@ -3,7 +3,7 @@
 import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,12 @@ class SetAside:
     """A case that is not used.
 
     Attributes:
+        number: which one of the cases, from 0; several may have one name.
         id: its name.
         reason: one line.
     """
 
+    number: int
     id: str
     reason: str
 
@@ -42,6 +44,7 @@ def checked_cases(
     spatial_dims: int | None = None,
     workers: int | None = None,
     progress: bool = True,
+    refuse: Callable[[CaseFiles], str] | None = None,
 ) -> list[CaseFiles]:
     """The cases whose headers can be used; the others are logged and listed in a file.
 
@@ -55,6 +58,7 @@ def checked_cases(
         spatial_dims: 2 or 3, of the images that the networks are made for; None: either.
         workers: processes that check; None: one per core up to 8, none for a short list.
         progress: show a bar, on a terminal only.
+        refuse: why a sound case is of no use here, in one line; an empty text where it is.
 
     Returns:
         The usable cases, in their order.
@@ -63,19 +67,29 @@ def checked_cases(
         InputError: none can be used, or the file cannot be written.
     """
     together = distributed.is_available() and distributed.is_initialized()
-    result: list[list[SetAside] | None] = [None]
+    outcome: list[list[SetAside] | str] = [[]]
+    error: Exception | None = None
     if not together or distributed.get_rank() == 0:
-        result = [set_aside(cases, spatial_dims, workers=workers, progress=progress)]
-        _report(result[0] or [], len(cases), output_dir)
+        try:
+            broken = set_aside(
+                cases, spatial_dims, workers=workers, progress=progress, refuse=refuse
+            )
+            _report(broken, len(cases), output_dir)
+            outcome = [broken]
+        except Exception as caught:  # the others wait for a result
+            error, outcome = caught, [one_line(caught, 400)]
     if together:
-        distributed.broadcast_object_list(result, src=0)
-    broken = {one.id: one.reason for one in result[0] or []}
-    if cases and len(broken) == len(cases):
+        distributed.broadcast_object_list(outcome, src=0)
+    result = outcome[0]
+    if isinstance(result, str):
+        raise error or InputError(result)
+    if cases and len(result) == len(cases):
         raise InputError(
             f"datalist: expected at least one usable case, got {len(cases)} that are not; the "
-            f"first: {next(iter(broken.values()))}"
+            f"first: {result[0].reason}"
         )
-    return [case for case in cases if case.id not in broken]
+    unusable = {one.number for one in result}
+    return [case for number, case in enumerate(cases) if number not in unusable]
 
 
 def set_aside(
@@ -84,6 +98,7 @@ def set_aside(
     *,
     workers: int | None = None,
     progress: bool = True,
+    refuse: Callable[[CaseFiles], str] | None = None,
 ) -> list[SetAside]:
     """Check the headers of all cases; see `checked_cases`.
 
@@ -102,7 +117,10 @@ def set_aside(
         for batch in loader:
             reasons += batch
             bar.update(len(batch))
-    return [SetAside(case.id, why) for case, why in zip(cases, reasons, strict=True) if why]
+    if refuse is not None:
+        reasons = [why or refuse(case) for case, why in zip(cases, reasons, strict=True)]
+    listed = enumerate(zip(cases, reasons, strict=True))
+    return [SetAside(number, case.id, why) for number, (case, why) in listed if why]
 
 
 def _cores() -> int:

@@ -1,7 +1,13 @@
 """What feeds the training: painted samples, and windows of real cases beside them."""
 
-from collections.abc import Sequence
+import shutil
+import weakref
+from collections.abc import Hashable, Sequence
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from tempfile import mkdtemp
+from typing import TypeVar
 
 import pytorch_lightning as pl
 from monai.transforms import Compose
@@ -10,13 +16,15 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from fusion_pipeline.data import CaseFiles, InputError, one_line_refusals, read_datalist
 from fusion_pipeline.training.batch import Sample, collate
-from fusion_pipeline.training.cases import CaseSamples
-from fusion_pipeline.training.checked_cases import checked_cases
+from fusion_pipeline.training.cases import CaseSamples, why_not_together
+from fusion_pipeline.training.checked_cases import SET_ASIDE, checked_cases
 from fusion_pipeline.training.folds import fold as fold_of
+from fusion_pipeline.training.folds import patient_of
 from fusion_pipeline.training.label_maps import label_map_paths, load_label_map
 from fusion_pipeline.training.painted import PaintedSamples, counts_of
-from fusion_pipeline.training.prepared_cases import PreparedCases
+from fusion_pipeline.training.prepared_cases import IN_MEMORY_GIB, PreparedCases
 from fusion_pipeline.training.sampler import GroupedBatches
+from fusion_pipeline.training.turns import UsedTwice
 
 _VALIDATION_SEED = 1_000_000
 
@@ -34,16 +42,21 @@ class MultimodalData(pl.LightningDataModule):
         windows_per_case: windows of each case in an epoch.
         zoom: smallest and largest voxel of a window, in units of ``spacing``.
         modalities: images per sample, or several numbers to draw from.
-        motion: move painted images by known fields, which are then the truth.
+        motion: move painted images by known fields, which are then the truth. False: samples are
+            of aligned images alone, those of cases as well unless ``case_motion``.
         case_motion: move the cases' images likewise, see `CaseSamples`; False: as acquired.
         protocols: give each image by another protocol as well.
         typical: share of painted images in the manner of their kind; the others in any contrast.
         max_voxels: longest displacement of a sample.
-        label_maps: a folder or files of label maps to paint beside the made-up bodies.
+        label_maps: a folder or files of label maps to paint beside the made-up bodies. Of several,
+            every fifth, or else the last, is for the painted validation samples alone.
         spacing: mm of the lattice.
         batch_size: samples of one process and step.
         workers: processes that make samples.
-        cache_dir: folder that keeps prepared cases from run to run; None: they stay in memory.
+        twice: use each training batch a second time, turned: axes mirrored, and where all sides are
+            equal exchanged. Drawing a registration pair costs as much as learning from it.
+        cache_dir: folder that keeps prepared cases from run to run; None: they stay in memory, or
+            with workers, who share them, in a temporary folder of the same bound.
         cache_gib: bound of that cache in GiB, see `PreparedCases`.
         folds: split training and validation cases anew, by patient, into so many parts.
         fold: which of them validates, from 0.
@@ -51,7 +64,8 @@ class MultimodalData(pl.LightningDataModule):
         seed: start of the randomness.
 
     Raises:
-        InputError: nothing to train on or to validate with, or a malformed datalist.
+        InputError: nothing to train on or to validate with, a malformed datalist, or a patient both
+            in training and in validation.
     """
 
     @one_line_refusals()
@@ -75,6 +89,7 @@ class MultimodalData(pl.LightningDataModule):
         spacing: float = 2.0,
         batch_size: int = 1,
         workers: int = 0,
+        twice: bool = False,
         cache_dir: Path | str | None = None,
         cache_gib: float | None = None,
         folds: int | None = None,
@@ -101,6 +116,7 @@ class MultimodalData(pl.LightningDataModule):
         self.spacing = spacing
         self.batch_size = batch_size
         self.workers = workers
+        self.twice = twice
         self.seed = seed
         self.label_map_paths = label_map_paths(label_maps)
         self._label_maps: list[Tensor] | None = None
@@ -128,31 +144,58 @@ class MultimodalData(pl.LightningDataModule):
             InputError: no case of a part can be used.
         """
         del stage
-        if self._prepared is None:
-            every = [case for part in self.cases for case in part]
-            usable = {case.id for case in self._checked(every)}
-            training, validation = (
-                self._on_lattices([case for case in part if case.id in usable])
-                for part in self.cases
-            )
-            self._prepared = training, validation
+        if self._prepared is not None:
+            return
+        usable = {
+            id(case) for case in self._checked([case for part in self.cases for case in part])
+        }
+        painted = (self.samples_per_epoch, self.validation_samples)
+        parts = []
+        for name, part, count in zip(("training", "validation"), self.cases, painted, strict=True):
+            cases = [case for case in part if id(case) in usable]
+            if part and not (cases or count):
+                raise InputError(
+                    f"datalist: expected a usable {name} case, got {len(part)} that are not, see "
+                    f"{SET_ASIDE}; mend one, or let painted samples stand in for them"
+                )
+            parts.append(self._on_lattices(cases))
+        self._prepared = parts[0], parts[1]
 
     def _checked(self, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
         """The cases that can be used."""
-        dims = len(self.shape)
-        return checked_cases(cases, self.output_dir, spatial_dims=dims) if cases else []
+        if not cases:
+            return []
+        together = self._aligned and not self.protocols
+        return checked_cases(
+            cases,
+            self.output_dir,
+            spatial_dims=len(self.shape),
+            refuse=why_not_together if together else None,
+        )
+
+    @property
+    def _aligned(self) -> bool:
+        """Whether the phase takes images together only where they are aligned."""
+        return not (self.motion or self.case_motion)
 
     def _on_lattices(self, cases: Sequence[CaseFiles]) -> PreparedCases | None:
         """The cases on their lattices; None where there are none."""
         if not cases or self.preprocessing is None:
             return None
+        folder, bound = self.cache_dir, self.cache_gib
+        if folder is None and self.workers:
+            # the loaders are made anew for each epoch, and with them the workers and their memory
+            folder, bound = self._shared_folder, IN_MEMORY_GIB if bound is None else bound
         return PreparedCases(
-            cases,
-            self.preprocessing,
-            spacing=self.spacing,
-            cache_dir=self.cache_dir,
-            cache_gib=self.cache_gib,
+            cases, self.preprocessing, spacing=self.spacing, cache_dir=folder, cache_gib=bound
         )
+
+    @cached_property
+    def _shared_folder(self) -> Path:
+        """A folder that the workers share; it goes with this object."""
+        folder = mkdtemp(prefix="fusion-pipeline-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     @property
     def training(self) -> PreparedCases | None:
@@ -168,11 +211,13 @@ class MultimodalData(pl.LightningDataModule):
 
     def train_dataset(self, epoch: int = 0) -> "Samples":
         """The samples of one epoch."""
-        return self._samples(self.samples_per_epoch, self.seed + epoch, self.training)
+        training, _ = _split_maps(self.label_maps, aside=self.validation_samples > 0)
+        return self._samples(self.samples_per_epoch, self.seed + epoch, self.training, training)
 
     def val_dataset(self) -> "Samples":
         """The samples that each validation sees."""
-        return self._samples(self.validation_samples, _VALIDATION_SEED, self.validation)
+        _, aside = _split_maps(self.label_maps, aside=True)
+        return self._samples(self.validation_samples, _VALIDATION_SEED, self.validation, aside)
 
     def state_dict(self) -> dict[str, int]:
         """How much of an epoch is done, for a checkpoint that is written within it."""
@@ -186,11 +231,14 @@ class MultimodalData(pl.LightningDataModule):
         """Go on behind the batches that were done."""
         self._stopped = {**self._stopped, **state_dict}
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> "DataLoader[Sample] | UsedTwice":
         """Called anew for each epoch (see `Trainer`)."""
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         done = self._stopped["batches"] if epoch == self._stopped["epoch"] else 0
-        return self._loader(self.train_dataset(epoch), seed=self.seed + epoch, done=done)
+        samples, seed = self.train_dataset(epoch), self.seed + epoch
+        if not self.twice:
+            return self._loader(samples, seed=seed, done=done)
+        return UsedTwice(self._loader(samples, seed=seed, done=done // 2), seed=seed, done=done)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Always the same samples in the same order.
@@ -208,12 +256,15 @@ class MultimodalData(pl.LightningDataModule):
 
     def counts(self) -> dict[str, int]:
         """What there is to train on, for the model card."""
+        training, aside = _split_maps(self.label_map_paths, aside=self.validation_samples > 0)
         return {
             "training cases": 0 if self.training is None else len(self.training),
             "validation cases": 0 if self.validation is None else len(self.validation),
             "windows of a case in an epoch": self.windows_per_case,
             "painted samples in an epoch": self.samples_per_epoch,
-            "label maps": len(self.label_map_paths),
+            "label maps to train on": len(training),
+            "label maps to validate with": len(aside),
+            "uses of a sample": 2 if self.twice else 1,
         }
 
     @property
@@ -230,7 +281,13 @@ class MultimodalData(pl.LightningDataModule):
             (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         )
 
-    def _samples(self, count: int, seed: int, prepared: PreparedCases | None) -> "Samples":
+    def _samples(
+        self,
+        count: int,
+        seed: int,
+        prepared: PreparedCases | None,
+        label_maps: Sequence[Tensor],
+    ) -> "Samples":
         """Painted samples, then windows of the cases."""
         parts: list[PaintedSamples | CaseSamples] = []
         if count:
@@ -242,7 +299,7 @@ class MultimodalData(pl.LightningDataModule):
                 protocols=self.protocols,
                 typical=self.typical,
                 max_voxels=self.max_voxels,
-                label_maps=self.label_maps,
+                label_maps=label_maps,
                 spacing=self.spacing,
                 seed=seed,
                 # a step of all processes is of one group
@@ -256,6 +313,7 @@ class MultimodalData(pl.LightningDataModule):
                 windows=self.windows_per_case,
                 modalities=self.modalities,
                 motion=self.case_motion,
+                aligned=self._aligned,
                 protocols=self.protocols,
                 zoom=self.zoom,
                 max_voxels=self.max_voxels,
@@ -282,13 +340,32 @@ class Samples(ConcatDataset[Sample]):
         super().__init__(parts)
         self.parts = list(parts)
 
-    def groups(self) -> list[tuple[int, tuple[str, ...]]]:
-        """Which samples may share a batch: a painted and a real one do not know the same things."""
+    def groups(self) -> list[Hashable]:
+        """Which samples may share a batch: those of the same kinds of which the same is known."""
         return [
-            (number, part.kinds(i))
+            (number, part.batch_key(i))
             for number, part in enumerate(self.parts)
             for i in range(len(part))
         ]
+
+    def truths(self) -> frozenset[str]:
+        """What at least one sample brings beside its images."""
+        every = (part.truths(i) for part in self.parts for i in range(len(part)))
+        return frozenset(chain.from_iterable(every))
+
+
+Map = TypeVar("Map", Tensor, Path)
+
+
+def _split_maps(maps: Sequence[Map], *, aside: bool) -> tuple[list[Map], list[Map]]:
+    """Label maps to train on and to validate with: whole maps, by number; one alone serves both."""
+    validation = list(maps[4::5] or maps[-1:])
+    if not aside:
+        return list(maps), []
+    if len(maps) < 2:
+        return list(maps), validation
+    kept = {id(one) for one in validation}
+    return [one for one in maps if id(one) not in kept], validation
 
 
 def _listed(
@@ -301,10 +378,17 @@ def _listed(
     """Training and validation cases, as the datalist or the folds split them."""
     if datalist is None:
         return [], []
-    training = read_datalist(datalist, "training")
-    if folds is None:
-        # painted samples can validate alone
-        return training, read_datalist(datalist, "validation", may_be_empty=may_validate_alone)
-    return fold_of(
-        [*training, *read_datalist(datalist, "validation", may_be_empty=True)], folds, number
-    )
+    training = read_datalist(datalist, "training", may_be_mixed=True)
+    # painted samples can validate alone
+    may_be_empty = may_validate_alone or folds is not None
+    validation = read_datalist(datalist, "validation", may_be_empty=may_be_empty, may_be_mixed=True)
+    if folds is not None:
+        return fold_of([*training, *validation], folds, number)
+    trained = {patient_of(case) for case in training}
+    twice = next((case for case in validation if patient_of(case) in trained), None)
+    if twice is not None:
+        raise InputError(
+            f"datalist {datalist}: expected other patients in validation than in training, got "
+            f"{patient_of(twice)} in both; remove one, or split by patient with --folds"
+        )
+    return training, validation

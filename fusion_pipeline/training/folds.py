@@ -38,19 +38,19 @@ def fold(
         )
     by_patient: dict[str, list[CaseFiles]] = {}
     for case in cases:
-        by_patient.setdefault(_patient(case), []).append(case)
+        by_patient.setdefault(patient_of(case), []).append(case)
     if len(by_patient) < folds:
         raise InputError(
             f"datalist: expected at least {folds} patients for {folds} folds, got "
             f"{len(by_patient)}; lower --folds or add patients"
         )
     assigned = _assigned(by_patient, folds, seed)
-    training = [case for case in cases if assigned[_patient(case)] != number]
-    validation = [case for case in cases if assigned[_patient(case)] == number]
+    training = [case for case in cases if assigned[patient_of(case)] != number]
+    validation = [case for case in cases if assigned[patient_of(case)] == number]
     return training, validation
 
 
-def _patient(case: CaseFiles) -> str:
+def patient_of(case: CaseFiles) -> str:
     """Whose case it is; a case without a patient never shares that of another by its id."""
     return f"patient {case.patient}" if case.patient else f"case {case.id}"
 
@@ -89,4 +89,4 @@ def _draw(patient: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {patient}".encode()).digest()
 
 
-__all__ = ["fold"]
+__all__ = ["fold", "patient_of"]

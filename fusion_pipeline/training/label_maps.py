@@ -42,10 +42,10 @@ def load_label_map(path: Path, spacing: float) -> Tensor:
         spacing: mm.
 
     Returns:
-        ``(1, *S)`` uint8, numbered anew from 0 in the order of the labels.
+        ``(1, *S)`` uint8, numbered anew in the order of the labels, from the background 0.
 
     Raises:
-        InputError: it cannot be read, or has more than 256 labels.
+        InputError: it cannot be read, has more than 256 labels, or no background or one alone.
     """
     image, _ = read_image(str(path), "mr")
     values, numbered = np.unique(image.array.numpy(), return_inverse=True)
@@ -53,6 +53,11 @@ def load_label_map(path: Path, spacing: float) -> Tensor:
         raise InputError(
             f"training ({path}): expected a label map, got {len(values)} different values; "
             "correct label_maps"
+        )
+    if values[0] != 0 or len(values) < 2:
+        raise InputError(
+            f"training ({path}): expected a label map of the background 0 and labels above it, got "
+            f"values from {values[0]:g} to {values[-1]:g}; number it anew or correct label_maps"
         )
     affine, shape = rescaled_affine(image.affine, image.shape, spacing)
     to_image = torch.from_numpy(np.linalg.inv(image.affine) @ affine)

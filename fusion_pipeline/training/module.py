@@ -1,6 +1,7 @@
 """One LightningModule for every phase: registration, harmonization, fusion, end to end."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from fusion_pipeline.data import one_line_refusals
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.training.batch import Batch
+from fusion_pipeline.training.data import MultimodalData
+from fusion_pipeline.training.monitored import check_monitors
 from fusion_pipeline.training.objectives import Objective, Outputs
 from fusion_pipeline.training.objectives.end_to_end import STAGES, check_stages
 
@@ -60,6 +63,8 @@ class MultimodalTraining(pl.LightningModule):
             network.get_submodule(name).requires_grad_(name in trained)
         self.scores = objective.scores()
         self._settings_logged = False
+        self.validated_step = -1  # the optimizer's step of the last validation
+        self._seconds, self._begun = 0.0, math.nan
         settings = {k: v for k, v in vars(objective).items() if isinstance(v, int | float)}
         self.save_hyperparameters(
             {
@@ -118,6 +123,8 @@ class MultimodalTraining(pl.LightningModule):
 
         It shows each score's latest value and has to be told the names once, with real values.
         """
+        if not self.trainer.sanity_checking:
+            self.validated_step = self.global_step
         scores = self.validation_scores()
         if self._settings_logged or self.trainer.sanity_checking or not scores:
             return
@@ -135,9 +142,35 @@ class MultimodalTraining(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The scores go with the weights that have them: the best are seldom the last."""
         checkpoint["scores"] = self.validation_scores()
+        checkpoint["wall_time_s"] = self.wall_time()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The time that earlier starts took, up to this checkpoint."""
+        self._seconds = float(checkpoint.get("wall_time_s", 0.0))
+
+    def wall_time(self) -> float:
+        """Seconds of training and validation so far, over all starts."""
+        return self._seconds + (time.monotonic() - self._begun if self._begun > 0 else 0.0)
+
+    def on_fit_start(self) -> None:
+        """Refuse to monitor what no validation will give.
+
+        Raises:
+            InputError: a callback does.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, MultimodalData):
+            check_monitors(
+                self.trainer.callbacks, self.objective, lambda: data.val_dataset().truths()
+            )
+
+    def on_train_end(self) -> None:
+        """Stop the clock."""
+        self._seconds, self._begun = self.wall_time(), math.nan
 
     def on_train_start(self) -> None:
         """The learning rate is the one asked for now, not the checkpoint's."""
+        self._begun = time.monotonic()
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]

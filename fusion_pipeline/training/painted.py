@@ -1,6 +1,6 @@
 """Samples without a scanner: label maps, moved by known fields and painted in random contrasts."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fusion_pipeline.synthesis import (
 )
 from fusion_pipeline.synthesis.noise import chance, choice, uniform
 from fusion_pipeline.training.batch import Sample
+from fusion_pipeline.training.turns import random_turn, turned
 
 _STYLES: dict[str, Style] = {"ct": "ct", "mr": "mr", "emission": "pet"}
 # two MR contrasts of one patient are as usual as a CT and an MR
@@ -95,6 +96,15 @@ class PaintedSamples(Dataset[Sample]):
         )
         return tuple(_CHOICES[i] for i in drawn[:count].tolist())
 
+    def batch_key(self, index: int) -> Hashable:
+        """What samples of one batch share."""
+        return self.kinds(index)
+
+    def truths(self, index: int) -> frozenset[str]:
+        """What a sample brings beside its images: field and labels are exact."""
+        del index
+        return frozenset({"ddf", "labels"})
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
@@ -133,7 +143,9 @@ class PaintedSamples(Dataset[Sample]):
             labels = body_label_map(self.shape, generator, _BODIES[choice(generator, 3)])
         else:
             labels = random_label_map(self.shape, generator, 4 + choice(generator, 16))
-        return flipped(labels, generator) if chance(generator, 0.5) else labels
+        if chance(generator, 0.5):
+            labels = turned(labels, random_turn(self.shape, generator))
+        return labels
 
     def _moved(
         self, labels: Tensor, count: int, generator: torch.Generator
@@ -237,14 +249,6 @@ def crop(
 def _inner(count: int, generator: torch.Generator) -> int:
     """A slice in the middle three fifths, where the anatomy is."""
     return int(uniform(generator, 0.2, 0.8) * (count - 1))
-
-
-def flipped(image: Tensor, generator: torch.Generator) -> Tensor:
-    """``(C, *S)`` of equal sides mirrored along random axes; axes exchanged where sides allow."""
-    d = image.ndim - 1
-    if len(set(image.shape[1:])) == 1:
-        image = image.permute(0, *(1 + torch.randperm(d, generator=generator)).tolist())
-    return image.flip([a + 1 for a in range(d) if chance(generator, 0.5)])
 
 
 def _warped(labels: Tensor, ddf: Tensor) -> Tensor:

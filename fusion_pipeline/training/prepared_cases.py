@@ -43,7 +43,7 @@ from fusion_pipeline.transforms import NormalizeModality
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
-_IN_MEMORY_GIB = 4.0
+IN_MEMORY_GIB = 4.0
 _ON_DISK_GIB = 200.0
 _LEFT_OVER_S = 3600.0  # s without a write, after which a file written aside belongs to no process
 # the code that makes an entry: changes elsewhere in the package keep the cache
@@ -96,8 +96,8 @@ class PreparedCases(PersistentDataset):
     Of several machines, each needs a folder on a disk of its own: a mapped file that another
     machine removes can no longer be read.
 
-    In memory each worker process of a `DataLoader` holds its share of the bound; keep workers from
-    epoch to epoch (``persistent_workers=True``), or their shares are lost.
+    In memory each worker process of a `DataLoader` holds its share of the bound and loses it when
+    it ends, as `MultimodalData`'s do after each epoch: with workers, give a folder.
 
     Args:
         cases: their files.
@@ -122,7 +122,7 @@ class PreparedCases(PersistentDataset):
         cache_dir: Path | str | None = None,
         cache_gib: float | None = None,
     ) -> None:
-        default = _IN_MEMORY_GIB if cache_dir is None else _ON_DISK_GIB
+        default = IN_MEMORY_GIB if cache_dir is None else _ON_DISK_GIB
         self.cache_bytes = int((default if cache_gib is None else cache_gib) * _GIB)
         try:
             super().__init__(
@@ -382,4 +382,4 @@ def _files_in(folder: Path) -> Iterable[tuple[Path, int, float]]:
                     yield Path(one.path), about.st_size, about.st_mtime
 
 
-__all__ = ["LatticeCase", "OnLattice", "PreparedCases"]
+__all__ = ["IN_MEMORY_GIB", "LatticeCase", "OnLattice", "PreparedCases"]

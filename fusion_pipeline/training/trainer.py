@@ -3,7 +3,6 @@
 import functools
 import logging
 import pickle
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -155,26 +154,51 @@ def fit(
     path = Path(trainer.default_root_dir) / "model.pt"
     if source is not None:  # what cannot be written is refused before hours of work
         check_bundle_folder(path.with_name("bundle"))
-    begun = time.monotonic()
     with _lightning_refusals(), _quiet():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    logger.info("%d steps, %.0f s", trainer.global_step, time.monotonic() - begun)
+    logger.info("%d steps, %.0f s", trainer.global_step, module.wall_time())
+    chosen = _best_checkpoint(trainer) if weights == "best" else None
+    _end_with_a_validation(trainer, module, data, checkpoint, needless=chosen is not None)
     if trainer.is_global_zero:
-        best = _best_checkpoint(trainer) if weights == "best" else None
         state = (
             {name: value.cpu() for name, value in module.network.state_dict().items()}
-            if best is None
-            else _network_state(best)
+            if chosen is None
+            else _network_state(chosen)
         )
         with written_whole(path) as aside:
             torch.save(state, aside)
         if source is not None:
-            facts = _facts(trainer, module, data, best)
+            facts = _facts(trainer, module, data, chosen)
             write_bundle(
                 path.with_name("bundle"), source.root, state, config=source.config, facts=facts
             )
     trainer.strategy.barrier()
     return path
+
+
+def _end_with_a_validation(
+    trainer: pl.Trainer,
+    module: MultimodalTraining,
+    data: MultimodalData,
+    checkpoint: Path | None,
+    *,
+    needless: bool,
+) -> None:
+    """Validate the last weights, where they are the ones that go out and nobody did."""
+    # the first process decides: others may not see the file of the best weights
+    if trainer.strategy.broadcast(needless or module.validated_step == trainer.global_step):
+        return
+    if checkpoint is not None:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if saved["global_step"] == trainer.global_step:
+            # nothing was left to train, and the averaged weights are in the checkpoint alone
+            module.network.load_state_dict(_network_state(saved))
+    if not trainer.limit_val_batches:
+        logger.warning("the weights are not validated: limit_val_batches is 0")
+        return
+    logger.info("the last weights are validated")
+    with _lightning_refusals(), _quiet():
+        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def _facts(
@@ -195,6 +219,7 @@ def _facts(
         settings={
             **dict(module.hparams),
             "step of these weights": step,
+            "wall time in s": round(module.wall_time()),
             "batch size": data.batch_size * trainer.world_size,
             "accumulated batches": trainer.accumulate_grad_batches,
             "precision": trainer.precision,

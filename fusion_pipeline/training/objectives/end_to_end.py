@@ -17,6 +17,7 @@ from fusion_pipeline.training.batch import Batch
 from fusion_pipeline.training.objectives.fusion import fusion_scores, update_fusion_scores
 from fusion_pipeline.training.objectives.objective import Outputs
 from fusion_pipeline.training.objectives.registration import (
+    TRUTH_OF_SCORE,
     distance,
     reference_body,
     registration_scores,
@@ -44,6 +45,8 @@ class EndToEnd:
 
     phase = "all"
     stages = STAGES
+    parts: tuple[str, ...] = STAGES
+    truths: Mapping[str, str] = TRUTH_OF_SCORE
 
     @one_line_refusals()
     def __init__(

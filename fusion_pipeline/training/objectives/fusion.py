@@ -39,6 +39,8 @@ class FusionObjective:
 
     phase = "fusion"
     stages = ("fusion",)
+    parts: tuple[str, ...] = (*_WEIGHTS, "weighted", "given_up")
+    truths: Mapping[str, str] = {}
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ class HarmonizationObjective:
 
     phase = "harmonization"
     stages = ("harmonization",)
+    parts: tuple[str, ...] = ("agreement", "protocol", "background", "absent", "variation")
+    truths: Mapping[str, str] = {}
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """The border between the one LightningModule and what a phase asks for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,10 +40,14 @@ class Objective(Protocol):
     Attributes:
         phase: its name.
         stages: names of the stages that it trains; the others stay as they are.
+        parts: names of the loss's parts in a validation.
+        truths: of scores that need a truth, which field of a `Sample` holds it.
     """
 
     phase: str
     stages: tuple[str, ...]
+    parts: tuple[str, ...]
+    truths: Mapping[str, str]
 
     def start(self, network: MultimodalNet) -> None:
         """Set an untrained network to what the phase has to begin at; a trained one stays."""

@@ -1,6 +1,7 @@
 """Known fields: how far the predicted displacement is from the truth (METHOD 3)."""
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +15,13 @@ from fusion_pipeline.training.batch import Batch
 from fusion_pipeline.training.objectives.objective import Outputs
 
 _STRIDE = 4  # voxels between the points that the network's search compares
+# what a sample has to bring for a score of it
+TRUTH_OF_SCORE = {
+    "error_mm_before": "ddf",
+    "error_mm": "ddf",
+    "dice_before": "labels",
+    "dice": "labels",
+}
 _AIR = 0.05  # what a voxel outside the body weighs beside one inside
 
 
@@ -32,6 +40,8 @@ class RegistrationObjective:
 
     phase = "registration"
     stages = ("registration",)
+    parts: tuple[str, ...] = ("distance", "match", "smoothness")
+    truths: Mapping[str, str] = TRUTH_OF_SCORE
 
     def __init__(
         self, match: float = 0.3, smoothness: float = 0.5, second_pass_every: int = 4

@@ -6,9 +6,14 @@ import numpy as np
 import torch
 
 from fusion_pipeline.data import Image, Series
-from fusion_pipeline.geometry import WorldMap, apply_affine
+from fusion_pipeline.geometry import WorldMap, apply_affine, ddf_from_ddf_mm
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.metrics import dice, hd95, target_registration_error
+from fusion_pipeline.metrics import (
+    dice,
+    hd95,
+    log_jacobian_std,
+    target_registration_error,
+)
 from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.result import CaseResult
 from fusion_pipeline.transforms import body_mask
@@ -31,15 +36,21 @@ def evaluate(result: CaseResult) -> dict[str, Scores]:
     Returns:
         Names are ``tre_mm_before``, ``tre_mm_after`` and ``tre_mm_after_max`` (true field),
         ``landmarks_mm_before`` and ``…_after``, ``dice_before`` and ``…_after``, ``hd95_mm_before``
-        and ``…_after`` (mean over the labels that both images have); empty without a truth.
+        and ``…_after`` (mean over the labels that both images have), and the same of each label
+        as ``dice_label_<n>_before`` and so on; beside any of them ``sd_log_jacobian`` of the field.
+        Empty without a truth.
     """
-    return {
+    found = {
         key: {
             **_field_error(result, key),
             **_landmark_error(result, key),
             **_overlap(result, key),
         }
         for key in result.registrations
+    }
+    return {
+        key: {**scores, **_regularity(result.registrations[key].map)} if scores else {}
+        for key, scores in found.items()
     }
 
 
@@ -111,7 +122,7 @@ def _overlap(result: CaseResult, key: str) -> Scores:
     fixed, moving = (series[k].labels for k in (result.case.reference, key))
     if fixed is None or moving is None:
         return {}
-    common = set(_values(fixed)) & set(_values(moving)) - {0}
+    common = sorted(set(_values(fixed)) & set(_values(moving)) - {0})
     if not common:
         return {}
     estimate = result.registrations[key]
@@ -120,11 +131,22 @@ def _overlap(result: CaseResult, key: str) -> Scores:
     for when, registration in (("before", still), ("after", estimate)):
         warped = registration.warp(moving, fixed, nearest=True)
         a, b = (image.array[0].round().numpy() for image in (fixed, warped))
-        scores[f"dice_{when}"] = float(np.mean([dice(a == n, b == n) for n in common]))
-        distances = [hd95(a == n, b == n, fixed.spacing.tolist()) for n in common]
-        if np.isfinite(distances).any():  # a label that left the grid has no distance
-            scores[f"hd95_mm_{when}"] = float(np.nanmean(distances))
+        overlaps = {n: dice(a == n, b == n) for n in common}
+        scores[f"dice_{when}"] = float(np.mean(list(overlaps.values())))
+        distances = {n: hd95(a == n, b == n, fixed.spacing.tolist()) for n in common}
+        # a label that left the grid has no distance
+        there = {n: value for n, value in distances.items() if np.isfinite(value)}
+        if there:
+            scores[f"hd95_mm_{when}"] = float(np.mean(list(there.values())))
+        scores |= {f"dice_label_{n}_{when}": float(value) for n, value in overlaps.items()}
+        scores |= {f"hd95_mm_label_{n}_{when}": float(value) for n, value in there.items()}
     return scores
+
+
+def _regularity(found: WorldMap) -> Scores:
+    """How unevenly the field changes volume."""
+    voxels = ddf_from_ddf_mm(found.ddf_mm[None].float(), torch.from_numpy(found.working_affine))
+    return {"sd_log_jacobian": float(log_jacobian_std(voxels)[0])}
 
 
 def _values(labels: Image) -> list[int]:

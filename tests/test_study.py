@@ -1,0 +1,194 @@
+"""Studies: reports to rows, rows to tables, and a datalist from end to end."""
+
+import csv
+import json
+import math
+
+import pytest
+from pipeline_cases import small_evaluator, write_case
+
+import fusion_pipeline.pipeline as pipeline_package
+from fusion_pipeline.cli import main
+from fusion_pipeline.data import InputError
+from fusion_pipeline.evaluation.scores import Score, scores_of
+from fusion_pipeline.evaluation.tables import (
+    as_json,
+    as_latex,
+    as_markdown,
+    comparison_rows,
+    short,
+    summary_rows,
+)
+from fusion_pipeline.pipeline import FusionInferer, TraditionalInferer, methods_against
+from fusion_pipeline.pipeline.traditional import STAGES
+
+REPORT = {
+    "id": "c1",
+    "reference": "ct",
+    "modalities": ["ct", "mr"],
+    "registration": {
+        "mr": {
+            "similarity_before": {"nmi": 1.1},
+            "similarity_after": {"nmi": 1.2},
+            "folded_fraction": 0.0,
+            "error_mm": None,
+        }
+    },
+    "evaluation": {"mr": {"tre_mm_before": 8.0, "tre_mm_after": 2.0, "dice_label_3_after": 0.7}},
+    "harmonization": {"mr": {"agreement_before": 0.1, "agreement_after": 0.4}},
+    "fusion": {"q_ct": 0.6, "q_min": 0.5, "weight_ct": 0.4},
+    "timings": {"load": {"wall_s": 1.0, "cpu_s": 0.5}, "fuse": {"wall_s": 2.0, "cpu_s": 1.5}},
+    "peak_memory_mb": 900.0,
+}
+
+
+class TestScores:
+    def rows(self):
+        found = scores_of(REPORT, patient="p", method="ours")
+        return {(s.method, s.group, s.image, s.label, s.name): s.value for s in found}
+
+    def test_before_is_the_method_that_does_nothing(self):
+        rows = self.rows()
+        assert rows["start", "ct-mr", "mr", "", "tre_mm"] == 8.0
+        assert rows["ours", "ct-mr", "mr", "", "tre_mm"] == 2.0
+        assert rows["start", "ct-mr", "mr", "", "nmi"] == 1.1
+
+    def test_labels_sources_and_costs_find_their_columns(self):
+        rows = self.rows()
+        assert rows["ours", "ct-mr", "mr", "3", "dice"] == 0.7
+        assert rows["ours", "ct-mr", "ct", "", "q"] == 0.6
+        assert rows["ours", "ct-mr", "", "", "q_min"] == 0.5
+        assert rows["ours", "ct-mr", "", "", "wall_s"] == 3.0
+        assert rows["ours", "ct-mr", "mr", "", "agreement"] == 0.4
+
+    def test_null_is_no_score(self):
+        assert not [row for row in self.rows() if row[-1] == "error_mm"]
+
+
+def many(method, values, name="tre_mm", label=""):
+    """A score of as many patients."""
+    return [
+        Score(f"c{n}", f"p{n}", "ct-mr", method, "mr", label, name, value)
+        for n, value in enumerate(values)
+    ]
+
+
+class TestTables:
+    def test_a_case_that_one_method_lacks_is_missing_there(self):
+        rows = summary_rows([*many("ours", [1.0, 2, 3]), *many("other", [4.0, 5])])
+        found = {row.method: row.summary for row in rows}
+        assert (found["ours"].cases, found["ours"].missing) == (3, 0)
+        assert (found["other"].cases, found["other"].missing) == (2, 1)
+
+    def test_verdicts_follow_which_end_is_better(self):
+        low, high = [float(n) for n in range(10)], [float(n) + 3 for n in range(10)]
+        errors = [*many("ours", low), *many("other", high)]
+        overlaps = [*many("ours", low, "dice"), *many("other", high, "dice")]
+        verdicts = {r.name: r.verdict for r in comparison_rows([*errors, *overlaps], "ours")}
+        assert verdicts == {"tre_mm": "better", "dice": "worse"}
+
+    def test_p_is_corrected_over_the_whole_table(self):
+        low, high = [float(n) for n in range(8)], [float(n) + 3 for n in range(8)]
+        one = [*many("ours", low), *many("other", high)]
+        two = [*one, *many("ours", low, "hd95_mm"), *many("other", high, "hd95_mm")]
+        alone = comparison_rows(one, "ours")[0].comparison
+        beside = comparison_rows(two, "ours")[0].comparison
+        assert alone.p_holm == alone.p
+        assert beside.p_holm == pytest.approx(2 * beside.p)
+
+    def test_costs_are_not_compared(self):
+        rows = [*many("ours", [1.0] * 8, "wall_s"), *many("other", [9.0] * 8, "wall_s")]
+        assert comparison_rows(rows, "ours") == []
+        assert [row.method for row in summary_rows(rows)] == ["ours", "other"]
+
+    def test_four_formats_hold_the_same_rows(self):
+        scores = [*many("ours", [1.0, 2]), *many("other", [4.0, 5])]
+        summaries, comparisons = summary_rows(scores), comparison_rows(scores, "ours")
+        content = json.loads(as_json(summaries, comparisons, {"cases": 2}))
+        assert content["cases"] == 2
+        assert [row["mean"] for row in content["summary"]] == [1.5, 4.5]
+        assert content["summary"][0]["low"] is None  # two patients have no interval
+        assert content["comparison"][0]["verdict"] == "no difference shown"
+        text = as_markdown(summaries, comparisons)
+        assert (
+            "| ct-mr | target registration error, mm | ours | 2 | 2 | 0 | 1.50 (– to –) |" in text
+        )
+        latex = as_latex(summaries, comparisons)
+        assert latex.count(r"\begin{tabular}") == 2
+        assert r"95 \% interval" in latex
+
+    def test_numbers_have_three_digits(self):
+        assert [short(v) for v in (0.0, 0.5, 99.94, 1e-6, -3.14159)] == [
+            "0", "0.500", "99.9", "0.0000", "-3.14",
+        ]  # fmt: skip
+
+
+class TestMethods:
+    def test_ours_comes_first_and_stages_are_replaced_one_at_a_time(self):
+        assert [m.name for m in methods_against(None)] == ["ours"]
+        names = [m.name for m in methods_against("stages")]
+        assert names == ["ours", "traditional", *(f"traditional-{s}" for s in STAGES)]
+        with pytest.raises(InputError, match="traditional or stages"):
+            methods_against("magic")
+
+    def test_what_is_replaced_decides_whether_a_case_is_done(self):
+        ours, theirs = FusionInferer(), TraditionalInferer(stages=["fuse"], rule="maximum")
+        assert ours.settings != theirs.settings
+        with pytest.raises(InputError, match="got sharpen"):
+            TraditionalInferer(stages=["sharpen"])
+        with pytest.raises(InputError, match="got wavelet"):
+            TraditionalInferer(rule="wavelet")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The bundle's evaluator with small networks; the overrides that were asked for."""
+    asked = []
+
+    def from_config(path, overrides, name):
+        asked.append(overrides)
+        evaluator = small_evaluator(overrides["cases"], overrides["output_dir"], seed=len(asked))
+        if "inferer#stages" in overrides:
+            stages, rule = overrides["inferer#stages"], overrides["inferer#rule"]
+            evaluator.pipeline.inferer = TraditionalInferer(
+                stages=stages, rule=rule, refine_steps=0
+            )
+        return {"evaluator": evaluator}
+
+    monkeypatch.setattr(pipeline_package, "from_config", from_config)
+    return asked
+
+
+def test_a_datalist_from_end_to_end(small, tmp_path):
+    entries = []
+    for number in (1, 2):
+        folder = tmp_path / f"d{number}"
+        paths = write_case(folder)
+        for key, shift in (("ct", 0.0), ("mr", 2.0 * number)):
+            (folder / f"{key}.csv").write_text(f"{shift},1,2\n{4 + shift},-3,5\n")
+        entry = {"id": f"c{number}", "patient": f"p{number}"}
+        entry |= {key: f"d{number}/{path.name}" for key, path in paths.items()}
+        entries.append(entry | {f"{key}_landmarks": f"d{number}/{key}.csv" for key in paths})
+    paths = write_case(tmp_path / "bad")
+    paths["mr"].write_bytes(b"no image")
+    entries.append({"id": "bad", **{key: f"bad/{path.name}" for key, path in paths.items()}})
+    (tmp_path / "cases.json").write_text(json.dumps({"testing": entries}))
+    command = ["evaluate", "--datalist", str(tmp_path / "cases.json"), "--against", "traditional"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1  # one case failed
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    errors = {
+        (row["case"], row["method"]): float(row["value"])
+        for row in rows
+        if (row["name"], row["image"]) == ("landmarks_mm", "mr")
+    }
+    assert errors.keys() == {(c, m) for c in ("c1", "c2") for m in ("start", "ours", "traditional")}
+    assert all(math.isfinite(value) for value in errors.values())
+    assert [errors[f"c{n}", "start"] for n in (1, 2)] == [2.0, 4.0]
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert page.index("bad (ours)") < page.index("cases/ours/c1/report.html")
+    assert (tmp_path / "out" / "cases" / "ours" / "c1" / "report.html").exists()
+    assert (tmp_path / "out" / "thumbnails" / "c1.png").exists()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["patients"], summary["failed"]) == (3, 2)
+    assert any(row["verdict"] == "no difference shown" for row in summary["comparison"])
