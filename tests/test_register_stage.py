@@ -299,7 +299,9 @@ class TestSecondOpinions:
         pose = Pose(matrix, matrix, start=0.5, rigid_score=0.9, score=0.9, distance_penalty=0.0)
         monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
         # what a slice has to gain is asked afterwards (`test_register_standing.py`)
-        any_gain = dataclasses.replace(standing.STANDING, slice_gain=-math.inf)
+        any_gain = dataclasses.replace(
+            standing.STANDING, slice_gain=-math.inf, slice_gain_emission=-math.inf
+        )
         monkeypatch.setattr(standing, "STANDING", any_gain)
 
     def test_a_pose_that_spoils_the_structure_is_not_taken(self, monkeypatch):

@@ -121,17 +121,18 @@ class TestClearGain:
         case = pair(key)
         matrix, moving = shifted(case, 6.0)
         found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
-        free = with_settings(monkeypatch, slice_gain=0.0)(case.fixed, moving, transform="rigid")
+        free = with_settings(monkeypatch, slice_gain=0.0, slice_gain_emission=0.0)(
+            case.fixed, moving, transform="rigid"
+        )
         after, before = (
             x["nmi"] - 1 for x in (free.evidence.similarity_after, free.evidence.similarity_before)
         )
         gain = after / before - 1
         assert gain > 0.2  # else the case says nothing
         assert free.evidence.details["nmi_gain"] == pytest.approx(gain)
-        found = with_settings(monkeypatch, slice_gain=needed * gain)(
-            case.fixed, moving, transform="rigid"
-        )
-        assert is_identity(found) == stays
+        name = "slice_gain_emission" if key == "pet" else "slice_gain"
+        register = with_settings(monkeypatch, **{name: needed * gain})
+        assert is_identity(register(case.fixed, moving, transform="rigid")) == stays
 
     @pytest.mark.parametrize(("mm", "aligned"), [(2.0, True), (6.0, False)])
     def test_what_stays_is_aligned_if_the_best_pose_is_near_and_doubtful_if_not(
@@ -140,7 +141,7 @@ class TestClearGain:
         case = pair("pet")
         matrix, moving = shifted(case, mm)
         found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
-        found = with_settings(monkeypatch, slice_gain=99.0)(case.fixed, moving)
+        found = with_settings(monkeypatch, slice_gain_emission=99.0)(case.fixed, moving)
         assert is_identity(found)
         assert found.evidence.aligned_already == aligned
         assert found.ok == aligned

@@ -183,6 +183,9 @@ class StandingSettings:
     # up to 2.5 mm and 3° apart: 26 % at most where nothing is to be moved, 36 % and more after
     # known moves of 2 px and more (``python benchmarks/standing.py``)
     slice_gain: float = 0.3
+    # the same with a PET or SPECT, whose edges are soft: 6 % at most where nothing is to be moved,
+    # 10 % and more after known moves whose pose is right (decision 0032)
+    slice_gain_emission: float = 0.1
     # mm (pictures: px), mean displacement: of PETs of training patients as scanned with their CT
     # 1 to 3 were found (``python benchmarks/sarcoma_cohort.py``); nearer is taken for aligned
     resolved_mm: float = 3.0

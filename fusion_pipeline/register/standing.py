@@ -82,7 +82,8 @@ def judged(
     before, after = (one.similarity["nmi"] - 1 for one in (start.undeformed, end))
     gain = after / before - 1 if before > 0 else 0.0
     found.details.update(best_move_mm=best, nmi_gain=gain)
-    stays = gain < STANDING.slice_gain if slices else made < STANDING.resolved_mm
+    needed = STANDING.slice_gain_emission if has_emission(*images) else STANDING.slice_gain
+    stays = gain < needed if slices else made < STANDING.resolved_mm
     unit = "px" if images[0].is_picture else "mm"
     if not stays:
         return Verdict()
