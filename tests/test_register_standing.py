@@ -134,6 +134,16 @@ class TestClearGain:
         register = with_settings(monkeypatch, **{name: needed * gain})
         assert is_identity(register(case.fixed, moving, transform="rigid")) == stays
 
+    def test_a_pet_is_not_moved_by_little_whatever_it_gains(self, monkeypatch):
+        case = pair("pet")
+        matrix, moving = shifted(case, 2.5)
+        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
+        found = with_settings(monkeypatch, slice_gain_emission=-99.0)(
+            case.fixed, moving, transform="rigid"
+        )
+        assert is_identity(found)
+        assert found.evidence.aligned_already
+
     @pytest.mark.parametrize(("mm", "aligned"), [(2.0, True), (6.0, False)])
     def test_what_stays_is_aligned_if_the_best_pose_is_near_and_doubtful_if_not(
         self, monkeypatch, mm, aligned

@@ -61,8 +61,8 @@ def judged(
 ) -> Verdict:
     """Whether a move is earned against "they are aligned already".
 
-    Two slices are moved only where that makes them clearly more alike, a PET or SPECT in 3D only by
-    a clear distance; other volumes are compared with their headers before (decision 0010). Images
+    Two slices are moved only where that makes them clearly more alike, a PET or SPECT only by a
+    clear distance; other volumes are compared with their headers before (decision 0010). Images
     that stay are aligned if the best pose that was searched is near. If it lies far off and was not
     clearly better, a slice does not say where it belongs.
 
@@ -72,8 +72,8 @@ def judged(
         start: the pair in its initial alignment.
         images: the reference and the moving image.
     """
-    slices = images[0].spatial_dims == 2
-    if not slices and not has_emission(*images):
+    slices, emission = images[0].spatial_dims == 2, has_emission(*images)
+    if not slices and not emission:
         return Verdict()
     made = best = _mean_displacement(world_map(found.matrix, end, start.lattice), start)
     if found.kind == "none" and found.best is not None:
@@ -82,8 +82,9 @@ def judged(
     before, after = (one.similarity["nmi"] - 1 for one in (start.undeformed, end))
     gain = after / before - 1 if before > 0 else 0.0
     found.details.update(best_move_mm=best, nmi_gain=gain)
-    needed = STANDING.slice_gain_emission if has_emission(*images) else STANDING.slice_gain
-    stays = gain < needed if slices else made < STANDING.resolved_mm
+    needed = STANDING.slice_gain_emission if emission else STANDING.slice_gain
+    too_near = emission and made < STANDING.resolved_mm
+    stays = too_near or (slices and gain < needed)
     unit = "px" if images[0].is_picture else "mm"
     if not stays:
         return Verdict()
