@@ -21,7 +21,7 @@ from fusion_pipeline.register.aligned_pair import AlignedPair
 from fusion_pipeline.register.criteria import Criterion
 from fusion_pipeline.register.lattice import Lattice
 from fusion_pipeline.register.pose import Pose
-from fusion_pipeline.register.settings import DECISION, DEFORMATION
+from fusion_pipeline.register.settings import DECISION, DEFORMATION, STANDING
 from fusion_pipeline.synthesis import synthetic_patient
 
 # smoothness, what information is worth, and whether the first level is gone through
@@ -620,6 +620,7 @@ class TestSecondOpinions:
     def test_a_pose_that_makes_a_pet_less_similar_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, key="pet", degrees=0.0, mm=0.0)
         self.found_by_search(monkeypatch, rigid_matrix([0.0], [9.0, -6.0], [0.0, 0.0]))
+        monkeypatch.setattr(standing, "STANDING", STANDING)  # the usual gain is asked for
         found = stage(2)(pair.fixed, pair.moving, transform="rigid")
         assert found.transform == "none"
 

@@ -218,7 +218,8 @@ class Register:
             return found.kind == "none"
         less_similar = _less_similar(start, pair)
         if has_emission(*images):  # too little structure for a deformation on trial
-            return less_similar
+            # in a slice self-similarity says less still, and the gain is judged at the end
+            return less_similar and images[0].spatial_dims == 3
         if not less_similar and (found.undisputed or _estimate_falls(start, pair)):
             return False
         lattice = working_lattice(*images, DECISION.trial_spacing * pair.lattice.spacing)
