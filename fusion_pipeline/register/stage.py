@@ -218,8 +218,7 @@ class Register:
             return found.kind == "none"
         less_similar = _less_similar(start, pair)
         if has_emission(*images):  # too little structure for a deformation on trial
-            # in a slice self-similarity says less still, and the gain is judged at the end
-            return less_similar and images[0].spatial_dims == 3
+            return less_similar
         if not less_similar and (found.undisputed or _estimate_falls(start, pair)):
             return False
         lattice = working_lattice(*images, DECISION.trial_spacing * pair.lattice.spacing)
