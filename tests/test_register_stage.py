@@ -55,6 +55,12 @@ def moved_by(matrix, found):
     return dataclasses.replace(found, map=dataclasses.replace(found.map, moving_from_fixed=matrix))
 
 
+def any_gain_will_do(monkeypatch):
+    """What a slice has to gain is asked afterwards, see `test_register_standing.py`."""
+    numbers = {"slice_gain": -math.inf, "slice_gain_emission": -math.inf}
+    monkeypatch.setattr(standing, "STANDING", dataclasses.replace(STANDING, **numbers))
+
+
 def assert_rigid(matrix):
     d = len(matrix) - 1
     np.testing.assert_allclose(matrix[:d, :d] @ matrix[:d, :d].T, np.eye(d), atol=1e-9)
@@ -298,11 +304,7 @@ class TestSecondOpinions:
     def found_by_search(monkeypatch, matrix):
         pose = Pose(matrix, matrix, start=0.5, rigid_score=0.9, score=0.9, distance_penalty=0.0)
         monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
-        # what a slice has to gain is asked afterwards (`test_register_standing.py`)
-        any_gain = dataclasses.replace(
-            standing.STANDING, slice_gain=-math.inf, slice_gain_emission=-math.inf
-        )
-        monkeypatch.setattr(standing, "STANDING", any_gain)
+        any_gain_will_do(monkeypatch)
 
     def test_a_pose_that_spoils_the_structure_is_not_taken(self, monkeypatch):
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
@@ -475,6 +477,7 @@ class TestSecondOpinions:
             matrix, matrix, start=start, rigid_score=rigid, score=affine, distance_penalty=0.0
         )
         monkeypatch.setattr(chosen_pose, "find_pose", lambda *_, **__: pose)
+        any_gain_will_do(monkeypatch)
         monkeypatch.setattr(stages, "_less_similar", lambda *_: less_similar)
         monkeypatch.setattr(stages, "initial_alignment_suffices", lambda *_, **__: True)
         found = stage(2)(pair.fixed, pair.moving)

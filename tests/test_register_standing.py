@@ -120,16 +120,17 @@ class TestClearGain:
     def test_a_slice_is_moved_where_information_rises_enough(self, monkeypatch, key, needed, stays):
         case = pair(key)
         matrix, moving = shifted(case, 6.0)
-        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
+        found_by_search(monkeypatch, matrix, start=0.5, score=1.0)
         free = with_settings(monkeypatch, slice_gain=0.0, slice_gain_emission=0.0)(
             case.fixed, moving, transform="rigid"
         )
         after, before = (
             x["nmi"] - 1 for x in (free.evidence.similarity_after, free.evidence.similarity_before)
         )
-        gain = after / before - 1
+        gain = free.evidence.details["nmi_gain"]
         assert gain > 0.2  # else the case says nothing
-        assert free.evidence.details["nmi_gain"] == pytest.approx(gain)
+        # these are over a region each, the gain is over what both have
+        assert gain == pytest.approx(after / before - 1, rel=0.2)
         name = "slice_gain_emission" if key == "pet" else "slice_gain"
         register = with_settings(monkeypatch, **{name: needed * gain})
         assert is_identity(register(case.fixed, moving, transform="rigid")) == stays
@@ -137,7 +138,7 @@ class TestClearGain:
     def test_a_pet_is_not_moved_by_little_whatever_it_gains(self, monkeypatch):
         case = pair("pet")
         matrix, moving = shifted(case, 2.5)
-        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
+        found_by_search(monkeypatch, matrix, start=0.5, score=1.0)
         found = with_settings(monkeypatch, slice_gain_emission=-99.0)(
             case.fixed, moving, transform="rigid"
         )
@@ -150,7 +151,7 @@ class TestClearGain:
     ):
         case = pair("pet")
         matrix, moving = shifted(case, mm)
-        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
+        found_by_search(monkeypatch, matrix, start=0.5, score=1.0)
         found = with_settings(monkeypatch, slice_gain_emission=99.0)(case.fixed, moving)
         assert is_identity(found)
         assert found.evidence.aligned_already == aligned
@@ -181,7 +182,7 @@ class TestClearGain:
     def test_people_who_differ_are_moved_by_any_gain(self, monkeypatch):
         case = pair()
         matrix, moving = shifted(case, 6.0)
-        found_by_search(monkeypatch, matrix, start=0.3, score=1.0)
+        found_by_search(monkeypatch, matrix, start=0.5, score=1.0)
         register = with_settings(monkeypatch, same_person=False, slice_gain=99.0)
         assert not is_identity(register(case.fixed, moving, transform="rigid"))
 

@@ -61,8 +61,8 @@ def judged(
 ) -> Verdict:
     """Whether a move is earned against "they are aligned already".
 
-    Two slices are moved only where that makes them clearly more alike, a PET or SPECT only by a
-    clear distance; other volumes are compared with their headers before (decision 0010). Images
+    Two slices are moved only where that makes them clearly more alike, or where the pose's score is
+    far above that of the initial alignment; a PET or SPECT only by a clear distance; other volumes are compared with their headers before (decision 0010). Images
     that stay are aligned if the best pose that was searched is near. If it lies far off and was not
     clearly better, a slice does not say where it belongs.
 
@@ -79,12 +79,13 @@ def judged(
     if found.kind == "none" and found.best is not None:
         pose = world_map(found.best, start.undeformed, start.lattice)
         best = max(made, _mean_displacement(pose, start))
-    before, after = (one.similarity["nmi"] - 1 for one in (start.undeformed, end))
+    where = start.undeformed.compared_region() * end.compared_region()
+    before, after = (one.nmi(where) - 1 for one in (start.undeformed, end))
     gain = after / before - 1 if before > 0 else 0.0
     found.details.update(best_move_mm=best, nmi_gain=gain)
     needed = STANDING.slice_gain_emission if emission else STANDING.slice_gain
     too_near = emission and made < STANDING.resolved_mm
-    stays = too_near or (slices and gain < needed)
+    stays = too_near or (slices and gain < needed and not found.undisputed)
     unit = "px" if images[0].is_picture else "mm"
     if not stays:
         return Verdict()
