@@ -62,9 +62,10 @@ def judged(
     """Whether a move is earned against "they are aligned already".
 
     Two slices are moved only where that makes them clearly more alike, or where the pose's score is
-    far above that of the initial alignment; a PET or SPECT only by a clear distance; other volumes are compared with their headers before (decision 0010). Images
-    that stay are aligned if the best pose that was searched is near. If it lies far off and was not
-    clearly better, a slice does not say where it belongs.
+    far above that of the initial alignment; a PET or SPECT only by a clear distance. Other volumes
+    are compared with their headers before (decision 0010). Images that stay are aligned if the best
+    pose that was searched is near. If it lies far off and was not clearly better, a slice does not
+    say where it belongs.
 
     Args:
         found: what came of the pose search; its details gain ``best_move_mm`` and ``nmi_gain``.
