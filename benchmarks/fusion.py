@@ -44,7 +44,8 @@ def harmonized(network: HarmonizationNet, patient: Patient) -> dict[str, Image]:
     for m, key in enumerate(KEYS):
         with torch.no_grad():
             array = network(
-                patient.normalized[m][None, None], kind_of(key), patient.valid[m][None, None]
+                *(patient.original[m][None, None], kind_of(key)),
+                *(patient.valid[m][None, None], patient.body[m][None, None]),
             )[0]
         out[key] = Image(array, patient.affine, key)
     return out

@@ -1,6 +1,7 @@
 """CT, MR and PET of the open sarcoma patients on the CT's grid, by their headers; cached."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,16 +43,26 @@ class Patient:
         return spacing_of(self.affine)
 
 
-def patients(open_data: Path, cache: Path, *, evaluation: bool) -> list[Patient]:
+def patient_ids(open_data: Path, *, evaluation: bool) -> list[str]:
+    """Names of the evaluation patients, or of all the others (which training may use)."""
+    entries = json.loads((open_data / "datalist.json").read_text())["ct_mr_pet_3d"]
+    return [e["id"] for e in entries if (e["id"] in EVALUATION) == evaluation]
+
+
+def patients(
+    open_data: Path, cache: Path, *, evaluation: bool, ids: Collection[str] | None = None
+) -> list[Patient]:
     """The evaluation patients, or all the others (which training may use).
 
     Args:
         open_data: the folder of ``datalist.json``.
         cache: folder for what was resampled.
         evaluation: which of the two groups.
+        ids: only these of them.
     """
     entries = json.loads((open_data / "datalist.json").read_text())["ct_mr_pet_3d"]
-    chosen = [e for e in entries if (e["id"] in EVALUATION) == evaluation]
+    group = patient_ids(open_data, evaluation=evaluation)
+    chosen = [e for e in entries if e["id"] in group and (ids is None or e["id"] in ids)]
     return [_patient(entry, open_data, cache) for entry in chosen]
 
 

@@ -1,6 +1,7 @@
 """The traditional ways, as the same callables as the stages: to be compared with, not to be used.
 
-Wavelet fusion is missing: no library that this package needs brings a wavelet transform.
+Harmonization: see `standards`. Wavelet fusion is missing: no library that this package needs
+brings a wavelet transform.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,117 +16,9 @@ from fusion_pipeline.data import Image, TransformKind
 from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.geometry import WorldMap, lps_from_ras, rescaled_affine, resize
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.register import Evidence, Registration
-from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 FusionRule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_LEVELS = 1024
-
-
-def z_score(image: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 inside a mask, then [−4, 4] to [0, 1] by a straight line.
-
-    Args:
-        image: any shape.
-        mask: of that shape, bool.
-
-    >>> z_score(torch.tensor([0.0, 2.0]), torch.tensor([True, True])).tolist()
-    [0.375, 0.625]
-    """
-    inside = image[mask]
-    scored = (image - inside.mean()) / inside.std(correction=0).clamp_min(1e-6)
-    return ((scored + 4) / 8).clamp(0, 1)
-
-
-def match_histogram(image: Tensor, template: Tensor, mask: Tensor, template_mask: Tensor) -> Tensor:
-    """Map each quantile of an image to the same quantile of a template.
-
-    Args:
-        image: any shape.
-        template: any shape.
-        mask: of the image's shape, bool: what its histogram is made of.
-        template_mask: of the template's shape, bool.
-
-    Returns:
-        The image's shape; what lies beyond the mask's values goes on with the ends' values.
-    """
-    ranks = np.linspace(0, 1, _LEVELS)
-    source = np.quantile(image[mask].numpy(), ranks)
-    target = np.quantile(template[template_mask].numpy(), ranks)
-    # equal quantiles (a flat background) are one level, whose target is their mean
-    levels, first = np.unique(source, return_inverse=True)
-    heights = np.bincount(first, target) / np.bincount(first)
-    mapped = np.interp(image.numpy().ravel(), levels, heights).reshape(image.shape)
-    return torch.from_numpy(mapped).to(image.dtype)
-
-
-class Nyul:
-    """Piecewise linear intensity standardization by percentiles (landmarks).
-
-    Args:
-        percentiles: of the landmarks, rising.
-
-    References:
-        Nyúl, Udupa and Zhang, "New variants of a method of MRI scale standardization", IEEE TMI
-        2000.
-    """
-
-    def __init__(
-        self, percentiles: Sequence[float] = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-    ) -> None:
-        self.percentiles = tuple(percentiles)
-        self.standard: np.ndarray | None = None
-
-    def fit(self, images: Sequence[tuple[Tensor, Tensor]]) -> "Nyul":
-        """Learn the standard scale: the mean place of each landmark, the outer ones at 0 and 1.
-
-        Args:
-            images: pairs of an image and its mask (bool), of one modality.
-        """
-        found = [self._landmarks(image, mask) for image, mask in images]
-        self.standard = np.mean([(m - m[0]) / max(m[-1] - m[0], 1e-6) for m in found], axis=0)
-        return self
-
-    def __call__(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Bring an image to the standard scale; beyond the outer landmarks the end pieces go on.
-
-        Args:
-            image: any shape.
-            mask: of that shape, bool.
-
-        Raises:
-            ValueError: `fit` has not been called.
-        """
-        if self.standard is None:
-            raise ValueError("expected a standard scale: call fit(images) first")
-        marks, standard = self._landmarks(image, mask), self.standard
-        values = image.numpy().astype(np.float64)
-        place = np.clip(np.searchsorted(marks, values) - 1, 0, len(marks) - 2)
-        width = np.maximum(np.diff(marks), 1e-6)
-        slope = np.diff(standard) / width
-        mapped = standard[place] + slope[place] * (values - marks[place])
-        return torch.from_numpy(mapped).to(image.dtype)
-
-    def _landmarks(self, image: Tensor, mask: Tensor) -> np.ndarray:
-        return np.percentile(image[mask].numpy(), self.percentiles)
-
-
-class HarmonizeByZScore:
-    """The harmonize stage without a network: z-score of each modality's usual scale."""
-
-    def __call__(
-        self, images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
-    ) -> Harmonization:
-        """See `Harmonize`; no scores."""
-        out = {}
-        for key, image in images.items():
-            view = fields_of_view[key] > 0.5
-            kind = {"modality": image.modality, "units": image.units}
-            body = body_mask(image.array, image.spacing.tolist(), **kind) & view
-            normalized, _ = NormalizeModality().scaled(image.array, body, **kind)
-            out[key] = image.with_array(((normalized + 4) / 8) * view, units="a.u.")
-        return Harmonization(images=out, scores={})
 
 
 class FuseBy:

@@ -38,7 +38,7 @@ class _OneKind(nn.Module):
         self.network, self.kind = network, kind
 
     def forward(self, image: Tensor, valid: Tensor) -> Tensor:
-        """``(B, 1, *S)`` normalized and its field of view, to ``(B, 1, *S)`` in [0, 1]."""
+        """``(B, 1, *S)`` in own units and its field of view, to ``(B, 1, *S)`` in [0, 1]."""
         return self.network(image, self.kind, valid)
 
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
-from fusion_pipeline.data.image import along_axes_of, check_one_grid
+from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import box_around
 from fusion_pipeline.metrics.fusion import fusion_scores
@@ -102,6 +102,14 @@ class Fuse:
             ValueError: images of different shapes, or no field of view for one of them.
         """
         check_one_grid(harmonized, fields_of_view)
+        given = next(iter(harmonized.values())).affine
+        turned, fields = in_canonical_axes(harmonized, fields_of_view)
+        return self._fused(turned, fields).along_axes_of(given)
+
+    def _fused(
+        self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Fusion:
+        """The same in canonical axes: the network is not quite the same along each axis."""
         keys = list(harmonized)
         reference = harmonized[keys[0]]
         spacing = reference.spacing.tolist()

@@ -1,25 +1,22 @@
 """The harmonize stage: original intensities in, a common scale of 0 to 1 out, edges in place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from monai.networks.layers.factories import Pool
 from torch import Tensor
 
 from fusion_pipeline.data import Image, recolour
-from fusion_pipeline.data.image import check_one_grid
+from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lost
-from fusion_pipeline.networks.harmonization_net import (
-    HIGHEST,
-    LOWEST,
-    HarmonizationNet,
-    apply_curves,
-)
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
+from fusion_pipeline.networks.intensity_map import IntensityMap
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
+UNITS = "harmonized"  # the units of the result; an image that has them is handed on as it is
 _SLAB_VOXELS = 2_000_000  # at a time: 8 MB for each float32 channel
 _SCORE_SIZE = 128
 
@@ -35,28 +32,51 @@ class Harmonization:
             correlation with the own input, in the body), ``spread`` (standard deviation in the
             body), and for the moving images ``agreement_before`` and ``agreement_after``
             (correlation with the reference where both see, z-scored and harmonized).
+        mappings: per key, how the image was mapped: its curve and bias field, on its own axes.
     """
 
     images: Mapping[str, Image]
     scores: Mapping[str, Mapping[str, float]]
+    mappings: Mapping[str, IntensityMap] = field(default_factory=dict)
 
     def along_axes_of(self, affine: Matrix) -> "Harmonization":
-        """The same, its images in the axes of another grid."""
+        """The same, its images and bias fields in the axes of another grid."""
         turned = {key: image.in_axes_of(affine) for key, image in self.images.items()}
-        return replace(self, images=turned)
+        mappings = {
+            key: replace(
+                mapping,
+                log_bias=along_axes_of(affine, mapping.log_bias[0], self.images[key].affine)[None],
+            )
+            for key, mapping in self.mappings.items()
+        }
+        return replace(self, images=turned, mappings=mappings)
+
+    def in_own_units(self, key: str) -> Tensor:
+        """The way back: a harmonized image in HU, a.u. or the unit of its uptake.
+
+        Args:
+            key: of the image.
+
+        Returns:
+            ``(1, *S)``; outside the field of view, and where the image was black, the black value.
+
+        Raises:
+            KeyError: no mapping of that key.
+        """
+        return self.mappings[key].inverse(self.images[key].array[None])[0]
 
 
 class Harmonize:
-    """Bring images of one grid to one scale by learned tone curves.
+    """Bring images of one grid to one scale by a standard and a learned curve each.
 
-    The curves are predicted on a small copy and applied at native resolution, slab by slab, so that
+    The mapping is measured on a small copy and applied at native resolution, slab by slab, so that
     the network's working memory stays bounded. The memory of the whole grows with the grid: a few
     float32 volumes per modality are held; on the device those of one image at a time.
 
     Args:
-        network: predicts the curves.
+        network: predicts the mappings.
         device: where all of it is computed.
-        normalize: brings an image to the scale that the network reads.
+        normalize: brings an image to the scale that the scores compare with.
     """
 
     def __init__(
@@ -88,7 +108,16 @@ class Harmonize:
             ValueError: images of different shapes, or no field of view for one of them.
         """
         check_one_grid(images, fields_of_view)
+        given = next(iter(images.values())).affine
+        turned, fields = in_canonical_axes(images, fields_of_view)
+        return self._harmonized(turned, fields).along_axes_of(given)
+
+    def _harmonized(
+        self, images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+    ) -> Harmonization:
+        """The same in canonical axes: the network is not quite the same along each axis."""
         harmonized: dict[str, Image] = {}
+        mappings: dict[str, IntensityMap] = {}
         small: dict[str, _Small] = {}
         for key, given in images.items():
             image, view = given.to(self._device), fields_of_view[key].to(self._device) > 0.5
@@ -100,7 +129,10 @@ class Harmonize:
             normalized, _ = self._normalize.scaled(
                 image.array, body, modality=image.modality, units=image.units
             )
-            array = self._mapped(normalized, image, view)
+            if image.units == UNITS:
+                array = image.array * view
+            else:
+                array, mappings[key] = self._mapped(image, view, body)
             harmonized[key] = _finished(given, array.cpu())
             small[key] = _Small.of(normalized, array, view, body)
         reference = next(iter(images))
@@ -110,20 +142,21 @@ class Harmonize:
                 key: _scores(one, None if key == reference else small[reference])
                 for key, one in small.items()
             },
+            mappings=mappings,
         )
 
-    def _mapped(self, normalized: Tensor, image: Image, view: Tensor) -> Tensor:
-        """The harmonized array ``(1, *S)``."""
-        kind = kind_of(image.modality)
-        curves = self._network.curves(normalized[None], kind, view[None].float())
-        out = torch.empty_like(normalized)
-        length = normalized.shape[1]
-        thickness = max(1, _SLAB_VOXELS * length // max(1, normalized.numel()))
+    def _mapped(self, image: Image, view: Tensor, body: Tensor) -> tuple[Tensor, IntensityMap]:
+        """The harmonized array ``(1, *S)``, and how it was mapped."""
+        values = image.array.float()
+        masks = (mask[None].float() for mask in (view, body))
+        mapping = self._network.mapping(values[None], kind_of(image.modality), *masks)
+        out = torch.empty_like(values)
+        length = values.shape[1]
+        thickness = max(1, _SLAB_VOXELS * length // max(1, values.numel()))
         for first in range(0, length, thickness):
-            slab = normalized[None, :, first : first + thickness]
-            part = apply_curves(slab, curves, first=first, length=length)
-            out[:, first : first + thickness] = part[0]
-        return out * view
+            slab = values[None, :, first : first + thickness]
+            out[:, first : first + thickness] = mapping(slab, first=first, length=length)[0]
+        return out * view, mapping.to("cpu")
 
 
 @dataclass(frozen=True)
@@ -166,16 +199,7 @@ def _scores(own: _Small, reference: _Small | None) -> dict[str, float]:
     return scores
 
 
-def straight_line(normalized: Tensor) -> Tensor:
-    """The mapping without a network: [−4, 4] to [0, 1].
-
-    >>> straight_line(torch.tensor([-4.0, 0.0, 4.0])).tolist()
-    [0.0, 0.5, 1.0]
-    """
-    return ((normalized - LOWEST) / (HIGHEST - LOWEST)).clamp(0, 1)
-
-
 def _finished(image: Image, array: Tensor) -> Image:
     """The harmonized image; a colour picture with its own hue."""
     colour = None if image.colour is None else recolour(255 * array, image.colour)
-    return image.with_array(array, units="a.u.", colour=colour)
+    return image.with_array(array, units=UNITS, colour=colour)

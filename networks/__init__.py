@@ -7,7 +7,7 @@ if __name__ != "fusion_pipeline.networks":
     )
 
 from fusion_pipeline.networks.fusion_net import FusionNet, FusionOutput
-from fusion_pipeline.networks.harmonization_net import HarmonizationNet, apply_curves
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import KINDS, Kind, kind_indices, kind_of
 from fusion_pipeline.networks.multimodal_net import MultimodalNet, MultimodalOutput
 from fusion_pipeline.networks.registration_net import RegistrationNet
@@ -23,7 +23,6 @@ __all__ = [
     "MultimodalOutput",
     "RegistrationNet",
     "Warp",
-    "apply_curves",
     "kind_indices",
     "kind_of",
 ]

@@ -1,38 +1,50 @@
-"""Harmonize by smooth, spatially varying, increasing tone curves: a bilateral grid (METHOD 4.1)."""
+"""Harmonize by one increasing curve and one smooth bias field per image (METHOD 4.1)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
-from torch.compiler import is_exporting
 
+from fusion_pipeline.networks.intensity_map import IntensityMap
+from fusion_pipeline.networks.intensity_standard import (
+    Lattice,
+    bias_of,
+    cell_means,
+    lattice_of,
+    standard_map,
+)
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
-LOWEST, HIGHEST = -4.0, 4.0
-_FLOOR = 0.05
+# The least slope of a learned curve, as a share of the straight line's: no contrast is lost.
+_FLOOR = 0.2
+# The learned part of a log bias stays within this: a factor of 1.6.
+_LARGEST_LOG_BIAS = 0.5
 
 
 class HarmonizationNet(nn.Module):
     """A learned intensity mapping ``I_norm = G(I)`` that cannot invent structure (METHOD 4.1).
 
-    A small network reads local histograms of the image and predicts, on a coarse lattice of cells,
-    how steep an increasing curve is between neighbouring knots. The curves are blended between the
-    cells by cubic B-splines and applied to the image at full resolution, so that edges of the
-    output lie where edges of the input lie. Each curve rises from 0 at −4 to 1 at +4 and nowhere
-    less than a twentieth as steeply as the straight line: no contrast is lost altogether.
-    Untrained, the network is the straight line ``(I + 4) / 8``.
+    Untrained, it is the classical standard of each kind (`intensity_standard.standard_map`). MR:
+    the bias field divided out, and a power curve through two landmarks. CT: a fixed curve of HU
+    after fat and muscle are set right. Uptake: a concave curve of its ratio to the body's mean.
+    A small network reads local histograms of that. It predicts, per image, how steep an increasing
+    curve is between neighbouring knots and, for MR, what is left of the bias field. It reads a
+    small copy; the mapping is applied at full resolution and has an exact inverse (`IntensityMap`).
 
     Args:
         spatial_dims: 2 or 3.
         channels: width of the small network.
         intervals: pieces of each curve.
-        cells: control cells along each axis of the image.
-        small_size: the longest side of the copy that the histograms are taken from, in voxels.
+        cells: control points of the bias field along each axis.
+        small_size: the longest side of the copy that is measured on, in voxels.
 
     References:
-        Gharbi et al., "Deep bilateral learning for real-time image enhancement", ACM TOG 2017.
+        Nyúl, Udupa and Zhang, "New variants of a method of MRI scale standardization", IEEE TMI
+        2000 (landmarks). Gharbi et al., "Deep bilateral learning for real-time image enhancement",
+        ACM TOG 2017 (curves from a small copy).
     """
 
     def __init__(
@@ -41,7 +53,7 @@ class HarmonizationNet(nn.Module):
         channels: int = 32,
         intervals: int = 16,
         cells: int = 5,
-        small_size: int = 64,
+        small_size: int = 40,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -53,60 +65,85 @@ class HarmonizationNet(nn.Module):
         self.stem = conv(intervals + 2, channels, 1)
         self.local = nn.ModuleList([conv(channels, channels, 3, padding=1) for _ in range(2)])
         self.shared = nn.Sequential(
-            nn.Linear(intervals + 1 + channels, channels),
+            nn.Linear(intervals + 1 + channels, 2 * channels),
             nn.LeakyReLU(0.1),
-            nn.Linear(channels, channels),
+            nn.Linear(2 * channels, channels),
         )
         self.mix = conv(channels, channels, 1)
-        self.head = conv(channels, intervals, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.bias_head = conv(channels, 1, 1)
+        self.curve_head = nn.Linear(channels, intervals)
+        for head in (self.bias_head, self.curve_head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
     def forward(
-        self, image: Tensor, kinds: str | Sequence[str], field_of_view: Tensor | None = None
+        self,
+        image: Tensor,
+        kinds: str | Sequence[str],
+        field_of_view: Tensor | None = None,
+        body: Tensor | None = None,
     ) -> Tensor:
-        """Map normalized images to a common scale.
+        """Map images to a common scale.
 
         Args:
-            image: ``(B, 1, *S)`` z-scored, in [−4, 4].
+            image: ``(B, 1, *S)`` in own units: HU, a.u., SUV. A CT that is not in HU counts as a
+                picture. MR and pictures may come with any gain and offset, uptake with any gain.
             kinds: ``ct``, ``mr`` or ``emission``: one for all, or one for each image of the batch.
             field_of_view: ``(B, 1, *S)`` 0/1; what lies outside does not count, and is 0 in the
                 result.
+            body: ``(B, 1, *S)`` 0/1, where CT and uptake are measured; by a threshold if None.
 
         Returns:
             ``(B, 1, *S)`` in [0, 1].
         """
-        out = apply_curves(image, self.curves(image, kinds, field_of_view))
+        out = self.mapping(image, kinds, field_of_view, body)(image)
         return out if field_of_view is None else out * field_of_view
 
-    def curves(
-        self, image: Tensor, kinds: str | Sequence[str], field_of_view: Tensor | None = None
-    ) -> Tensor:
-        """The rise of each curve from knot to knot, in each cell.
+    def mapping(
+        self,
+        image: Tensor,
+        kinds: str | Sequence[str],
+        field_of_view: Tensor | None = None,
+        body: Tensor | None = None,
+    ) -> IntensityMap:
+        """How each image is mapped: to apply slab by slab, to invert, to draw and to save.
 
-        Args:
-            image: as in `forward`.
-            kinds: as in `forward`.
-            field_of_view: as in `forward`.
-
-        Returns:
-            ``(B, intervals, *cells)``, positive, summing to 1 over the intervals.
+        Arguments as in `forward`.
         """
         self._check(image)
         index = torch.tensor(kind_indices(kinds, image.shape[0]), device=image.device)
-        histogram, coverage = self._histograms(image, field_of_view)
-        flat = (image.shape[0], -1, *[1] * self.spatial_dims)
-        kind = self.kind(index)
+        lattice = lattice_of(image, field_of_view, body, self.small_size)
+        log_bias = bias_of(lattice, index, self.cells)
+        standard = standard_map(lattice, index, log_bias)
+        logits, rest = self._predicted(standard(lattice.values), lattice, index)
+        log_bias = log_bias + rest * (index == KINDS.index("mr")).to(rest.dtype).view(
+            -1, *[1] * (rest.ndim - 1)
+        )
+        rise = (1 - _FLOOR) * logits.softmax(1) + _FLOOR / self.intervals
+        # the landmarks are measured again, on what the whole bias leaves
+        return replace(standard_map(lattice, index, log_bias), rise=rise)
+
+    def _predicted(self, unit: Tensor, lattice: Lattice, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the curve ``(B, intervals)`` and log bias ``(B, 1, *cells)``."""
+        knots = torch.linspace(0, 1, self.intervals + 1, device=unit.device, dtype=unit.dtype)
+        flat = (unit.shape[0], -1, *[1] * self.spatial_dims)
+        hats = (1 - (unit - knots.view(1, *flat[1:])).abs() * self.intervals).clamp_min(0)
+        fine = [2 * self.cells] * self.spatial_dims
+        body = lattice.measured(kinds)
+        coverage = cell_means(body, fine)
+        histogram = cell_means(hats * body, fine) / coverage.clamp_min(1e-3)
+        kind = self.kind(kinds)
         features = self.stem(torch.cat([histogram, coverage], 1)) + kind.view(flat)
         for conv in self.local:
             features = features + conv(F.leaky_relu(features, 0.1))
-        axes = tuple(range(2, image.ndim))
-        share = (histogram * coverage).sum(axes) / coverage.sum(axes).clamp_min(1e-6)
-        shared = self.shared(torch.cat([share, kind], 1)).view(flat)
-        features = F.leaky_relu(self.mix(F.leaky_relu(features, 0.1)) + shared, 0.1)
-        features = _cell_means(features, [self.cells] * self.spatial_dims)
-        rise = self.head(features).softmax(1)
-        return (1 - _FLOOR) * rise + _FLOOR / self.intervals
+        axes = tuple(range(2, unit.ndim))
+        total = coverage.sum(axes).clamp_min(1e-6)
+        share = (histogram * coverage).sum(axes) / total
+        shared = self.shared(torch.cat([share, kind], 1))
+        features = F.leaky_relu(self.mix(F.leaky_relu(features, 0.1)) + shared.view(flat), 0.1)
+        pooled = (features * coverage).sum(axes) / total
+        rest = self.bias_head(cell_means(features, [self.cells] * self.spatial_dims))
+        return self.curve_head(pooled + shared), _LARGEST_LOG_BIAS * torch.tanh(rest)
 
     def _check(self, image: Tensor) -> None:
         """Refuse what is not one channel of the right dimension."""
@@ -115,81 +152,3 @@ class HarmonizationNet(nn.Module):
                 f"expected an image (B, 1, *S) with {self.spatial_dims} spatial axes, "
                 f"got {tuple(image.shape)}"
             )
-
-    def _histograms(self, image: Tensor, field_of_view: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Soft histograms of the voxels in view in twice as many cells as there are curves."""
-        size = tuple(min(n, self.small_size) for n in image.shape[2:])
-        in_view = torch.ones_like(image) if field_of_view is None else field_of_view.to(image.dtype)
-        share = _cell_means(in_view, size)
-        values = _cell_means(image * in_view, size) / share.clamp_min(1e-6)
-        step = (HIGHEST - LOWEST) / self.intervals
-        knots = torch.linspace(LOWEST, HIGHEST, self.intervals + 1, device=image.device)
-        distance = (values - knots.view(1, -1, *[1] * self.spatial_dims)) / step
-        hats = (1 - distance.abs()).clamp_min(0) * share
-        cells = [2 * self.cells] * self.spatial_dims
-        coverage = _cell_means(share, cells)
-        return _cell_means(hats, cells) / coverage.clamp_min(1e-6), coverage
-
-
-def apply_curves(
-    image: Tensor, curves: Tensor, *, first: int = 0, length: int | None = None
-) -> Tensor:
-    """Read each voxel's curve at the voxel's value: ``Σ_k rise_k(x) · clamp((I(x) − t_k) / Δ)``.
-
-    Args:
-        image: ``(B, 1, *S)``, or a slab of it along the first spatial axis.
-        curves: ``(B, K, *cells)`` from `HarmonizationNet.curves`.
-        first: where the slab begins along the first axis, in voxels of the whole image.
-        length: how long the whole image is along the first axis; the slab itself by default.
-
-    Returns:
-        ``(B, 1, *S)`` in [0, 1].
-
-    >>> straight = torch.full((1, 4, 2, 2), 0.25)
-    >>> apply_curves(torch.tensor([[[[-4.0, 0.0], [2.0, 9.0]]]]), straight).flatten().tolist()
-    [0.0, 0.5, 0.75, 1.0]
-    """
-    rise = curves
-    for axis, count in enumerate(image.shape[2:]):
-        begin, whole = (first, length or count) if axis == 0 else (0, count)
-        weights = _spline_weights(begin, count, whole, curves.shape[2 + axis]).to(rise)
-        rise = torch.tensordot(rise, weights, dims=([2], [1]))
-    intervals = curves.shape[1]
-    step = (HIGHEST - LOWEST) / intervals
-    total = torch.zeros_like(image)
-    for k in range(intervals):
-        part = ((image - (LOWEST + k * step)) / step).clamp(0, 1)
-        total = total + rise[:, k : k + 1] * part
-    return total.clamp(0, 1)
-
-
-def _cell_means(values: Tensor, cells: Sequence[int]) -> Tensor:
-    """Adaptive average pooling; as products of matrices in a graph, since ONNX lacks it."""
-    if not is_exporting():
-        return Pool[Pool.ADAPTIVEAVG, len(cells)](tuple(cells))(values)
-    for size, count in zip(values.shape[2:], cells, strict=True):
-        cell, voxel = torch.arange(count)[:, None], torch.arange(size)
-        # first ≤ voxel < end with first = ⌊cell · size / count⌋, end = ⌈(cell + 1) · size / count⌉
-        inside = ((voxel + 1) * count > cell * size) & (voxel * count < (cell + 1) * size)
-        weights = inside.to(values)
-        weights = weights / weights.sum(1, keepdim=True)
-        values = torch.tensordot(values, weights, dims=([2], [1]))
-    return values
-
-
-def _spline_weights(first: int, count: int, length: int, cells: int) -> Tensor:
-    """Cubic B-spline weights of the cells at each voxel, ``(count, cells)``; rows sum to 1."""
-    position = (torch.arange(first, first + count) + 0.5) / length * cells - 0.5
-    base = position.floor()
-    t = position - base
-    pieces = torch.stack(
-        [
-            (1 - t) ** 3 / 6,
-            (3 * t**3 - 6 * t**2 + 4) / 6,
-            (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
-            t**3 / 6,
-        ],
-        dim=1,
-    )
-    index = (base.long()[:, None] + torch.arange(-1, 3)).clamp(0, cells - 1)
-    return torch.zeros(count, cells).scatter_add_(1, index, pieces)

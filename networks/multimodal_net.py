@@ -44,7 +44,8 @@ class MultimodalNet(nn.Module):
     Convention:
         - channel 0 is the reference (fixed); the others are moving, in any order and number
         - direction: pull-back, ``warped(x) = moving(x + ddf(x))``, ``ddf`` in voxels
-        - values: normalized images (z-score within the body, clipped to −4..4)
+        - values: registration reads normalized images (z-score within the body, clipped to −4..4),
+          harmonization the same images in own units (HU, a.u., SUV)
 
     Args:
         registration: ``(fixed (B, 1, *S), moving (B, 1, *S)) → ddf (B, d, *S)``.
@@ -76,7 +77,12 @@ class MultimodalNet(nn.Module):
         return self.fuse_all(image, kinds).fused
 
     def fuse_all(
-        self, image: Tensor, kinds: Sequence[str] | None = None, field_of_view: Tensor | None = None
+        self,
+        image: Tensor,
+        kinds: Sequence[str] | None = None,
+        field_of_view: Tensor | None = None,
+        original: Tensor | None = None,
+        body: Tensor | None = None,
     ) -> MultimodalOutput:
         """The fused image and everything on the way to it.
 
@@ -84,21 +90,31 @@ class MultimodalNet(nn.Module):
             image: ``(B, M, *S)`` normalized, reference first.
             kinds: kind of each channel; by default ``ct``, ``mr``, ``emission`` in this order.
             field_of_view: ``(B, M, *S)`` 0/1, of each image on its own; None: everywhere.
+            original: ``(B, M, *S)`` the images in own units, to be harmonized; without them the
+                normalized ones are, a CT as a picture.
+            body: ``(B, M, *S)`` 0/1, where CT and uptake are measured; by a threshold if None.
 
         Raises:
             ValueError: fewer than two channels, or kinds that do not fit them.
         """
         kinds = _checked_kinds(image, kinds)
+        original = image if original is None else original
         field_of_view = torch.ones_like(image) if field_of_view is None else field_of_view
         ddf = [self.registration(image[:, :1], moving) for moving in image[:, 1:].split(1, dim=1)]
         warped, warped_view = [image[:, :1]], [field_of_view[:, :1]]
+        own = [original[:, :1]]
+        bodies = [None if body is None else body[:, :1]]
         for channel, field in enumerate(ddf, start=1):
             one = slice(channel, channel + 1)
             warped.append(self.warp(image[:, one], field))
+            own.append(self.warp(original[:, one], field))
             warped_view.append(warp(field_of_view[:, one], field.detach(), mode="nearest"))
+            bodies.append(
+                None if body is None else warp(body[:, one], field.detach(), mode="nearest")
+            )
         harmonized = [
-            self.harmonization(one, kind, in_view)
-            for one, kind, in_view in zip(warped, kinds, warped_view, strict=True)
+            self.harmonization(one, kind, in_view, within)
+            for one, kind, in_view, within in zip(own, kinds, warped_view, bodies, strict=True)
         ]
         inside = torch.cat(warped_view, dim=1)
         fusion = self.fusion(torch.cat(harmonized, dim=1), kinds, inside)

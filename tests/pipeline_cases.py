@@ -106,9 +106,10 @@ def small_evaluator(cases, output, *, seed=0, resume=False, save=None, evaluate=
 def brief_report(monkeypatch):
     """A report without pictures: they take a second."""
 
-    def write(result, folder, _files):
+    def write(result, folder, files):
         report = {
             "id": result.case.id,
+            "files": {**files, "report": "report.html"},
             "modalities": list(result.modalities),
             "registration": {
                 key: {

@@ -4,22 +4,18 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from skimage.exposure import match_histograms
 
 from fusion_pipeline.baselines import (
     FuseBy,
-    HarmonizeByZScore,
-    Nyul,
     RegisterByMutualInformation,
     average,
     laplacian_pyramid,
-    match_histogram,
     maximum,
     pca,
-    z_score,
 )
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, identity_points, rigid_matrix
+from fusion_pipeline.standards import HarmonizeBy
 
 RULES = (average, maximum, pca, laplacian_pyramid)
 
@@ -27,54 +23,6 @@ RULES = (average, maximum, pca, laplacian_pyramid)
 def _blobs(shape, seed, sigma=2.0):
     blobs = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), sigma)
     return torch.from_numpy((blobs - blobs.min()) / np.ptp(blobs)).float()
-
-
-def test_z_score_inside_the_mask():
-    image, mask = 40 * _blobs((20, 24, 9), 0) - 7, _blobs((20, 24, 9), 1) > 0.5
-    out = z_score(image, mask)
-    assert float(out[mask].mean()) == pytest.approx(0.5, abs=1e-3)
-    assert float(out[mask].std(correction=0)) == pytest.approx(1 / 8, abs=1e-3)
-
-
-def test_match_histogram_is_scikit_images():
-    image, template = _blobs((40, 37), 0), _blobs((31, 52), 1) ** 3
-    whole, other = torch.ones(40, 37, dtype=torch.bool), torch.ones(31, 52, dtype=torch.bool)
-    found = match_histogram(image, template, whole, other)
-    expected = match_histograms(image.numpy(), template.numpy())
-    apart = np.abs(found.numpy() - expected)
-    # the ends of the histogram rest on single pixels
-    assert np.quantile(apart, 0.99) < 0.01
-
-
-def test_match_histogram_of_itself_is_itself_with_a_flat_background():
-    image = _blobs((30, 28), 0)
-    image[:10] = 0
-    whole = torch.ones_like(image, dtype=torch.bool)
-    torch.testing.assert_close(
-        match_histogram(image, image, whole, whole), image, atol=0.01, rtol=0
-    )
-
-
-def test_nyul_undoes_another_scanner():
-    """Gain and offset of each image vanish; the landmarks land where they should."""
-    images = [
-        (_blobs((30, 26, 8), seed), torch.ones(30, 26, 8, dtype=torch.bool)) for seed in range(4)
-    ]
-    standard = Nyul().fit(images)
-    image, mask = images[0]
-    torch.testing.assert_close(
-        standard(30 * image + 5, mask), standard(image, mask), atol=1e-4, rtol=0
-    )
-    marks = np.percentile(standard(image, mask).numpy(), standard.percentiles)
-    np.testing.assert_allclose(marks, standard.standard, atol=2e-3)
-    assert standard.standard[0] == 0
-    assert standard.standard[-1] == 1
-    assert bool((standard(image, mask).flatten()[image.flatten().argsort()].diff() >= -1e-6).all())
-
-
-def test_nyul_needs_a_scale():
-    with pytest.raises(ValueError, match=r"call fit\(images\) first"):
-        Nyul()(torch.zeros(4, 4), torch.ones(4, 4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -122,7 +70,7 @@ def test_stages(oblique_image):
     other = oblique_image.with_array(oblique_image.array.sqrt().nan_to_num(), key="pet")
     images = {oblique_image.key: oblique_image, "pet": other}
     valid = {key: torch.ones_like(image.array) for key, image in images.items()}
-    harmonized = HarmonizeByZScore()(images, valid)
+    harmonized = HarmonizeBy()(images, valid)
     assert list(harmonized.images) == list(images)
     for rule in RULES:
         fusion = FuseBy(rule)(harmonized.images, valid)

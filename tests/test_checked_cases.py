@@ -137,7 +137,7 @@ class TestCheckCaseHeaders:
         assert "expected 3D, as the reference ct" in refusal_of(case({**two, "mr": picture}))
         assert "expected 2D, as the networks are, got 3D" in refusal_of(case(two), 2)
         thin = save_nifti(tmp_path / "thin.nii", np.zeros((11, 14, 1), dtype=np.float32))
-        assert "at least 2 voxels" in refusal_of(case({**two, "mr": thin}))
+        assert "a 2D image in the world's x-y plane" in refusal_of(case({**two, "mr": thin}))
         broken = save_nifti(tmp_path / "broken.nii", affine=np.diag([1.0, 0.0, 1.0, 1.0]))
         assert "affine" in refusal_of(case({**two, "mr": broken}))
         colour = tmp_path / "colour.mha"

@@ -347,6 +347,7 @@ def pet(folder, **elements):
         "Modality": "PT",
         "Units": "BQML",
         "DecayCorrection": "START",
+        "CorrectedImage": ["NORM", "DTIM", "ATTN", "SCAT", "DECY"],
         "PatientWeight": "70",
         "SeriesDate": "20240105",
         "SeriesTime": "110000.00",
@@ -402,7 +403,7 @@ def test_suv(tmp_path, elements, factor):
         ({"DecayCorrection": "NONE"}, "Bq/ml", "decay correction is NONE, not START or ADMIN"),
         ({"DecayCorrection": None}, "Bq/ml", "decay correction is missing"),
         ({"info": {"RadionuclideTotalDose": None}}, "Bq/ml", "RadionuclideTotalDose is missing"),
-        ({"info": {"RadionuclideTotalDose": 370.0}}, "Bq/ml", "370 Bq is not believable"),
+        ({"info": {"RadionuclideTotalDose": 370.0}}, "Bq/ml", "0.00037 MBq is not believable"),
         ({"info": {"RadionuclideHalfLife": None}}, "Bq/ml", "RadionuclideHalfLife is missing"),
         ({"info": {"RadiopharmaceuticalStartTime": None}}, "Bq/ml", "has no injection time"),
         (

@@ -18,7 +18,7 @@ from fusion_pipeline.data import (
 @pytest.fixture
 def paths(tmp_path):
     """A CT and an MR of another grid that overlap."""
-    ct = save_nifti(tmp_path / "ct.nii.gz", ramp() - 1000)
+    ct = save_nifti(tmp_path / "ct.nii.gz", ramp() / 2 - 1000)
     mr = save_nifti(tmp_path / "mr.nii.gz", ramp((10, 12, 9)), oblique((1.5, 1.5, 2.0)))
     return {"mr": mr, "ct": ct}
 
@@ -35,7 +35,8 @@ def test_a_case_with_everything(tmp_path, paths):
     save_nifti(
         tmp_path / "mask.nii.gz", (ramp((10, 12, 9)) > 9).astype(np.uint8), oblique((1.5, 1.5, 2))
     )
-    (tmp_path / "p.csv").write_text("1,2,3\n")
+    x, y, z = point = (oblique() @ [3, 3, 2, 1])[:3]
+    (tmp_path / "p.csv").write_text(f"{x},{y},{z}\n")
     (tmp_path / "cases.json").write_text(
         '{"testing": [{"id": "p", "mr": "mr.nii.gz", "ct": "ct.nii.gz", "mr_transform": "rigid",'
         ' "mr_displacement": "field.nii.gz", "mr_mask": "mask.nii.gz", "mr_label": "mask.nii.gz",'
@@ -48,7 +49,7 @@ def test_a_case_with_everything(tmp_path, paths):
     torch.testing.assert_close(case.series["mr"].displacement, field)
     assert case.series["mr"].mask.array.unique().tolist() == [0.0, 1.0]
     assert case.series["mr"].labels.key == "mr_label"
-    np.testing.assert_array_equal(case.series["mr"].landmarks, [[1, 2, 3]])
+    np.testing.assert_array_equal(case.series["mr"].landmarks, [point])
     assert (case.target, case.warnings) == (1, ())
 
 

@@ -41,9 +41,9 @@ def save_itk(path, array=None, affine=None):
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_nifti_keeps_grid_values_and_the_exact_affine(tmp_path, name):
-    path = save_nifti(tmp_path / name, ramp() - 1000)
+    path = save_nifti(tmp_path / name, ramp() / 2 - 1000)
     image, warnings = read_image(path, "ct")
-    np.testing.assert_array_equal(image.array[0].numpy(), ramp() - 1000)
+    np.testing.assert_array_equal(image.array[0].numpy(), ramp() / 2 - 1000)
     np.testing.assert_array_equal(image.affine, nib.load(path).affine)
     assert image.affine.dtype == np.float64
     assert image.array.dtype == torch.float32
@@ -155,7 +155,7 @@ def test_a_sheared_affine_is_kept_and_told(tmp_path):
 
 
 def test_some_nan_become_the_value_of_the_outside(tmp_path):
-    array = ramp() - 1000
+    array = ramp() / 2 - 1000
     array[0, 0, :2] = np.nan, np.inf
     path = save_nifti(tmp_path / "a.nii.gz", array)
     image, warnings = read_image(path, "ct", case_id="p1")
@@ -183,7 +183,7 @@ def test_missing_pet_units_are_told_and_our_own_note_is_read(tmp_path):
 def test_a_ct_without_air_is_told(tmp_path):
     image, warnings = read_image(save_nifti(tmp_path / "a.nii"), "ct")
     assert image.fill_value == 0  # its air, as far as one can tell
-    assert "values from 0 to 3470 do not look like HU (air is -1000)." in warnings[0]
+    assert "values from 0 to 3470 do not look like HU (air is -1000," in warnings[0]
 
 
 def bad_affine(row, column, value):
@@ -206,7 +206,7 @@ REFUSED = {
     ),
     "4D": ({"array": np.stack([ramp()] * 2, -1)}, "got 4 axes, shape 11x14x9x2"),
     "1D": ({"array": ramp()[:, 0, 0]}, "got 1 axes"),
-    "one slice": ({"array": ramp()[..., :1]}, "at least 2 voxels along each axis"),
+    "one slice": ({"array": ramp()[..., :1]}, "a 2D image in the world's x-y plane"),
     "NaN only": ({"array": np.full(SHAPE, np.nan, np.float32)}, "only NaN or infinite voxels"),
     "constant": ({"array": np.full(SHAPE, 7.0, np.float32)}, "the constant value 7 everywhere"),
     "constant and NaN": (
@@ -314,7 +314,7 @@ def test_a_header_that_promises_more_than_memory(tmp_path):
     data = bytearray(path.read_bytes())
     data[42:48] = np.array([32000, 32000, 32000], "<i2").tobytes()
     path.write_bytes(data)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="more memory than is free"):
         read_image(path, "mr")
 
 

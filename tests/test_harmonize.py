@@ -7,9 +7,9 @@ from scipy import ndimage
 
 import fusion_pipeline.harmonize as stage
 from fusion_pipeline.data import Image
-from fusion_pipeline.harmonize import Harmonize, straight_line
+from fusion_pipeline.harmonize import Harmonize
 from fusion_pipeline.networks.harmonization_net import HarmonizationNet
-from fusion_pipeline.transforms import BodyMask, NormalizeModality
+from fusion_pipeline.transforms import BodyMask
 
 AFFINE = np.array(
     [[1.4, 0.3, 0.0, -20.0], [-0.2, 1.5, 0.4, 8.0], [0.1, -0.3, 2.9, 40.0], [0, 0, 0, 1.0]]
@@ -45,7 +45,8 @@ def _patient(shape=(32, 30, 22)):
 def _network(spatial_dims=3):
     torch.manual_seed(0)
     net = HarmonizationNet(spatial_dims, channels=8, cells=3)
-    torch.nn.init.normal_(net.head.weight, std=0.3)
+    torch.nn.init.normal_(net.curve_head.weight, std=0.3)
+    torch.nn.init.normal_(net.bias_head.weight, std=0.3)
     return net
 
 
@@ -56,21 +57,53 @@ def test_result_lies_on_the_reference_grid():
     for key, image in found.images.items():
         assert image.shape == images[key].shape
         assert image.key == key
-        assert image.units == "a.u."
+        assert image.units == "harmonized"
         np.testing.assert_array_equal(image.affine, images[key].affine)
         assert image.array.dtype == torch.float32
         assert 0 <= float(image.array.min()) < float(image.array.max()) <= 1
 
 
-def test_is_the_network_on_the_normalized_image():
+def test_is_the_network_on_the_image_and_its_body():
     images, valid = _patient()
     net = _network()
-    found = Harmonize(net)(images, valid).images["mr"].array
-    body = BodyMask("mr")(images["mr"].array, images["mr"].spacing.tolist())
-    normalized = NormalizeModality("mr")(images["mr"].array, body)
+    found = Harmonize(net)(images, valid).images["ct"].array
+    body = BodyMask("ct")(images["ct"].array, images["ct"].spacing.tolist()).float()
     with torch.no_grad():
-        expected = net(normalized[None], "mr", valid["mr"][None])[0]
+        expected = net(images["ct"].array[None], "ct", valid["ct"][None], body[None])[0]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_the_way_back_to_own_units():
+    images, valid = _patient()
+    found = Harmonize(_network())(images, valid)
+    for key, image in images.items():
+        black = float(found.mappings[key].black)
+        expected = image.array.clamp_min(black)
+        width = float(image.array.max() - image.array.min())
+        assert float((found.in_own_units(key) - expected).abs().max()) < 0.01 * width, key
+
+
+def test_what_is_harmonized_stays_as_it_is():
+    images, valid = _patient()
+    once = Harmonize(_network())(images, valid)
+    twice = Harmonize(_network())(once.images, valid)
+    for key in images:
+        assert torch.equal(twice.images[key].array, once.images[key].array)
+    assert not twice.mappings
+
+
+def test_bias_fields_turn_with_the_images():
+    """In other axes the mapping still undoes the image."""
+    images, valid = _patient()
+    found = Harmonize(_network())(images, valid)
+    turn = np.array([[0, 0, -1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+    affine = AFFINE @ np.linalg.inv(turn)
+    turned = found.along_axes_of(affine)
+    assert turned.images["mr"].shape != found.images["mr"].shape
+    expected = images["mr"].in_axes_of(affine).array
+    expected = expected.clamp_min(float(found.mappings["mr"].black))
+    error = (turned.in_own_units("mr") - expected).abs().max()
+    assert float(error) < 0.01 * float(expected.max())
 
 
 def test_slabs_change_nothing(monkeypatch):
@@ -103,26 +136,24 @@ def test_no_field_of_view_at_all_is_zero():
     assert all(np.isfinite(list(scores.values())).all() for scores in found.scores.values())
 
 
-def test_scores_of_the_straight_line():
+def test_scores_of_the_standard():
     images, valid = _patient()
     scores = Harmonize(HarmonizationNet())(images, valid).scores
     assert set(scores) == {"ct", "mr", "pet"}
     for key in scores:
-        assert scores[key]["edges_kept"] == pytest.approx(1, abs=1e-3)
-        assert scores[key]["information_kept"] == pytest.approx(1, abs=1e-3)
-        assert scores[key]["spread"] == pytest.approx(1 / 8, abs=0.03)
+        assert 0.8 < scores[key]["edges_kept"] <= 1
+        assert 0.9 < scores[key]["information_kept"] <= 1
+        assert 0.08 < scores[key]["spread"] < 0.4
     assert "agreement_before" not in scores["ct"]
     for key in ("mr", "pet"):
-        assert scores[key]["agreement_after"] == pytest.approx(
-            scores[key]["agreement_before"], abs=1e-3
-        )
+        assert {"agreement_before", "agreement_after"} <= set(scores[key])
 
 
 def test_large_images_are_scored_on_small_copies(monkeypatch):
     images, valid = _patient()
     monkeypatch.setattr(stage, "_SCORE_SIZE", 16)
     scores = Harmonize(HarmonizationNet())(images, valid).scores
-    assert scores["mr"]["edges_kept"] == pytest.approx(1, abs=1e-2)
+    assert scores["mr"]["edges_kept"] > 0.9
 
 
 def test_two_dimensions_and_colour():
@@ -151,10 +182,6 @@ def test_bool_fields_of_view():
     as_bool = {key: v > 0 for key, v in valid.items()}
     one, other = Harmonize(_network())(images, valid), Harmonize(_network())(images, as_bool)
     assert torch.equal(one.images["ct"].array, other.images["ct"].array)
-
-
-def test_straight_line():
-    assert straight_line(torch.tensor([-5.0, 1.0])).tolist() == [0.0, 0.625]
 
 
 def test_errors_say_what_came():

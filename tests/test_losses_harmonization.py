@@ -3,21 +3,28 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 from fusion_pipeline.losses.harmonization_loss import (
+    HARMONIZATION_WEIGHTS,
     box_mean,
     contrast_lost,
     edge_agreement,
     edges_lost,
     gradients,
     harmonization_loss,
+    harmonization_parts,
     information_lost,
     intensity_agreement,
+    lesion_contrast_lost,
     protocol_difference,
+    range_lost,
+    separation_lost,
     shared_structure,
     spread_lost,
 )
+from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 
 SHAPES = {2: (22, 31), 3: (14, 17, 20)}
 
@@ -142,7 +149,6 @@ def test_agreements_are_means():
     weight = torch.zeros_like(ramp)
     weight[:, :, 2] = 1
     assert float(intensity_agreement(ramp, flat, weight)) == pytest.approx(0.04, abs=1e-6)
-    assert float(protocol_difference(ramp, flat, weight)) == pytest.approx(0.2, abs=1e-6)
 
 
 def test_gradients_run_along_their_axis():
@@ -217,3 +223,95 @@ def test_gradient_is_finite_on_constants(shape):
     harmonized.grad = None
     harmonization_loss(harmonized, normalized).sum().backward()
     assert bool(harmonized.grad.isfinite().all())
+
+
+class TestParts:
+    """What trains the network: `harmonization_parts`."""
+
+    KINDS = ("ct", "mr", "emission")
+
+    def _batch(self):
+        """Three modalities of two classes and noise, in own units; the same again with a gamma."""
+        draw = torch.Generator().manual_seed(0)
+        lumps = F.avg_pool3d(torch.randn(2, 1, 26, 24, 22, generator=draw), 5, 1, 2) > 0
+        noise = [torch.randn(lumps.shape, generator=draw) for _ in self.KINDS]
+        ct = torch.where(lumps, 55.0, -105.0) + 8 * noise[0]
+        mr = torch.where(lumps, 300.0, 900.0) + 80 * noise[1]
+        pet = (torch.where(lumps, 0.9, 0.4) + 0.05 * noise[2]).clamp_min(0)
+        pet[:, :, 10:13, 10:13, 10:13] = 8.0
+        images = torch.cat([ct, mr, pet], 1)
+        protocol = torch.cat([ct + 15, 900 * (mr / 900).clamp_min(0) ** 1.3, 2 * pet], 1)
+        return images, torch.ones_like(images), protocol
+
+    def _parts(self, net):
+        """Weighted."""
+        images, whole, protocol = self._batch()
+
+        def mapped(values, kinds):
+            view = whole[:, :1]
+            columns = zip(values.split(1, 1), kinds, strict=True)
+            return torch.cat([net(one, kind, view, view) for one, kind in columns], 1)
+
+        first, second = mapped(images, self.KINDS), mapped(protocol, self.KINDS)
+        again = torch.cat([first[:, :1], mapped(first[:, 1:2], ("mr",)), first[:, 2:]], 1)
+        parts = harmonization_parts(first, second, again, images, self.KINDS, whole, whole)
+        return {name: HARMONIZATION_WEIGHTS[name] * part for name, part in parts.items()}
+
+    def test_names_shapes_and_gradients(self):
+        net = HarmonizationNet(3, channels=8)
+        parts = self._parts(net)
+        assert set(parts) == set(HARMONIZATION_WEIGHTS)
+        assert all(part.shape == (2,) for part in parts.values())
+        sum(part.sum() for part in parts.values()).backward()
+        for head in (net.curve_head, net.bias_head):
+            assert float(head.weight.grad.abs().sum()) > 0
+
+    def test_the_standard_loses_little(self):
+        with torch.no_grad():
+            parts = {name: float(p.max()) for name, p in self._parts(HarmonizationNet()).items()}
+        assert parts["protocol"] < 0.2 * HARMONIZATION_WEIGHTS["protocol"]
+        assert parts["separation"] < 0.5
+        assert parts["contrast"] < 0.2
+        assert parts["idempotence"] < 0.03
+
+    def test_a_constant_costs_more_than_the_standard(self):
+        """(4.4) alone prefers a constant; the whole does not."""
+
+        def constant(image, kinds, view, body):
+            return torch.full_like(image, 0.5)
+
+        with torch.no_grad():
+            ours, flat = self._parts(HarmonizationNet()), self._parts(constant)
+        assert float(flat["agreement"].max()) < float(ours["agreement"].min())
+        assert float(sum(flat.values()).min()) > float(sum(ours.values()).max()) + 1
+
+    def test_protocol_difference_is_the_rms_in_deviations(self):
+        first = torch.randn(1, 1, 20, 18, generator=torch.Generator().manual_seed(1))
+        step = torch.full_like(first, 0.3)
+        body = torch.ones_like(first)
+        expected = 0.3 / float(first.std(correction=0))
+        assert float(protocol_difference(first, first + step, body)) == pytest.approx(
+            expected, 1e-3
+        )
+
+    def test_separation_and_contrast_ask_for_nothing_more_than_the_input_has(self):
+        images, whole, _ = self._batch()
+        mr, pet, body = images[:, 1:2], images[:, 2:], whole[:, :1]
+        assert float(separation_lost(mr, mr, body).max()) == 0
+        assert float(lesion_contrast_lost(pet, pet, body).max()) == 0
+        # a logarithm loses contrast of the hottest, noise loses separation
+        assert float(lesion_contrast_lost((pet + 0.01).log(), pet, body).min()) > 0.05
+        spoilt = mr + 300 * torch.randn(mr.shape, generator=torch.Generator().manual_seed(2))
+        assert float(separation_lost(spoilt, mr, body).min()) > 0.3
+
+    def test_range(self):
+        """100 voxels from 0.01 to 1: the brightest hundredth begins at 0.99."""
+        line = torch.linspace(0.01, 1, 100).view(1, 1, 10, 10)
+        body = torch.ones_like(line)
+        assert float(range_lost(line, body)) == 0
+        assert float(range_lost(0.5 * line, body)) == pytest.approx(0.85 - 0.495, abs=1e-5)
+
+    def test_kinds_have_to_fit(self):
+        images, whole, _ = self._batch()
+        with pytest.raises(ValueError, match="expected 3 kinds, one for each channel, got 2"):
+            harmonization_parts(whole, whole, whole, images, ("ct", "mr"), whole, whole)

@@ -138,7 +138,7 @@ def test_any_parts_with_the_same_call_will_do():
             return SimpleNamespace(fused=x.mean(1, keepdim=True), weights=torch.full_like(x, 0.5))
 
     class Same(nn.Module):
-        def forward(self, x, kind, valid):
+        def forward(self, x, kind, valid, body):
             return x
 
     x = images(2, 2)

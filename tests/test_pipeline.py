@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,8 @@ FILES = {
     "mr_transform_inverse.h5",
     "ct_harmonized.nii.gz",
     "mr_harmonized.nii.gz",
+    "ct_harmonization.json",
+    "mr_harmonization.json",
     "fused.nii.gz",
     "weights.nii.gz",
     "report.json",
@@ -227,15 +231,18 @@ class TestRun:
 def test_what_a_killed_run_left_is_removed(tmp_path):
     told = "import os; print(os.getpid())"
     gone = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
-    dead = tmp_path / f".p1.{gone.stdout.strip()}.partial"
-    alive, other = tmp_path / f".p1.{os.getppid()}.partial", tmp_path / ".p2.1.partial"
-    for folder in (dead, alive, other):
+    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
+    dead = tmp_path / f".p1.{host}.{gone.stdout.strip()}.0f.partial"
+    alive, other = tmp_path / f".p1.{host}.{os.getppid()}.0f.partial", tmp_path / ".p2.1.partial"
+    elsewhere = tmp_path / f".p1.not-{host}.{gone.stdout.strip()}.0f.partial"
+    for folder in (dead, alive, other, elsewhere):
         folder.mkdir()
     with deliver(tmp_path / "p1") as aside:
         (aside / "report.json").write_text("{}")
     assert not dead.exists()
     assert alive.exists()
     assert other.exists()
+    assert elsewhere.exists()  # its process may run on that machine
 
 
 def test_a_failed_delivery_leaves_the_earlier_files(tmp_path):
@@ -365,6 +372,7 @@ def test_pictures_give_pictures(tmp_path):
     assert names == {
         *("mr_registered.png", "mr_displacement.nii.gz", "mr_harmonized.png"),
         *("pet_registered.png", "pet_displacement.nii.gz", "pet_harmonized.png"),
+        *(f"{key}_harmonization.json" for key in ("ct", "mr", "pet")),
         *("ct_harmonized.png", "fused.png", "weights.nii.gz", "report.json", "report.html"),
         *(f"{key}_transform{way}.h5" for key in ("mr", "pet") for way in ("", "_inverse")),
     }
@@ -650,7 +658,11 @@ class TestStages:
             lambda fixed, _: fixed.new_zeros(1, 3, *fixed.shape[2:]),
         )
         with torch.no_grad():
-            trained = network.fuse_all(torch.cat(scaled)[None], ["ct", "mr"])
+            trained = network.fuse_all(
+                *(torch.cat(scaled)[None], ["ct", "mr"]),
+                original=torch.cat([one.image.array for one in loaded.series.values()])[None],
+                body=torch.cat([one.prepared.body for one in loaded.series.values()])[None].float(),
+            )
         for key, expected in zip(("ct", "mr"), trained.harmonized[0], strict=True):
             found = result.harmonization.images[key].in_canonical_axes().array[0]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

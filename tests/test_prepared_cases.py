@@ -89,6 +89,14 @@ class TestLatticeCase:
             assert image[body].std() == pytest.approx(1, abs=0.05)
         assert case.image.abs().max() <= 4
 
+    def test_its_own_units_are_those_of_the_z_score(self, paths, steps):
+        case = PreparedCases([case_from_paths("p1", paths)], steps, spacing=3.0)[0]
+        assert case.original.dtype == torch.float32
+        assert case.original[0].min() == pytest.approx(-1000, abs=30)  # a CT
+        inside = case.body[1]
+        both = torch.stack([case.image[1].float()[inside], case.original[1][inside]])
+        assert torch.corrcoef(both)[0, 1] > 0.99
+
     def test_without_spacing_it_takes_the_references_own(self, paths, steps):
         case = PreparedCases([case_from_paths("p1", paths)], steps, spacing=None)[0]
         fixed, _ = read_image(str(paths["ct"]), "ct")
@@ -241,7 +249,7 @@ class TestCacheInMemory:
     def test_it_is_bounded(self, paths, steps, made):
         files = [case_from_paths(name, paths) for name in ("p1", "p2", "p3")]
         one = PreparedCases(files, steps, spacing=SPACING)[0]
-        size = sum(x.nbytes for x in (one.image, one.valid, one.body, one.affine))
+        size = sum(x.nbytes for x in (one.image, one.original, one.valid, one.body, one.affine))
         cases = PreparedCases(files, steps, spacing=SPACING, cache_gib=2.5 * size / 2**30)
         made.clear()
         for index in (1, 0, 2, 0, 2):

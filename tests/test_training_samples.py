@@ -28,12 +28,22 @@ class TestPaintedSamples:
     @pytest.mark.parametrize("shape", [(33, 40), (17, 20, 24)])
     def test_shapes(self, shape):
         sample = PaintedSamples(2, shape, modalities=3, protocols=True)[1]
-        for image in (sample.image, sample.valid, sample.labels, sample.body, sample.protocol):
+        images = (sample.image, sample.valid, sample.labels, sample.body)
+        for image in (*images, sample.original, sample.protocol):
             assert image.shape == (3, *shape)
         assert sample.ddf.shape == (2, len(shape), *shape)
         assert len(sample.kinds) == 3
         assert sample.image.abs().max() <= 4
-        assert sample.protocol.abs().max() <= 4
+
+    def test_its_own_units_rise_with_the_image_and_are_those_of_the_kind(self):
+        sample = PaintedSamples(1, (40, 44), modalities=3, motion=False, seed=2)[0]
+        for m, kind in enumerate(sample.kinds):
+            inside = sample.valid[m] > 0
+            order = sample.image[m][inside].argsort()
+            assert (sample.original[m][inside][order].diff() >= -1e-3).all()
+            lowest = {"ct": -1000.0, "mr": 0.0, "emission": 0.0}[kind]
+            assert sample.original[m].min() == pytest.approx(lowest, abs=1e-3)
+        assert set(sample.kinds) == {"ct", "mr", "emission"}
 
     def test_the_true_fields_carry_the_moving_labels_to_the_reference(self):
         agreed = []
@@ -51,7 +61,7 @@ class TestPaintedSamples:
         sample = PaintedSamples(1, (64, 64), motion=False, protocols=True, seed=4)[0]
         assert not torch.equal(sample.protocol, sample.image)
         inside = sample.body[0] > 0
-        both = torch.stack([sample.image[0][inside], sample.protocol[0][inside]])
+        both = torch.stack([sample.original[0][inside], sample.protocol[0][inside]])
         assert torch.corrcoef(both)[0, 1] > 0.7
 
     def test_a_sample_depends_on_its_number_and_the_seed_alone(self):
@@ -225,8 +235,23 @@ class TestCaseSamples:
 
     def test_protocols_of_a_case(self, datalist):  # noqa: F811
         sample = samples(datalist, (24, 24, 24), protocols=True)[0]
-        assert sample.protocol.shape == sample.image.shape
-        assert not torch.equal(sample.protocol, sample.image)
+        assert sample.protocol.shape == sample.original.shape == sample.image.shape
+        ct = sample.kinds.index("ct")
+        assert sample.original[ct].min() < -900
+        inside = sample.body[ct] > 0
+        apart = (sample.protocol[ct] - sample.original[ct])[inside]
+        assert 1 < apart.abs().mean() < 100  # HU
+
+    def test_moved_images_move_in_own_units_and_with_their_bodies(self, datalist):  # noqa: F811
+        moved = samples(datalist, (24, 24, 24), windows=8, modalities=2, motion=True)
+        for index in range(len(moved)):
+            sample = moved[index]
+            for m, kind in enumerate(sample.kinds):
+                inside = sample.valid[m] * sample.body[m] > 0
+                if kind != "mr" or inside.sum() < 200:
+                    continue
+                both = torch.stack([sample.image[m][inside], sample.original[m][inside]])
+                assert torch.corrcoef(both)[0, 1] > 0.9
 
     def test_a_moved_body_is_cut_with_its_field_of_view_and_moves_with_its_image(self, datalist):  # noqa: F811
         moved = samples(datalist, (40, 40, 40), windows=4, modalities=2, motion=True)

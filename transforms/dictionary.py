@@ -12,10 +12,14 @@ image for its dictionary of meta data, and fails on a mask there.
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Orientation, ResampleToMatch
 from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.transform import MapTransform
 from monai.utils import TransformBackends, ensure_tuple, ensure_tuple_rep
+from nibabel.orientations import aff2axcodes
 
 from fusion_pipeline.transforms.arrays import (
     ImageLike,
@@ -252,6 +256,9 @@ class BodyMaskd(_WithSpacing):
 class FieldOfViewd(_EachKey):
     """`FieldOfView` for dictionaries; that of ``ct`` is put at ``ct_<postfix>``.
 
+    What is certainly padding of ``ct`` stands at ``padding_of_ct``, where a reader found any: a
+    MetaTensor ``(1, *S)`` on the file's grid, which is brought to the image's.
+
     Args:
         keys: images.
         postfix: what is appended to a key.
@@ -265,6 +272,30 @@ class FieldOfViewd(_EachKey):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys, FieldOfView(), postfix)
+
+    def _arguments(self, data: Data, key: Hashable) -> tuple[Any, ...]:
+        padding = data.get(padding_key(key))
+        return (None if padding is None else _onto(padding, data[key]),)
+
+
+def padding_key(key: Hashable) -> str:
+    """Where a reader puts padding; not ``<key>_…``, which MONAI's `Spacingd` takes for meta.
+
+    >>> padding_key("image")
+    'padding_of_image'
+    """
+    return f"padding_of_{key}"
+
+
+def _onto(mask: MetaTensor, image: ImageLike) -> ImageLike:
+    """A mask on the grid that an image has by now."""
+    if not isinstance(image, MetaTensor):
+        return mask
+    turned = Orientation("".join(aff2axcodes(image.affine.numpy())), labels=None)(mask.float())
+    same = turned.shape[1:] == image.shape[1:] and torch.allclose(turned.affine, image.affine)
+    if same:
+        return turned
+    return ResampleToMatch(mode="nearest", padding_mode="zeros")(turned, image)
 
 
 class Denoised(_WithSpacing):

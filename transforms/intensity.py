@@ -195,7 +195,7 @@ class NormalizeModality(_InvertibleScaling):
             image: ``(1, *S)`` float32.
             mask: ``(1, *S)``; everything without it.
             modality: of the image.
-            units: of the image; without them a CT with negative values is in HU.
+            units: of the image; without them its values decide.
         """
         return normalized(
             image,
@@ -212,7 +212,7 @@ class NormalizeModality(_InvertibleScaling):
 
         Args:
             img: ``(1, *S)``, HU for a CT volume, else any unit. ``meta["units"]`` says whether a
-                CT is in HU; without it, a CT with negative values is.
+                CT is in HU; without it, its values do.
             mask: ``(1, *S)`` the body (see `BodyMask`) within the field of view.
 
         Returns:

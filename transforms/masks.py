@@ -41,6 +41,18 @@ _AIR_TO_TISSUE = 0.3
 _BLOCKS = 80
 _CONVEX_SHARE = 0.93
 _PLANE_SHARE = 0.75
+# A layer of padding is thin up to so many voxels, or this share of an axis: beyond, blocks find it.
+_WEDGE_VOXELS = 4
+_WEDGE_SHARE = 0.04
+# Voxels, root mean square, from a plane; 0.29 of it is rounding to whole voxels.
+_FLAT_VOXELS = 0.4
+_WEDGE_SOLID = 0.9  # of a layer, seen from its face: air with noise is ragged
+_WEDGE_NEAR = 0.75  # of a face: more is beyond reach under a face where air was masked
+# Voxels of a structuring element: beyond, a distance transform costs less. 5 mm at 1 mm have 1331.
+_BALL_VOXELS = 1500
+_ROUNDING = 1e-9  # of a distance in radii
+# Voxels (after averaging) below which lengths in mm shrink as well: 5 mm are 10 voxels at most.
+_FINEST_MM = 0.5
 
 
 class BodyMask(Transform):
@@ -63,7 +75,7 @@ class BodyMask(Transform):
 
         Args:
             img: ``(1, *S)`` in the image's own units. ``meta["units"]`` says whether a CT is in
-                HU; without it, a CT with negative values is.
+                HU; without it, its values do (`modality.looks_like_hu`).
             spacing: voxel size along each axis in mm, that of a MetaTensor's affine if None.
 
         Returns:
@@ -80,21 +92,23 @@ class FieldOfView(Transform):
 
     Padding is a constant value that touches the lattice border and ends on planes (a turned or
     shifted box). Air that was masked to a constant ends on the skin, and stays True; so does noisy
-    air. Not invertible.
+    air. What a header or an impossible value says is padding may have any shape. Not invertible.
     """
 
     backend: ClassVar[list[TransformBackends]] = [TransformBackends.NUMPY]
 
-    def __call__(self, img: ImageLike) -> Tensor:
+    def __call__(self, img: ImageLike, padding: ImageLike | None = None) -> Tensor:
         """Find the field of view.
 
         Args:
             img: ``(1, *S)`` in any unit.
+            padding: ``(1, *S)``, positive where there is certainly no data.
 
         Returns:
             ``(1, *S)`` bool, a MetaTensor if ``img`` is one; all True where there is no padding.
         """
-        return like(field_of_view(plain(img)), img, NO_UNIT)
+        known = None if padding is None else plain(padding) > 0.5
+        return like(field_of_view(plain(img), known), img, NO_UNIT)
 
 
 def body_mask(
@@ -116,26 +130,27 @@ def body_mask(
     small, small_spacing = _reduced(image, factors), np.asarray(sizes) * factors
     raw = _above_air(small, small_spacing, checked, units)
     # a table is thin: opening takes it off; an emission image has none, and is blurred anyway
-    radius = 5.0 if checked == "ct" else 2.5
-    parts = _large_parts(_opened(raw, small_spacing, radius))
-    body = _large_parts(_filled(_closed(parts, small_spacing, 5.0)))
+    table, gap = (_scaled(mm, small_spacing) for mm in (5.0 if checked == "ct" else 2.5, 5.0))
+    parts = _large_parts(_opened(raw, small_spacing, table))
+    body = _large_parts(_filled(_closed(parts, small_spacing, gap)))
     if not body.any():
         return torch.ones_like(image[:1], dtype=torch.bool)
     found = torch.from_numpy(_enlarged(body, factors, image.shape[1:]))[None]
     return found.to(image.device)
 
 
-def field_of_view(image: Tensor) -> Tensor:
+def field_of_view(image: Tensor, padding: Tensor | None = None) -> Tensor:
     """Find the field of view; see `FieldOfView`.
 
     Args:
         image: ``(1, *S)`` float32.
+        padding: ``(1, *S)`` bool, where there is certainly no data.
 
     Returns:
         ``(1, *S)`` bool on the image's device; all True where there is no padding.
     """
-    found = torch.from_numpy(_field_of_view(image[0].cpu().numpy()))[None]
-    return found.to(image.device)
+    found = torch.from_numpy(_field_of_view(image[0].cpu().numpy()))[None].to(image.device)
+    return found if padding is None else found & ~padding.to(image.device)
 
 
 def _factor(size: int, spacing: float) -> int:
@@ -166,7 +181,8 @@ def _above_air(
         return np.asarray(image > _AIR_BELOW_HU)
     emission = modality in EMISSION
     data = _field_of_view(image)
-    smooth = ndimage.gaussian_filter(image, (3.0 if emission else 2.0) / spacing)
+    sigma = _scaled(3.0 if emission else 2.0, spacing) / spacing
+    smooth = ndimage.gaussian_filter(image, sigma)
     inside = smooth[data]  # padding is darker than air, and would be taken for it
     floor = 0.1 * float(np.percentile(inside, 75)) if emission else 0.02 * float(inside.max())
     if floor <= 0 or inside.min() == inside.max():
@@ -182,12 +198,41 @@ def _above_air(
     return data
 
 
-def _ball(spacing: npt.NDArray[np.float64], radius: float) -> Bool:
-    """A ball of ``radius`` mm, at least one voxel wide along each axis."""
-    reach = np.maximum(1, np.floor(radius / spacing)).astype(int)
+def _ball(reach: npt.NDArray[np.int64]) -> Bool:
+    """An ellipsoid of so many voxels along each axis."""
     grid = np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij")
     distance = sum((g / r) ** 2 for g, r in zip(grid, reach, strict=True))
     return np.asarray(distance <= 1.0)
+
+
+def _reach(spacing: npt.NDArray[np.float64], radius: float) -> npt.NDArray[np.int64]:
+    """A radius in mm as voxels of each axis, at least one."""
+    return np.maximum(1, np.floor(radius / spacing)).astype(np.int64)
+
+
+def _eroded(mask: Bool, reach: npt.NDArray[np.int64]) -> Bool:
+    """Without what lies within an ellipsoid of the outside, which goes on beyond the lattice."""
+    if np.prod(2 * reach + 1) <= _BALL_VOXELS:
+        return np.asarray(ndimage.binary_erosion(mask, _ball(reach)))
+    inner = tuple(slice(1, n + 1) for n in mask.shape)
+    return np.asarray(_distance(np.pad(mask, 1), reach)[inner] > 1.0 + _ROUNDING)
+
+
+def _dilated(mask: Bool, reach: npt.NDArray[np.int64]) -> Bool:
+    """With all that lies within an ellipsoid of it."""
+    if np.prod(2 * reach + 1) <= _BALL_VOXELS:
+        return np.asarray(ndimage.binary_dilation(mask, _ball(reach)))
+    return np.asarray(_distance(~mask, reach) <= 1.0 + _ROUNDING) if mask.any() else mask
+
+
+def _distance(mask: Bool, reach: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How far the nearest voxel outside is, in units of an ellipsoid's radii."""
+    return np.asarray(ndimage.distance_transform_edt(mask, sampling=1.0 / reach))
+
+
+def _scaled(mm: float, spacing: npt.NDArray[np.float64]) -> float:
+    """A length that suits a body, or one as many times smaller as the voxels of a small animal."""
+    return mm * min(1.0, float(spacing.max()) / _FINEST_MM)
 
 
 def _padded(
@@ -201,12 +246,14 @@ def _padded(
 
 def _opened(mask: Bool, spacing: npt.NDArray[np.float64], radius: float) -> Bool:
     padded, inner = _padded(mask, spacing, radius)
-    return np.asarray(ndimage.binary_opening(padded, _ball(spacing, radius))[inner])
+    reach = _reach(spacing, radius)
+    return _dilated(_eroded(padded, reach), reach)[inner]
 
 
 def _closed(mask: Bool, spacing: npt.NDArray[np.float64], radius: float) -> Bool:
     padded, inner = _padded(mask, spacing, radius)
-    return np.asarray(ndimage.binary_closing(padded, _ball(spacing, radius))[inner])
+    reach = _reach(spacing, radius)
+    return _eroded(_dilated(padded, reach), reach)[inner]
 
 
 def _large_parts(mask: Bool) -> Bool:
@@ -258,8 +305,47 @@ def _field_of_view(image: Float) -> Bool:
     data = ~(same & _enlarged(rim, factors, image.shape))
     # clipped noise (a CT's air at -1000) has the same value all over the air, padding is solid
     if np.count_nonzero(same & data) > 0.5 * np.count_nonzero(~data):
-        return everything
-    return data if not data.all() and _is_cut_by_planes(~region) else everything
+        return _without_wedges(same)
+    return data if not data.all() and _is_cut_by_planes(~region) else _without_wedges(same)
+
+
+def _without_wedges(same: Bool) -> Bool:
+    """True but in thin layers of the border's constant under a face: a box that was hardly moved.
+
+    They are flat or wedges. Air under a face is thicker where it was masked, and ragged where it
+    is noisy.
+    """
+    data = np.ones(same.shape, bool)
+    for axis in range(same.ndim):
+        reach = max(_WEDGE_VOXELS, int(_WEDGE_SHARE * same.shape[axis]))
+        if same.shape[axis] < 3 * reach:
+            continue
+        for end in (1, -1):
+            face = np.moveaxis(same, axis, 0)[::end][: reach + 1]
+            depth = np.where(face.all(0), reach + 1, face.argmin(0))
+            if _is_wedge(depth, reach):
+                layer = np.moveaxis(data, axis, 0)[::end][: reach + 1]
+                layer &= np.arange(reach + 1).reshape(-1, *[1] * (same.ndim - 1)) >= depth
+    return data
+
+
+def _is_wedge(depth: npt.NDArray[np.int64], reach: int) -> bool:
+    """Whether depths under a face are those of a plane.
+
+    Lines beyond reach run along a layer under a neighbouring face, if they are few.
+    """
+    near = depth <= reach
+    within = near & (depth > 0)
+    if np.count_nonzero(within) < max(9, 0.01 * depth.size) or near.mean() < _WEDGE_NEAR:
+        return False
+    layer = depth > 0
+    solid = ndimage.binary_opening(np.pad(layer, 1, mode="edge"), np.ones((3,) * depth.ndim))
+    if np.count_nonzero(solid[(slice(1, -1),) * depth.ndim]) < _WEDGE_SOLID * layer.sum():
+        return False
+    points = np.stack([np.ones(int(within.sum())), *np.nonzero(within)], 1)
+    plane, *_ = np.linalg.lstsq(points, depth[within].astype(float), rcond=None)
+    apart = points @ plane - depth[within]
+    return bool(np.sqrt(np.mean(apart**2)) <= _FLAT_VOXELS)
 
 
 def _all_in_blocks(mask: Bool, factors: Sequence[int]) -> Bool:

@@ -25,6 +25,7 @@ def run_command(args: argparse.Namespace) -> int:
 def _exit_code_of(args: argparse.Namespace) -> int:
     """Run the command; whatever it raises becomes one line on stderr."""
     from fusion_pipeline.data import InputError
+    from fusion_pipeline.data.refusals import is_memory_error, no_memory
 
     try:
         return int(args.command(args))
@@ -35,6 +36,9 @@ def _exit_code_of(args: argparse.Namespace) -> int:
         logger.error(args.interrupted)
         return 130
     except Exception as error:
+        if is_memory_error(error):
+            logger.error("%s", no_memory(), exc_info=error)
+            return 1
         text = " ".join(str(error).split())
         logger.error("unexpected %s: %s", type(error).__name__, text, exc_info=error)
         return 1

@@ -9,6 +9,7 @@ from fusion_pipeline.data.datalist import (
     default_reference,
     read_datalist,
 )
+from fusion_pipeline.data.dicom_files import files_in
 from fusion_pipeline.data.headers import check_case_headers
 from fusion_pipeline.data.image import (
     MODALITIES,
@@ -35,6 +36,7 @@ from fusion_pipeline.data.loading import (
     reading,
     refusal_within,
 )
+from fusion_pipeline.data.patients import check_one_patient
 from fusion_pipeline.data.pictures import recolour
 from fusion_pipeline.data.points import PointFile, read_points
 from fusion_pipeline.data.readers import LoadImaged
@@ -81,8 +83,10 @@ __all__ = [
     "case_from_paths",
     "cause_of",
     "check_case_headers",
+    "check_one_patient",
     "check_output_folder",
     "default_reference",
+    "files_in",
     "load_case",
     "modality_of",
     "monai_is_the_program",

@@ -1,27 +1,34 @@
 """`CheckImaged`: what an image is (modality, units, fill value), decided once, after reading."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 
-from fusion_pipeline.data.checks import check_affine, check_shape, repair_values
+from fusion_pipeline.data.checks import Array, check_affine, check_shape, check_values
 from fusion_pipeline.data.image import (
     MODALITIES,
     UNITS,
     Identity,
     Modality,
     fill_value_of,
-    is_in_hu,
     meta_tensor,
     modality_of,
 )
+from fusion_pipeline.data.padding import certain, impossible_constants
 from fusion_pipeline.data.pictures import luma
 from fusion_pipeline.data.refusals import refusal
+from fusion_pipeline.transforms.dictionary import padding_key
+from fusion_pipeline.transforms.modality import looks_like_hu, sampled
+
+Mask = npt.NDArray[np.bool_]
+_DARKEST = 1.0  # percent of a CT that is not in HU: its air
 
 _DICOM_NAMES: dict[Modality, tuple[str, ...]] = {
     "ct": ("CT",),
@@ -35,8 +42,9 @@ class CheckImage(Transform):
     """Check an image and say what it is: the decisions about a file that depend on its modality.
 
     - grid: an affine that can be inverted, voxels of clinical size, at least 2 along each axis
-    - values: NaN and infinity become the fill value; a constant image is refused
-    - CT: ``HU`` where its air lies below 0, else ``a.u.`` with a warning; fill value -1000 or 0
+    - values: padding, NaN and infinity become the fill value; a constant image is refused
+    - CT: ``HU`` where air is near -1000 and tissue near 0, else ``a.u.`` with a warning; the fill
+      value is -1000, or the darkest percent of the image
     - PET: SUV where the DICOM header allows it
     - colour: the luma (Rec. 601) is what the stages work on
 
@@ -55,6 +63,10 @@ class CheckImage(Transform):
             ``(1, *S)`` float32; ``meta`` gains ``modality``, ``units``, ``fill_value`` and
             ``warnings`` (all of the image so far).
         """
+        return self.with_padding(img, key)[0]
+
+    def with_padding(self, img: MetaTensor, key: str) -> tuple[MetaTensor, MetaTensor | None]:
+        """The same, and ``(1, *S)`` bool where the image is padding; None where nothing is."""
         affine = img.affine.numpy()
         place = _place(img)
         values = img.as_tensor().float()
@@ -64,19 +76,77 @@ class CheckImage(Transform):
         messages += check_affine(affine, place) + check_shape(array.shape, place)
         scale, units, notes = _emission_units(img, modality, place)
         array = array if scale == 1 else array * np.float32(scale)
-        if modality == "ct":
-            units, notes = _ct_units(array, units, place)
-        array, repaired = repair_values(array, fill_value_of(units), place)
-        return meta_tensor(
+        padding = _Padding.of(array, img.meta.get("padding"))
+        if modality == "ct" and img.meta.get("units") != "a.u.":  # what the source says counts
+            units, notes = _ct_units(padding.rest(array), units, array.ndim, place)
+        fill = _fill_value(padding.rest(array), modality, units)
+        array, repaired = padding.replaced(array, units, fill, place)
+        checked = meta_tensor(
             torch.from_numpy(np.ascontiguousarray(array))[None],
             affine,
             modality=modality,
             units=units,
+<<<<<<< HEAD
             fill_value=fill_value_of(units),
+=======
+            fill_value=fill,
+>>>>>>> main
             **(Identity.from_meta(img.meta) or Identity()).as_meta(),
             filename_or_obj=str(img.meta.get("filename_or_obj", "")),
             warnings=[*messages, *repaired, *notes],
         )
+        where = padding.where(array, units)
+        return checked, None if where is None else meta_tensor(
+            torch.from_numpy(where)[None], affine
+        )
+
+
+@dataclass(frozen=True)
+class _Padding:
+    """Voxels ``(*S)`` that hold no data; None where there is no such voxel.
+
+    Attributes:
+        no_number: NaN or infinite.
+        impossible: a constant that no tissue has.
+        noted: the header's padding value.
+    """
+
+    no_number: Mask | None
+    impossible: Mask | None
+    noted: Mask | None
+
+    @classmethod
+    def of(cls, array: Array, noted: Mask | None) -> "_Padding":
+        """Of an image, and what its reader says."""
+        finite = (
+            None if np.isfinite(array.min()) and np.isfinite(array.max()) else np.isfinite(array)
+        )
+        impossible = impossible_constants(array, finite) if _any(finite) else None
+        return cls(None if finite is None else ~finite, impossible, noted)
+
+    def where(self, array: Array, units: str) -> Mask | None:
+        """All of it."""
+        noted = None if self.noted is None else certain(self.noted, array, units)
+        some = [m for m in (self.no_number, self.impossible, noted) if m is not None]
+        return np.logical_or.reduce(some) if some and any(m.any() for m in some) else None
+
+    def rest(self, array: Array) -> Array:
+        """The values that are data, in any order."""
+        where = self.where(array, "")
+        return array if where is None else array[~where]
+
+    def replaced(
+        self, array: Array, units: str, fill: float, place: str
+    ) -> tuple[Array, list[str]]:
+        """The image with the fill value in its place, checked; and a word on missing numbers."""
+        where = self.where(array, units)
+        messages = check_values(array, None if where is None else ~where, place)
+        if where is None:
+            return array, messages
+        if self.no_number is not None:
+            bad = int(np.count_nonzero(self.no_number))
+            messages = [f"{place}: {bad} NaN or infinite voxels were set to {fill:g}.", *messages]
+        return np.where(where, np.float32(fill), array), messages
 
 
 class CheckImaged(MapTransform):
@@ -105,13 +175,15 @@ class CheckImaged(MapTransform):
         self.spatial_dims = spatial_dims
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Check each key."""
+        """Check each key; what is padding is put at ``padding_of_<key>``."""
         out = dict(data)
         for key in self.key_iterator(out):
             _check_dims(out[key], self.spatial_dims)
             if len(out[key]) == 3:
                 out[f"{key}_{self.colour_postfix}"] = out[key]
-            out[key] = self.transform(out[key], out[self.key_name])
+            out[key], padding = self.transform.with_padding(out[key], out[self.key_name])
+            if padding is not None:
+                out[padding_key(key)] = padding
         return out
 
 
@@ -157,16 +229,35 @@ def _emission_units(
     return 1.0, units or "a.u.", []
 
 
-def _ct_units(array: np.ndarray, units: str, place: str) -> tuple[str, list[str]]:
-    """``HU`` where the air says so; of a volume that is none a warning, a picture rarely is."""
-    if is_in_hu(torch.from_numpy(array)):
+def _ct_units(values: Array, units: str, dims: int, place: str) -> tuple[str, list[str]]:
+    """``HU`` where the values say so; of a volume that is none a warning, a picture rarely is."""
+    if looks_like_hu(values):
         return ("HU" if units == "a.u." else units), []
-    finite = array[np.isfinite(array)]
-    if array.ndim == 2 or finite.size == 0:
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
         return "a.u.", []
     low, high = float(finite.min()), float(finite.max())
-    note = f"{place}: values from {low:g} to {high:g} do not look like HU (air is -1000)."
+    if dims == 2 and low >= 0:
+        return "a.u.", []
+    note = (
+        f"{place}: values from {low:g} to {high:g} do not look like HU (air is -1000, tissue near "
+        "0); they are taken as a.u."
+    )
     return "a.u.", [note]
+
+
+def _fill_value(values: Array, modality: Modality, units: str) -> float:
+    """What lies outside an image: of a CT in other units than HU the darkest that it has."""
+    finite = sampled(values)
+    if modality != "ct" or units == "HU" or finite.size == 0 or finite.min() >= 0:
+        return fill_value_of(units)
+    # some stray voxels below the air, such as one of -1, are not the air
+    return float(np.percentile(finite, _DARKEST))
+
+
+def _any(mask: Mask | None) -> bool:
+    """Whether a mask, None everywhere, has a voxel."""
+    return mask is None or bool(mask.any())
 
 
 __all__ = ["CheckImage", "CheckImaged"]

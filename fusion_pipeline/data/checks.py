@@ -32,6 +32,7 @@ class RawImage:
         identity: whom it shows and in which space, as a DICOM header says.
         dicom_modality: DICOM's Modality, else empty.
         suv: how a PET series becomes SUV; it counts where the case calls the image a PET.
+        padding: ``(*S)``, where the header's padding value stands; None: it names none.
     """
 
     array: Array
@@ -42,6 +43,7 @@ class RawImage:
     identity: Identity | None = None
     dicom_modality: str = ""
     suv: EmissionScale | None = None
+    padding: npt.NDArray[np.bool_] | None = None
 
 
 def check_affine(affine: Matrix, place: str) -> list[str]:
@@ -95,33 +97,33 @@ def check_shape(shape: tuple[int, ...], place: str) -> list[str]:
     return []
 
 
-def repair_values(array: Array, outside: float, place: str) -> tuple[Array, list[str]]:
-    """Replace NaN and infinity by the value of the outside; refuse an image that shows nothing.
+def check_values(array: Array, data: npt.NDArray[np.bool_] | None, place: str) -> list[str]:
+    """Refuse an image that shows nothing.
 
     An image of two values is a mask by mistake more often than an image: that is said.
+
+    Args:
+        array: ``(*S)``.
+        data: ``(*S)``, False in padding and where there is no number; None: True everywhere.
+        place: name of the image in messages.
 
     Raises:
         InputError: no finite voxel, or all voxels equal.
     """
-    finite = np.isfinite(array)
-    bad = array.size - int(np.count_nonzero(finite))
     advice = "check how the file was made"
-    if bad == array.size:
-        raise refusal(place, "an image", "only NaN or infinite voxels", advice)
-    messages = []
-    if bad:
-        array = np.where(finite, array, np.float32(outside))
-        messages.append(f"{place}: {bad} NaN or infinite voxels were set to {outside:g}.")
-    values = array[finite] if bad else array
+    if data is not None and not data.any():
+        came = f"only {'padding' if np.isfinite(array).any() else 'NaN or infinite voxels'}"
+        raise refusal(place, "an image", came, advice)
+    values = array if data is None else array[data]
     low, high = values.min(), values.max()
     if low == high:
         raise refusal(place, "an image", f"the constant value {low:g} everywhere", advice)
     if np.count_nonzero(values == low) + np.count_nonzero(values == high) == values.size:
-        messages.append(
+        return [
             f"{place}: holds two values only ({low:g} and {high:g}), like a mask; "
             "a mask of where to look is given as KEY_mask (--mask-KEY)."
-        )
-    return array, messages
+        ]
+    return []
 
 
 def check_overlap(
@@ -170,4 +172,4 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(str(n) for n in shape)
 
 
-__all__ = ["Array", "RawImage", "check_affine", "check_overlap", "check_shape", "repair_values"]
+__all__ = ["Array", "RawImage", "check_affine", "check_overlap", "check_shape", "check_values"]

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -352,12 +352,12 @@ def _resolved(value: object, name: str, folder: Path, place: str) -> Source | In
         return InMemory(value)
     if not isinstance(value, str) or not value.strip():
         raise refusal(place, f"a path for {name}", repr(value), "write it as text")
-    source = Source.parse(value)
+    source = Source.parse(value, folder)
     try:
         full = folder / Path(source.path).expanduser()
     except RuntimeError as error:  # "~name" of nobody
         raise refusal(place, f"a path for {name}", repr(value), "write it out") from error
-    return Source(str(full), source.series)
+    return replace(source, path=str(full))
 
 
 def _check_ids(cases: Sequence[CaseFiles], place: str) -> None:

@@ -1,6 +1,7 @@
 """Check a case by its headers: whatever can be refused before a pixel is read."""
 
 import gzip
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 from PIL import Image as PillowImage
 
 from fusion_pipeline.data.checks import check_affine, check_overlap, check_shape
+from fusion_pipeline.data.companions import check_grid, check_points
 from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
-from fusion_pipeline.data.dicom import check_series_header, has_dicom_mark
+from fusion_pipeline.data.dicom import check_series_header
+from fusion_pipeline.data.dicom_files import is_dicom
 from fusion_pipeline.data.image import Image
 from fusion_pipeline.data.loading import check_counts, check_dims, check_field_grid, read_points
+from fusion_pipeline.data.nifti_header import is_packed
 from fusion_pipeline.data.pictures import PICTURE_AFFINE, PICTURE_SUFFIXES
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, quiet, refusal, where
 from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor
@@ -78,6 +82,18 @@ def check_case_headers(files: CaseFiles, spatial_dims: int | None = None) -> Non
             if series.landmarks is not None
         }
         check_counts(files, points)
+        _check_points(files, points, images)
+
+
+def _check_points(
+    files: CaseFiles, points: Mapping[str, Matrix], images: Mapping[str, Image | None]
+) -> None:
+    """Refuse landmarks that lie outside their image."""
+    for key, marks in points.items():
+        own = images[key]
+        if own is not None:
+            landmarks = str(files.series[key].landmarks)
+            check_points(own, marks, where(files.id, f"{key}_landmarks", landmarks))
 
 
 def read_grid(source: Source | InMemory, place: str) -> Grid | None:
@@ -97,7 +113,7 @@ def read_grid(source: Source | InMemory, place: str) -> Grid | None:
     if not source.path or not path.exists():
         came = "no such file"
         raise refusal(place, "an image file or a DICOM folder", came, "check the path")
-    if source.series or path.is_dir() or has_dicom_mark(path):
+    if source.is_dicom_choice or path.is_dir() or is_dicom(path):
         check_series_header(source, place)
         return None
     name = source.path.lower()
@@ -146,6 +162,7 @@ def _check_beside(
         grid = read_grid(source, place)
         if grid is not None and own is not None:
             check_dims(len(grid.shape), own, place)
+            check_grid(own, grid.affine, grid.shape, place)
             check_overlap(_grid(own), (grid.affine, grid.shape), place, key)
     if series.displacement is None:
         return
@@ -172,7 +189,7 @@ def _picture_size(path: Path, place: str) -> tuple[int, ...]:
 def _check_length(path: Path, header: VolumeHeader, place: str) -> None:
     """Refuse a NIfTI file that ends before its last voxel."""
     size = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
+    if is_packed(path):
         size = _unpacked_bytes(path, header.bytes, place)
     if size < header.bytes:
         came = f"{size} bytes of the {header.bytes} that its header counts"

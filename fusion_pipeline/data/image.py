@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusion_pipeline.geometry import spacing_of
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.transforms.modality import looks_like_hu
 
 Modality = Literal["ct", "mr", "pet", "spect"]
 MODALITIES: tuple[Modality, ...] = ("ct", "mr", "pet", "spect")
@@ -79,11 +80,16 @@ class Image:
         affine: ``(d + 1, d + 1)`` float64, world_from_voxel, RAS+ mm. A 2D picture has
             ``diag(-1, -1, 1)``: its column and row are ITK's x and y.
         key: image key of the case, such as ``ct`` or ``mr_t1``.
-        units: ``HU``, ``SUV``, ``Bq/ml``, ``counts`` or ``a.u.``; decided when a file is read, or,
-            where none are given, here: ``HU`` for a CT whose air lies below 0.
+        units: ``HU``, ``SUV``, ``Bq/ml``, ``counts``, ``harmonized`` or ``a.u.``; decided when a
+            file is read, or, where none are given, here: ``HU`` for a CT with air near -1000 and
+            tissue near 0.
         path: the file or folder it came from, for messages; empty when generated.
         colour: ``(3, *S)`` 0..255, only of a colour picture (``array`` is then its luma, Rec. 601).
         identity: whom it shows and in which space; None for formats that do not say so.
+<<<<<<< HEAD
+=======
+        darkest: value outside the field of view, where it is not that of the units.
+>>>>>>> main
     """
 
     array: Tensor
@@ -93,12 +99,16 @@ class Image:
     path: str = ""
     colour: Tensor | None = None
     identity: Identity | None = None
+<<<<<<< HEAD
+=======
+    darkest: float | None = None
+>>>>>>> main
 
     def __post_init__(self) -> None:
         """Decide the units where none are given."""
         if not self.units:
             ct = self.key == "ct" or self.key.startswith("ct_")
-            object.__setattr__(self, "units", "HU" if ct and is_in_hu(self.array) else "a.u.")
+            object.__setattr__(self, "units", "HU" if ct and looks_like_hu(self.array) else "a.u.")
 
     @property
     def modality(self) -> Modality:
@@ -132,11 +142,13 @@ class Image:
 
     @property
     def fill_value(self) -> float:
-        """The value outside the field of view: -1000 for an image in HU, else 0."""
-        return fill_value_of(self.units)
+        """The value outside the field of view: -1000 for an image in HU, mostly 0 for others."""
+        return fill_value_of(self.units) if self.darkest is None else self.darkest
 
     def with_array(self, array: Tensor, **changes: object) -> "Image":
         """The same image with other values (and other attributes where named)."""
+        if "units" in changes:  # other units have another value outside
+            changes = {"darkest": None, **changes}
         return replace(self, array=array, **changes)  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "Image":
@@ -220,6 +232,8 @@ def reoriented(array: Tensor, turn: Matrix) -> Tensor:
         turn: ``(d, 2)`` as nibabel writes orientations: axis k of the array becomes axis
             ``turn[k, 0]``, flipped where ``turn[k, 1]`` is -1.
     """
+    if np.array_equal(turn, [[axis, 1] for axis in range(len(turn))]):
+        return array
     order = [int(axis) for axis in np.argsort(turn[:, 0])]
     flips = [1 + k for k, axis in enumerate(order) if turn[axis, 1] < 0]
     return array.permute(0, *[1 + axis for axis in order]).flip(flips).contiguous()
@@ -349,6 +363,22 @@ def check_one_grid(images: Mapping[str, Image], fields_of_view: Mapping[str, Ten
             raise ValueError(f"expected a field of view of {key}, {(1, *shape)}, got {came}")
 
 
+def in_canonical_axes(
+    images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+) -> tuple[dict[str, Image], dict[str, Tensor]]:
+    """Images of one grid and their fields of view, their axes nearest to R, A and S.
+
+    Args:
+        images: by key; all turn as the first does.
+        fields_of_view: per key ``(1, *S)``.
+    """
+    first = next(iter(images.values()))
+    to = first.in_canonical_axes().affine
+    turned = {key: replace(one, affine=first.affine).in_axes_of(to) for key, one in images.items()}
+    fields = {key: along_axes_of(to, fields_of_view[key], first.affine) for key in images}
+    return turned, fields
+
+
 def fill_value_of(units: str) -> float:
     """What lies outside an image in these units: air in HU, nothing in all others.
 
@@ -356,15 +386,6 @@ def fill_value_of(units: str) -> float:
     (-1000.0, 0.0)
     """
     return -1000.0 if units == "HU" else 0.0
-
-
-def is_in_hu(ct: Tensor) -> bool:
-    """Whether a CT's values seem to be HU: its air lies below 0.
-
-    Stored values, a window scaled to 0..1 and a CT whose air was masked to 0 are not in HU.
-    """
-    values = ct.detach().cpu().numpy()  # a whole-body CT is not copied for this
-    return bool(np.min(values, initial=np.inf, where=np.isfinite(values)) < 0)
 
 
 class InputError(ValueError):
@@ -392,7 +413,7 @@ __all__ = [
     "along_axes_of",
     "check_one_grid",
     "fill_value_of",
-    "is_in_hu",
+    "in_canonical_axes",
     "meta_tensor",
     "modality_of",
     "reoriented",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusion_pipeline.data.checked_image import CheckImaged
 from fusion_pipeline.data.checks import check_overlap
+from fusion_pipeline.data.companions import check_grid, check_marked, check_points
 from fusion_pipeline.data.datalist import CaseFiles, SeriesFiles
 from fusion_pipeline.data.image import (
     Case,
@@ -20,9 +21,13 @@ from fusion_pipeline.data.image import (
     Prepared,
     Series,
     along_axes_of,
+<<<<<<< HEAD
+=======
+    fill_value_of,
+>>>>>>> main
 )
 from fusion_pipeline.data.readers import LoadImaged
-from fusion_pipeline.data.reading import read_displacement_grid, read_labels, read_landmarks
+from fusion_pipeline.data.reading import read_displacement_grid, read_landmarks, read_map
 from fusion_pipeline.data.refusals import refusal, where
 from fusion_pipeline.data.sources import InMemory, Source
 from fusion_pipeline.geometry import spacing_of
@@ -67,7 +72,13 @@ def load_case(files: CaseFiles, preprocessing: Preprocessing | None = None) -> C
         if key != files.reference:
             check_overlap(_grid(fixed), _grid(image.image), place, files.reference)
             messages += _uneven_pictures(fixed, image.image, place)
-    series = {key: _series(files, key, loaded, points.get(key)) for key in files.series}
+    for key, marks in points.items():
+        place = where(files.id, f"{key}_landmarks", str(files.series[key].landmarks))
+        messages += check_points(loaded[key].image, marks, place)
+    series = {}
+    for key in files.series:
+        series[key], notes = _series(files, key, loaded, points.get(key))
+        messages += notes
     return Case(
         id=files.id,
         reference=files.reference,
@@ -243,15 +254,25 @@ def _image(values: MetaTensor, key: str) -> Image:
         array=values.as_tensor(),
         affine=values.affine.numpy(),
         key=key,
+<<<<<<< HEAD
         units=str(values.meta["units"]),
+=======
+        units=(units := str(values.meta["units"])),
+        darkest=_unlike_units(float(values.meta["fill_value"]), units),
+>>>>>>> main
         identity=Identity.from_meta(values.meta),
     )
 
 
+def _unlike_units(fill_value: float, units: str) -> float | None:
+    """A fill value that its units do not have by themselves."""
+    return None if fill_value == fill_value_of(units) else fill_value
+
+
 def _series(
     files: CaseFiles, key: str, loaded: Mapping[str, LoadedImage], landmarks: Matrix | None
-) -> Series:
-    """One image with its mask, labels, landmarks and true field."""
+) -> tuple[Series, list[str]]:
+    """One image with its mask, labels, landmarks and true field, and what is to be said of them."""
     one: SeriesFiles = files.series[key]
     own, reference = loaded[key].image, loaded[files.reference]
     fixed = reference.image
@@ -260,11 +281,13 @@ def _series(
         place = where(files.id, f"{key}_displacement", str(one.displacement))
         truth = _displacement(one.displacement, fixed.in_axes_of(reference.native_affine), place)
         truth = along_axes_of(fixed.affine, truth, reference.native_affine)
-    maps = {
-        name: None if given is None else _map(files.id, f"{key}_{name}", given, own, fixed)
-        for name, given in (("mask", one.mask), ("label", one.label))
-    }
-    return Series(
+    messages: list[str] = []
+    maps: dict[str, Image | None] = {"mask": None, "label": None}
+    for name, given in (("mask", one.mask), ("label", one.label)):
+        if given is not None:
+            maps[name], notes = _map(files.id, f"{key}_{name}", given, loaded[key], fixed)
+            messages += notes
+    series = Series(
         image=own,
         prepared=loaded[key].prepared,
         transform=one.transform,
@@ -273,6 +296,7 @@ def _series(
         landmarks=landmarks,
         displacement=truth,
     )
+    return series, messages
 
 
 def _grid(image: Image) -> tuple[Matrix, tuple[int, ...]]:
@@ -303,13 +327,17 @@ def check_dims(dims: int, fixed: Image, place: str) -> None:
         )
 
 
-def _map(case_id: str, name: str, source: Source | InMemory, image: Image, fixed: Image) -> Image:
+def _map(
+    case_id: str, name: str, source: Source | InMemory, image: LoadedImage, fixed: Image
+) -> tuple[Image, list[str]]:
     """A mask or label map, which must lie on its image."""
-    labels = read_labels(source, name, case_id=case_id)
+    labels, messages = read_map(source, name, case_id=case_id)
     place = where(case_id, name, str(source))
     check_dims(labels.spatial_dims, fixed, place)
-    check_overlap(_grid(image), _grid(labels), place, image.key)
-    return labels
+    native = image.image.in_axes_of(image.native_affine)
+    messages += check_grid(native, labels.affine, labels.shape, place)
+    check_overlap(_grid(image.image), _grid(labels), place, image.image.key)
+    return labels, messages + check_marked(image.image, labels, place)
 
 
 def read_points(case_id: str, key: str, source: Source | None, fixed: Image) -> Matrix:

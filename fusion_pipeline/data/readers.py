@@ -15,7 +15,12 @@ from monai.data import ImageReader, MetaTensor
 from torch import Tensor
 
 from fusion_pipeline.data.checks import RawImage
+<<<<<<< HEAD
 from fusion_pipeline.data.dicom import has_dicom_mark, read_series
+=======
+from fusion_pipeline.data.dicom import read_series
+from fusion_pipeline.data.dicom_files import is_dicom
+>>>>>>> main
 from fusion_pipeline.data.image import Identity, meta_tensor
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES, read_picture
 from fusion_pipeline.data.refusals import quiet, refusal
@@ -68,6 +73,7 @@ class CheckedReader(ImageReader):
             **(img.identity or Identity()).as_meta(),
             "dicom_modality": img.dicom_modality,
             "warnings": list(img.warnings),
+            **({} if img.padding is None else {"padding": img.padding}),
             **{f"suv_{name}": value for name, value in suv.items()},
         }
 
@@ -84,7 +90,7 @@ class NiftiReader(CheckedReader):
     """NIfTI-1 and NIfTI-2 by nibabel; the sform wins over the qform, lengths in mm."""
 
     def _accepts(self, source: Source) -> bool:
-        return source.path.lower().endswith(NIFTI_SUFFIXES) and not source.series
+        return source.path.lower().endswith(NIFTI_SUFFIXES) and not source.is_dicom_choice
 
     def _read(self, source: Source, place: str) -> RawImage:
         return read_nifti(Path(source.path), place)
@@ -94,7 +100,7 @@ class ITKFormatReader(CheckedReader):
     """NRRD and MetaImage by the package ``itk``, which is loaded only when such a file comes."""
 
     def _accepts(self, source: Source) -> bool:
-        return source.path.lower().endswith(ITK_SUFFIXES) and not source.series
+        return source.path.lower().endswith(ITK_SUFFIXES) and not source.is_dicom_choice
 
     def _read(self, source: Source, place: str) -> RawImage:
         return read_itk(Path(source.path), place)
@@ -104,18 +110,18 @@ class PictureReader(CheckedReader):
     """PNG by Pillow: column is x, row is y, a pixel counts as 1 mm."""
 
     def _accepts(self, source: Source) -> bool:
-        return source.path.lower().endswith(PICTURE_SUFFIXES) and not source.series
+        return source.path.lower().endswith(PICTURE_SUFFIXES) and not source.is_dicom_choice
 
     def _read(self, source: Source, place: str) -> RawImage:
         return read_picture(Path(source.path), place)
 
 
 class DicomSeriesReader(CheckedReader):
-    """A DICOM folder or file; ``folder::SeriesInstanceUID`` picks one series of several."""
+    """A DICOM folder or file; ``folder::SeriesInstanceUID::echo=90`` picks of several."""
 
     def _accepts(self, source: Source) -> bool:
         path = Path(source.path)
-        return bool(source.series) or path.is_dir() or has_dicom_mark(path)
+        return source.is_dicom_choice or path.is_dir() or is_dicom(path)
 
     def _read(self, source: Source, place: str) -> RawImage:
         return read_series(source, place)

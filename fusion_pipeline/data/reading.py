@@ -36,9 +36,16 @@ def read_labels(source: Source | InMemory | str | Path, key: str, *, case_id: st
     Raises:
         InputError: not an image, not whole numbers, or nothing marked.
     """
+    return read_map(source, key, case_id=case_id)[0]
+
+
+def read_map(
+    source: Source | InMemory | str | Path, key: str, *, case_id: str = ""
+) -> tuple[Image, list[str]]:
+    """The same, and a sentence about everything that the reader repaired or guessed."""
     given = source if isinstance(source, Source | InMemory) else Source.parse(source)
     place = where(case_id, key, str(given))
-    values, affine = _values(given, place)
+    values, affine, messages = _values(given, place)
     check_affine(affine, place)
     check_shape(values.shape, place)
     if not np.isfinite(values).all() or np.abs(values - np.rint(values)).max() > 1e-3:
@@ -47,7 +54,7 @@ def read_labels(source: Source | InMemory | str | Path, key: str, *, case_id: st
     if not (array >= 1).any():
         came = "zeros only" if not array.any() else f"nothing above {array.max():g}"
         raise refusal(place, "a map that marks something with 1 or more", came, "check the file")
-    return Image(_tensor(array), affine, key, "labels", str(given))
+    return Image(_tensor(array), affine, key, "labels", str(given)), messages
 
 
 def read_landmarks(path: Source | str | Path, *, place: str = "") -> Matrix:
@@ -117,13 +124,13 @@ def spatial_dims_of(source: Source | InMemory | str | Path, *, place: str = "") 
     return 3
 
 
-def _values(source: Source | InMemory, place: str) -> tuple[Array, Matrix]:
-    """Values ``(*S)`` and affine of a map."""
+def _values(source: Source | InMemory, place: str) -> tuple[Array, Matrix, list[str]]:
+    """Values ``(*S)`` and affine of a map, and what its reader has to say."""
     if isinstance(source, InMemory):
         image = as_meta_tensor(source.content)
-        return image.as_tensor()[0].numpy(), image.affine.numpy()
+        return image.as_tensor()[0].numpy(), image.affine.numpy(), []
     raw = read_raw(source, place)
-    return raw.array, raw.affine
+    return raw.array, raw.affine, list(raw.warnings)
 
 
 def _points(rows: list[list[str]], place: str) -> Matrix:
@@ -145,5 +152,6 @@ __all__ = [
     "read_displacement_grid",
     "read_labels",
     "read_landmarks",
+    "read_map",
     "spatial_dims_of",
 ]

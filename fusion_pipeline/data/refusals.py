@@ -38,6 +38,10 @@ READ_ERRORS = (
     BytesLengthException,
 )
 
+MEMORY_ADVICE = "give the image at coarser voxels or cropped, or use a machine with more memory"
+# what torch and ITK say in a plain RuntimeError
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "allocate memory")
+
 _SILENT = logging.CRITICAL + 1
 
 
@@ -65,6 +69,31 @@ def refusal(
     ct (a.nii): expected a file, got nothing there; check the path
     """
     return kind(one_line(f"{place}: expected {expected}, got {came}; {advice}", limit=4000))
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that memory is lacking: Python's, NumPy's, torch's or ITK's.
+
+    >>> is_memory_error(MemoryError()), is_memory_error(RuntimeError("CUDA out of memory."))
+    (True, True)
+    """
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+def no_memory(case_id: str = "") -> str:
+    """What a user is told where memory ends.
+
+    >>> no_memory("p1").partition(";")[0]
+    "case 'p1': expected room for its images in memory, got an error for the lack of it"
+    """
+    prefix = f"case {case_id!r}: " if case_id else ""
+    return (
+        f"{prefix}expected room for its images in memory, got an error for the lack of it; "
+        f"{MEMORY_ADVICE}"
+    )
 
 
 @contextmanager
@@ -126,9 +155,12 @@ def muted() -> Iterator[None]:
 
 
 __all__ = [
+    "MEMORY_ADVICE",
     "READ_ERRORS",
+    "is_memory_error",
     "monai_is_the_program",
     "muted",
+    "no_memory",
     "one_line",
     "one_line_refusals",
     "quiet",

@@ -1,5 +1,6 @@
 """Where an image comes from: a path, one series of a DICOM folder, or an image in memory."""
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -36,29 +37,58 @@ _DICOM_MODALITY = {"CT": "ct", "MR": "mr", "PT": "pet"}  # NM is SPECT or PET
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or a DICOM folder of which one series may be named.
+    """A file, or a DICOM folder of which one series and acquisition may be named.
 
     Attributes:
         path: of the file or folder, as the user wrote it or resolved.
         series: SeriesInstanceUID; empty: the folder's only series.
+        selectors: which acquisition of the series, such as ``("echo", "90")``.
     """
 
     path: str
     series: str = ""
+    selectors: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, text: str | PathLike[str]) -> "Source":
-        """A source from text: ``path``, or ``folder::SeriesInstanceUID``.
+    def parse(cls, text: str | PathLike[str], folder: str | PathLike[str] = "") -> "Source":
+        """A source from text: ``path``, ``folder::SeriesInstanceUID``, ``folder::echo=90`` or both.
 
-        >>> Source.parse("study::1.2.3")
-        Source(path='study', series='1.2.3')
+        A path that is there may have ``::`` in its name.
+
+        Args:
+            text: as a user writes it.
+            folder: what a relative path counts from.
+
+        >>> Source.parse("study::1.2.3").series
+        '1.2.3'
+        >>> Source.parse("study::1.2.3::echo=90::time=2").selectors
+        (('echo', '90'), ('time', '2'))
         """
-        path, _, series = str(text).partition(_SEPARATOR)
-        return cls(path, series)
+        path, parts = _split(str(text), str(folder))
+        pairs = [part.partition("=") for part in parts]
+        series = _SEPARATOR.join(name for name, sign, _ in pairs if not sign)
+        return cls(path, series, tuple((name, value) for name, sign, value in pairs if sign))
+
+    @property
+    def is_dicom_choice(self) -> bool:
+        """Names a series or an acquisition, which only DICOM has."""
+        return bool(self.series or self.selectors)
 
     def __str__(self) -> str:
         """As a user writes it."""
-        return f"{self.path}{_SEPARATOR}{self.series}" if self.series else self.path
+        chosen = [f"{name}={value}" for name, value in self.selectors]
+        return _SEPARATOR.join([self.path, *([self.series] if self.series else []), *chosen])
+
+
+def _split(text: str, folder: str) -> tuple[str, list[str]]:
+    """The longest beginning that is a path, and what follows it."""
+    parts = text.split(_SEPARATOR)
+    for end in range(len(parts), 1, -1):
+        path = _SEPARATOR.join(parts[:end])
+        full = os.path.join(folder, os.path.expanduser(path))  # noqa: PTH111, PTH118 - never raises
+        if os.path.exists(full):  # noqa: PTH110 - nor does this
+            return path, parts[end:]
+    return parts[0], parts[1:]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,31 @@
 """Units of a PET series and, where the header allows it, the factor to SUV (body weight)."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from pydicom import Dataset
 
+from fusion_pipeline.data.nuclides import HALF_LIFE, NEAR, nuclide_of, of_half_life
+
 _PHILIPS_SUV = (0x7053, 0x1000)
 _PHILIPS_ACTIVITY = (0x7053, 0x1009)
+# What is believed of a person's scan. Above and below lie other units: g, kBq, MBq, minutes.
+_WEIGHT_KG = (0.4, 318.0)  # the smallest preterm infants; the heaviest load of PET/CT tables
+_BMI_MAX = 60.0  # kg/m2; above it: under 0.2 % of adults (NHANES)
+_SIZE_M = (0.3, 2.6)  # newborns; the tallest people
+# EANM dosage card: at least 10 to 26 MBq in children. Rb-82 and O-15 water: 400 to 3000 MBq.
+_DOSE_MBQ = (5.0, 2000.0)
+_SHORT_LIVED_DOSE_MBQ = (50.0, 6000.0)
+_SHORT_LIVED_S = 900.0  # half-life; O-15, Rb-82, N-13, K-38, Cu-62
+_THERAPY_DOSE_MBQ = (5.0, 30000.0)  # Y-90 microspheres
+# Bq/g at the reference time: 37 MBq of Zr-89 after a week are 90 in 100 kg, 2.2 GBq of Rb-82 44000
+_DOSE_PER_GRAM = (10.0, 1e5)
+_HALF_LIVES = 5.0  # between injection and scan; 3 % of the activity is left then
+_SESSION = timedelta(hours=12)  # a series' start lies no further before its first slice
+# YYYYMMDDHH[MM[SS]], fraction of a second, offset from UTC
+_DATE_TIME = re.compile(r"(\d{10}|\d{12}|\d{14})(?:\.(\d{1,6})\d*)?\s*([+-]\d{4})?")
 
 
 class EmissionScale(NamedTuple):
@@ -23,7 +41,8 @@ def emission_scale(headers: Sequence[Dataset], place: str) -> EmissionScale:
 
     Formula: ``SUV = Bq/ml · weight [g] / dose at the reference time [Bq]``, where the dose decays
     from the injection to the series' start if the header's Decay Correction is START, and not at
-    all if it is ADMIN.
+    all if it is ADMIN. A header that cannot be true (weight in g, dose in kBq, another nuclide's
+    half-life, no attenuation correction) gives no SUV but a sentence.
 
     Args:
         headers: pydicom data sets of the slices (or of the one multi-frame file).
@@ -34,6 +53,10 @@ def emission_scale(headers: Sequence[Dataset], place: str) -> EmissionScale:
     """
     first = headers[0]
     units = str(first.get("Units", "")).strip().upper()
+    lacks = _not_corrected(first)
+    if lacks and units in ("GML", "CNTS") and "CorrectedImage" in first:
+        note = f"{place}: no SUV, because {lacks}; the values are kept."
+        return EmissionScale(1.0, "counts" if units == "CNTS" else "a.u.", [note])
     if units == "GML":
         kind = str(first.get("SUVType", "") or "BW").strip().upper()
         if kind == "BW":
@@ -67,12 +90,42 @@ def _from_activity(headers: Sequence[Dataset], place: str, *, units_given: bool)
         note = f"{place}: PET units are missing in the header; the values are kept."
         return EmissionScale(1.0, "a.u.", [note])
     try:
-        weight_g = 1000.0 * _positive(headers[0], "PatientWeight")
+        if lacks := _not_corrected(headers[0]):
+            raise ValueError(lacks)
+        weight_g = 1000.0 * _weight_kg(headers[0])
         dose = _dose_at_reference(headers)
+        _check_range("activity per gram at the scan", dose / weight_g, _DOSE_PER_GRAM, "Bq/g")
     except ValueError as error:
         note = f"{place}: no SUV, because {error}; the values stay in Bq/ml."
         return EmissionScale(1.0, "Bq/ml", [note])
     return EmissionScale(weight_g / dose, "SUV", [])
+
+
+def _not_corrected(header: Dataset) -> str:
+    """What CorrectedImage lacks of attenuation and decay correction; empty if it has both."""
+    given = header.get("CorrectedImage") or []
+    done = {str(one).strip().upper() for one in ([given] if isinstance(given, str) else given)}
+    if not done:
+        return "CorrectedImage is missing in the header: attenuation may be uncorrected"
+    names = {"ATTN": "attenuation", "DECY": "decay"}
+    lacks = [f"{names[code]} ({code})" for code in names if code not in done]
+    return f"CorrectedImage has no correction for {' and '.join(lacks)}" if lacks else ""
+
+
+def _weight_kg(header: Dataset) -> float:
+    """The patient's weight, if a person can have it."""
+    weight = _positive(header, "PatientWeight")
+    _check_range("weight", weight, _WEIGHT_KG, "kg")
+    try:
+        size = _positive(header, "PatientSize")
+    except ValueError:
+        return weight
+    metres = size / 100 if size > _SIZE_M[1] else size  # some write cm
+    if _SIZE_M[0] <= metres <= _SIZE_M[1] and weight / metres**2 > _BMI_MAX:
+        raise ValueError(
+            f"a weight of {weight:g} kg at a size of {metres:g} m is not believable (pounds?)"
+        )
+    return weight
 
 
 def _dose_at_reference(headers: Sequence[Dataset]) -> float:
@@ -81,63 +134,137 @@ def _dose_at_reference(headers: Sequence[Dataset]) -> float:
     sequence = first.get("RadiopharmaceuticalInformationSequence") or []
     if not sequence:
         raise ValueError("the header has no radiopharmaceutical information")
-    dose = _positive(sequence[0], "RadionuclideTotalDose")
-    if dose < 1e4:  # some exports write MBq against the standard: nobody injects 10 kBq
-        raise ValueError(f"the injected dose of {dose:g} Bq is not believable")
+    if len(sequence) > 1:
+        raise ValueError(f"the header has {len(sequence)} injections")
+    info = sequence[0]
+    nuclide = nuclide_of(info)
+    dose = _positive(info, "RadionuclideTotalDose")
+    _check_range("injected dose", dose / 1e6, _doses(nuclide), "MBq")
     correction = str(first.get("DecayCorrection", "")).strip().upper()
     if correction == "ADMIN":
         return dose
     if correction != "START":
         raise ValueError(f"decay correction is {correction or 'missing'}, not START or ADMIN")
-    half_life = _positive(sequence[0], "RadionuclideHalfLife")
-    start = _scan_start(headers)
-    waited = (start - _injection(sequence[0], start)).total_seconds()
-    if not 0 <= waited <= 10 * half_life:
-        raise ValueError(f"the scan starts {waited:.0f} s after the injection")
+    half_life = _half_life(info, nuclide)
+    waited = _seconds_waited(headers, info)
+    if not 0 <= waited <= _HALF_LIVES * half_life:
+        raise ValueError(
+            f"the scan starts {waited:.0f} s after the injection, and 0 to "
+            f"{_HALF_LIVES * half_life:.0f} s ({_HALF_LIVES:g} half-lives) are believable"
+        )
     return float(dose * 2.0 ** (-waited / half_life))
 
 
-def _scan_start(headers: Sequence[Dataset]) -> datetime:
-    """Start of the acquisition: the series' time, unless it is later than the first slice's."""
-    times = [_date_time(h, "Acquisition") for h in headers]
-    acquired = min((t for t in times if t is not None), default=None)
+def _doses(nuclide: str) -> tuple[float, float]:
+    """Believable doses of a nuclide, MBq."""
+    if nuclide == "Y-90":
+        return _THERAPY_DOSE_MBQ
+    if not nuclide:  # it may be any
+        return _DOSE_MBQ[0], _SHORT_LIVED_DOSE_MBQ[1]
+    return _SHORT_LIVED_DOSE_MBQ if HALF_LIFE[nuclide] < _SHORT_LIVED_S else _DOSE_MBQ
+
+
+def _half_life(info: Dataset, nuclide: str) -> float:
+    """The half-life in s, if it is the nuclide's; of an unnamed nuclide, if it is one's."""
+    half_life = _positive(info, "RadionuclideHalfLife")
+    if nuclide:
+        expected = HALF_LIFE[nuclide]
+        if abs(half_life / expected - 1) > NEAR:
+            raise ValueError(
+                f"a half-life of {half_life:g} s is not that of {nuclide} ({expected:g} s)"
+            )
+    elif not of_half_life(half_life):
+        raise ValueError(f"a half-life of {half_life:g} s is that of no nuclide in PET")
+    return half_life
+
+
+def _check_range(what: str, value: float, limits: tuple[float, float], unit: str) -> None:
+    """Refuse a number that lies outside of what is believable."""
+    low, high = limits
+    if not low <= value <= high:
+        raise ValueError(
+            f"the {what} of {value:g} {unit} is not believable ({low:g} to {high:g} {unit})"
+        )
+
+
+class _Moment(NamedTuple):
+    """A time by the clock of some zone; the zone is None where the header does not say it."""
+
+    clock: datetime
+    zone: timedelta | None
+
+    def by(self, zone: timedelta | None) -> datetime:
+        """By the clock of another zone; where one of both is not given they are the same."""
+        if zone is None or self.zone is None:
+            return self.clock
+        return self.clock + (zone - self.zone)
+
+
+def _seconds_waited(headers: Sequence[Dataset], info: Dataset) -> float:
+    """From the injection to the start of the scan.
+
+    A bare time of day of the injection is taken as the last one before the scan.
+    """
+    injected = _parse(str(info.get("RadiopharmaceuticalStartDateTime", "") or ""))
+    acquired = [m for m in (_date_time(h, "Acquisition") for h in headers) if m is not None]
     series = _date_time(headers[0], "Series")
-    starts = [t for t in (series, acquired) if t is not None]
+    zones = [m.zone for m in (injected, series, *acquired) if m is not None and m.zone is not None]
+    zone = _zone(str(headers[0].get("TimezoneOffsetFromUTC", "") or ""))
+    zone = zones[0] if zone is None and zones else zone
+    start = _scan_start(series, acquired, zone)
+    if injected is not None:
+        return (start - injected.by(zone)).total_seconds()
+    time = _parse("20000101" + str(info.get("RadiopharmaceuticalStartTime", "") or ""))
+    if time is None:
+        raise ValueError("the header has no injection time")
+    last = datetime.combine(start.date(), time.clock.time())
+    last = last if last <= start else last - timedelta(days=1)
+    return (start - last).total_seconds()
+
+
+def _scan_start(
+    series: _Moment | None, acquired: Sequence[_Moment], zone: timedelta | None
+) -> datetime:
+    """Start of the acquisition: the series' time, unless it is later than the first slice's."""
+    first = min((moment.by(zone) for moment in acquired), default=None)
+    begun = None if series is None else series.by(zone)
+    if first is not None and begun is not None and first - begun > _SESSION:
+        raise ValueError(
+            f"the series starts {begun:%Y-%m-%d %H:%M} and its first slice {first:%Y-%m-%d %H:%M}"
+        )
+    starts = [t for t in (begun, first) if t is not None]
     if not starts:
         raise ValueError("the header has no series or acquisition time")
     return min(starts)
 
 
-def _injection(info: Dataset, start: datetime) -> datetime:
-    """Time of the injection; a bare time of day is taken as the last one before the scan."""
-    full = _parse(str(info.get("RadiopharmaceuticalStartDateTime", "") or ""))
-    if full is not None:
-        return full
-    time = _parse("20000101" + str(info.get("RadiopharmaceuticalStartTime", "") or ""))
-    if time is None:
-        raise ValueError("the header has no injection time")
-    injected = datetime.combine(start.date(), time.time())
-    return injected if injected <= start else injected - timedelta(days=1)
-
-
-def _date_time(header: Dataset, name: str) -> datetime | None:
+def _date_time(header: Dataset, name: str) -> _Moment | None:
     """``<name>DateTime``, else ``<name>Date`` and ``<name>Time``."""
     full = _parse(str(header.get(f"{name}DateTime", "") or ""))
     date, time = header.get(f"{name}Date"), header.get(f"{name}Time")
     return full or (_parse(f"{date}{time}") if date and time else None)
 
 
-def _parse(text: str) -> datetime | None:
-    """A DICOM DT of at least hours; zones are dropped, for all times of a header share one."""
-    digits = text.split("+")[0].split("-")[0].split(".")[0].strip()
-    fraction = text.split(".")[1][:6] if "." in text else ""
-    micro = int(fraction.ljust(6, "0")) if fraction.isdigit() else 0
-    if len(digits) not in (10, 12, 14):  # minutes and seconds may be left out
+def _parse(text: str) -> _Moment | None:
+    """A DICOM DT of at least hours (minutes and seconds may be left out)."""
+    match = _DATE_TIME.fullmatch(text.replace(":", "").strip())  # old files write 10:30:00
+    if match is None:
         return None
+    digits, fraction, zone = match.groups()
     try:
-        return datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S").replace(microsecond=micro)
+        clock = datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S")
     except ValueError:
         return None
+    return _Moment(clock.replace(microsecond=int((fraction or "").ljust(6, "0"))), _zone(zone))
+
+
+def _zone(text: str | None) -> timedelta | None:
+    """An offset from UTC such as ``+0130``."""
+    match = re.fullmatch(r"([+-])(\d\d)(\d\d)", (text or "").strip())
+    if match is None:
+        return None
+    offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+    return offset if match[1] == "+" else -offset
 
 
 def _positive(header: Dataset, name: str) -> float:

@@ -1,5 +1,6 @@
 """NIfTI by nibabel; NRRD and MetaImage by ITK: native grid, exact affine, RAS+ mm."""
 
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -11,11 +12,30 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from fusion_pipeline.data.checks import CLINICAL_MM, Array, RawImage
+from fusion_pipeline.data.checks import Array, RawImage
 from fusion_pipeline.data.image import InputError
-from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
+from fusion_pipeline.data.itk_text import ItkText, read_itk_text
+from fusion_pipeline.data.nifti_header import (
+    NIFTI2_BYTES,
+    believed_mm,
+    header_size,
+    is_packed,
+    negative_sizes,
+    nifti_affine,
+    opened,
+    plane_affine,
+)
+from fusion_pipeline.data.refusals import (
+    MEMORY_ADVICE,
+    READ_ERRORS,
+    is_memory_error,
+    muted,
+    one_line,
+    quiet,
+    refusal,
+)
 from fusion_pipeline.data.sources import itk_affine
-from fusion_pipeline.geometry import apply_affine, lps_from_ras, spacing_of
+from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -29,7 +49,6 @@ ITK_SUFFIXES = tuple(_ITK_IO)
 
 UNITS_PREFIX = "units="  # how `write_image` notes the units in the NIfTI header's `descrip`
 _BY_ITK = re.compile(r"ERROR: \w+\(0x\w+\): (.*)", re.DOTALL)
-_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 
 
 def read_nifti(path: Path, place: str) -> RawImage:
@@ -39,7 +58,9 @@ def read_nifti(path: Path, place: str) -> RawImage:
         InputError: not such a file, or not such an image.
     """
     with quiet():
-        return nifti_values(_open_nifti(path, place), place)
+        raw = nifti_values(_open_nifti(path, place), place)
+        raw.warnings.extend(negative_sizes(path, place))
+        return raw
 
 
 def nifti_values(image: nib.Nifti1Pair, place: str) -> RawImage:
@@ -51,14 +72,14 @@ def nifti_values(image: nib.Nifti1Pair, place: str) -> RawImage:
     with quiet():
         _check_scalar(image.get_data_dtype(), place)
         shape = _spatial_shape(tuple(image.shape), place)
-        affine, messages = _nifti_affine(image.header, shape, place)
+        affine, messages = nifti_affine(image.header, shape, place)
         try:
             with np.errstate(all="ignore"):
                 array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
         except READ_ERRORS as error:
             raise _unreadable(place, "a whole NIfTI file", error) from error
     if len(shape) == 2:
-        affine = _plane_affine(affine, place)
+        affine = plane_affine(affine, place)
     return RawImage(_native(array), affine, _noted_units(image.header), warnings=messages)
 
 
@@ -73,10 +94,25 @@ def read_itk(path: Path, place: str) -> RawImage:
     with quiet():
         header = _read_by_monai(path, place)
     array = header["array"]
+    text = read_itk_text(path, array.ndim, place)
     shape = _spatial_shape(array.shape, place)
-    kept = [*range(len(shape)), -1]
-    affine = np.asarray(header["affine"], dtype=np.float64)[np.ix_(kept, kept)]
-    return RawImage(_native(array.reshape(shape)), affine)
+    affine = np.asarray(header["affine"], dtype=np.float64)
+    affine, messages = _itk_affine_in_mm(affine, text, shape, place)
+    values = _native(array.reshape(shape))
+    if (text.slope, text.offset) != (1.0, 0.0):
+        values = values * np.float32(text.slope) + np.float32(text.offset)
+    return RawImage(values, affine, warnings=messages)
+
+
+def _itk_affine_in_mm(
+    affine: Matrix, text: ItkText, shape: tuple[int, ...], place: str
+) -> tuple[Matrix, list[str]]:
+    """An ITK image's affine in mm, of as many axes as are left, and what is to be said of it."""
+    matrix, scaled = believed_mm(affine, text.scaled(affine), text.unit, place)
+    messages = [*text.messages, *scaled]
+    if len(shape) == len(matrix) - 1:
+        return matrix, messages
+    return plane_affine(matrix, place), messages
 
 
 def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
@@ -155,9 +191,9 @@ def read_nifti_header(path: Path, place: str, *, vectors: bool = False) -> Volum
         _check_scalar(image.get_data_dtype(), place)
         whole = tuple(int(n) for n in image.shape)
         shape = _field_shape(whole, place) if vectors else _spatial_shape(whole, place)
-        affine, _ = _nifti_affine(image.header, shape, place)
+        affine, _ = nifti_affine(image.header, shape, place)
         if len(shape) == 2:
-            affine = _plane_affine(affine, place)
+            affine = plane_affine(affine, place)
         values = math.prod(whole) * image.get_data_dtype().itemsize
         return VolumeHeader(affine, shape, bytes=int(image.dataobj.offset) + values)
 
@@ -187,8 +223,8 @@ def read_itk_header(path: Path, place: str, *, vectors: bool = False) -> VolumeH
     lps[:d, :d] = np.reshape(reader.GetDirection(), (d, d)) * np.asarray(reader.GetSpacing())
     lps[:d, d] = reader.GetOrigin()
     shape = _spatial_shape(reader.GetSize(), place)
-    kept = [*range(len(shape)), -1]
-    affine = lps_from_ras(len(shape)) @ lps[np.ix_(kept, kept)]
+    text = read_itk_text(path, d, place)
+    affine, _ = _itk_affine_in_mm(lps_from_ras(d) @ lps, text, shape, place)
     return VolumeHeader(affine, shape, components)
 
 
@@ -207,9 +243,15 @@ def header_dims(path: Path, place: str) -> int:
 
 
 def _open_nifti(path: Path, place: str) -> nib.Nifti1Pair:
-    """Open a NIfTI file, its data still on disk."""
+    """Open a NIfTI file, its data still on disk; gzip or not by its first bytes."""
     try:
-        image = nib.load(path)
+        size = header_size(path)
+        if size == 0 or is_packed(path) == path.name.lower().endswith(".gz"):
+            image = nib.load(path)
+        else:
+            kind = nib.Nifti2Image if size == NIFTI2_BYTES else nib.Nifti1Image
+            with opened(path) as file:
+                image = kind.from_stream(io.BytesIO(file.read()))
     except READ_ERRORS as error:
         raise _unreadable(place, "a NIfTI file", error) from error
     if not isinstance(image, nib.Nifti1Pair):
@@ -227,94 +269,14 @@ def _check_scalar(dtype: np.dtype[Any], place: str) -> None:
 
 
 def _spatial_shape(shape: tuple[int, ...], place: str) -> tuple[int, ...]:
-    """Drop trailing axes of 1 beyond the third; refuse what is not 2D or 3D."""
+    """Drop trailing axes of 1: one slice is a 2D image; refuse what is not 2D or 3D."""
     spatial = shape
-    while len(spatial) > 3 and spatial[-1] == 1:
+    while len(spatial) > 2 and spatial[-1] == 1:
         spatial = spatial[:-1]
     if len(spatial) not in (2, 3) or min(spatial) < 1:
         came = f"{len(spatial)} axes, shape {'x'.join(map(str, shape))}"
         raise refusal(place, "a 3D volume (or a 2D image)", came, "extract one volume of it")
     return tuple(int(n) for n in spatial)
-
-
-def _nifti_affine(
-    header: nib.Nifti1Header, shape: tuple[int, ...], place: str
-) -> tuple[Matrix, list[str]]:
-    """The sform if set, else the qform, else the header's voxel sizes; in mm."""
-    sform, qform = header.get_sform(coded=True)[0], _qform(header)
-    messages = []
-    if sform is not None:
-        affine = sform
-        if qform is not None and _corner_distance(sform, qform, shape) > 0.1 * _smallest(sform):
-            gap = _corner_distance(sform, qform, shape)
-            messages.append(
-                f"{place}: the header's sform and qform disagree by up to {gap:.1f} mm; "
-                "the sform is used."
-            )
-    elif qform is not None:
-        affine = qform
-    else:
-        affine = header.get_base_affine()
-        messages.append(
-            f"{place}: the header has neither sform nor qform; "
-            "orientation and position are guesses."
-        )
-    affine, scaled = _in_mm(np.asarray(affine, dtype=np.float64), header, place)
-    return affine, messages + scaled
-
-
-def _qform(header: nib.Nifti1Header) -> Matrix | None:
-    """The qform, or None when unset or broken."""
-    try:
-        qform = header.get_qform(coded=True)[0]
-    except READ_ERRORS:
-        return None
-    return None if qform is None else np.asarray(qform, dtype=np.float64)
-
-
-def _smallest(affine: Matrix) -> float:
-    """Smallest voxel size."""
-    return float(spacing_of(affine).min())
-
-
-def _corner_distance(a: Matrix, b: Matrix, shape: tuple[int, ...]) -> float:
-    """Largest distance in mm between the two places of a grid's corner."""
-    size = (*shape, 1)[:3]
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij"), -1).reshape(-1, 3)
-    gaps = np.linalg.norm(apply_affine(a, corners) - apply_affine(b, corners), axis=1)
-    return float(gaps.max())
-
-
-def _in_mm(affine: Matrix, header: nib.Nifti1Header, place: str) -> tuple[Matrix, list[str]]:
-    """Convert metres and microns, unless the voxels then have no clinical size."""
-    try:
-        unit = header.get_xyzt_units()[0]
-    except KeyError:
-        unit = "unknown"
-    factor = _MM_PER_UNIT.get(unit)
-    if factor is None:
-        return affine, []
-    scale = np.diag([factor, factor, factor, 1.0])
-    sizes = spacing_of(scale @ affine)
-    if np.all((sizes >= CLINICAL_MM[0]) & (sizes <= CLINICAL_MM[1])):
-        return scale @ affine, [f"{place}: lengths given in {unit}s were converted to mm."]
-    return affine, [
-        f"{place}: the header says {unit}s, which gives voxels of {np.round(sizes, 6).tolist()} "
-        "mm; the lengths are taken as mm."
-    ]
-
-
-def _plane_affine(affine: Matrix, place: str) -> Matrix:
-    """The 3 x 3 part of the affine of a 2D image that lies in the world's x-y plane."""
-    in_plane = np.abs(affine[2, :2]).max() < 1e-3 * np.abs(affine[:2, :2]).max()
-    if not in_plane and np.isfinite(affine).all():
-        raise refusal(
-            place,
-            "a 2D image in the world's x-y plane",
-            "one in another plane",
-            "give the volume, or a picture (PNG)",
-        )
-    return np.asarray(affine[np.ix_([0, 1, 3], [0, 1, 3])])
 
 
 def _noted_units(header: nib.Nifti1Header) -> str:
@@ -346,12 +308,12 @@ def _nifti_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
     image = _open_nifti(path, place)
     grid = _field_shape(tuple(image.shape), place)
     d = len(grid)
-    affine, _ = _nifti_affine(image.header, grid, place)
+    affine, _ = nifti_affine(image.header, grid, place)
     try:
         array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(*grid, d)
     except READ_ERRORS as error:
         raise _unreadable(place, "a whole NIfTI file", error) from error
-    return np.moveaxis(array, -1, 0), affine if d == 3 else _plane_affine(affine, place)
+    return np.moveaxis(array, -1, 0), affine if d == 3 else plane_affine(affine, place)
 
 
 def _field_shape(shape: tuple[int, ...], place: str) -> tuple[int, ...]:
@@ -386,6 +348,9 @@ def _unreadable(place: str, expected: str, error: BaseException) -> InputError:
     """The refusal of a file that its library cannot read."""
     if isinstance(error, FileNotFoundError):
         return refusal(place, expected, "no such file", "check the path")
+    if is_memory_error(error):
+        came = "a header that asks for more memory than is free, and may be damaged"
+        return refusal(place, expected, came, MEMORY_ADVICE)
     # ITK names the file and an address in memory first, and at last what is wrong
     reason = _BY_ITK.search(str(error))
     last = reason[1].rpartition("[nrrd] ")[2] if reason else error

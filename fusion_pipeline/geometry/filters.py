@@ -111,6 +111,21 @@ def block_mean(values: Tensor, size: int) -> Tensor:
     return _AVERAGE[values.ndim - 2](values, size)
 
 
+def continued(values: Tensor, mask: Tensor) -> Tensor:
+    """Values in a mask, carried on by one voxel around it: linear interpolation reaches no farther.
+
+    Args:
+        values: ``(B, C, *S)``.
+        mask: ``(B, 1, *S)`` bool.
+
+    Returns:
+        ``(B, C, *S)``; next to the mask the mean of the neighbours in it, farther out ``values``.
+    """
+    count = box_sum_same(mask.to(values.dtype), 3)
+    mean = box_sum_same(torch.where(mask, values, 0.0), 3) / count.clamp_min(1.0)
+    return torch.where(mask | (count < 0.5), values, mean)
+
+
 def halved(image: Tensor) -> Tensor:
     """Average around every other voxel, corners kept: size ``2 n + 1`` becomes ``n + 1``.
 

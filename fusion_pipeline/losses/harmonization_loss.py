@@ -1,11 +1,34 @@
 """Agree with the reference, and stay what it was: the harmonization loss (METHOD 4.2 to 4.4)."""
 
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
-from fusion_pipeline.geometry.filters import box_mean, gradients
+from fusion_pipeline.geometry.filters import averaged, box_mean, gradients
 
 _WINDOW = 7  # voxels, as SSIM's
+_HOT_SHARE = 0.02  # of the body: what counts as a lesion in an emission image
+# How much of the input's separation of tissues and contrast of lesions an output has to have.
+_LEAST_SEPARATION, _LEAST_CONTRAST = 0.95, 0.8
+_LEAST_WHITE = 0.85  # what the brightest hundredth of a body reaches: the range is used
+
+HARMONIZATION_WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {
+        "protocol": 4.0,
+        "agreement": 1.0,
+        "likeness": 0.5,
+        "edges": 2.0,
+        "information": 1.0,
+        "separation": 2.0,
+        "contrast": 2.0,
+        "spread": 1.0,
+        "range": 2.0,
+        "idempotence": 1.0,
+    }
+)
 
 
 def intensity_agreement(fixed: Tensor, moving: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -144,20 +167,6 @@ def shared_structure(
     return (floor + (1 - floor) * similarity) * field_of_view
 
 
-def protocol_difference(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean absolute difference between one anatomy harmonized from two protocols.
-
-    Args:
-        first: ``(B, 1, *S)`` harmonized.
-        second: ``(B, 1, *S)`` harmonized.
-        mask: ``(B, 1, *S)`` 0/1.
-
-    Returns:
-        ``(B,)`` in [0, 1].
-    """
-    return _mean((first - second).abs(), mask)
-
-
 def harmonization_loss(
     harmonized: Tensor,
     normalized: Tensor,
@@ -210,6 +219,192 @@ def harmonization_loss(
     return total
 
 
+def harmonization_parts(
+    harmonized: Tensor,
+    other: Tensor,
+    again: Tensor,
+    images: Tensor,
+    kinds: Sequence[str],
+    valid: Tensor,
+    body: Tensor,
+) -> dict[str, Tensor]:
+    """The parts of the loss that trains a harmonization; `HARMONIZATION_WEIGHTS` weighs them.
+
+    ``protocol``: difference between two protocols of one anatomy (`protocol_difference`).
+    ``agreement``: (4.4) on shared structure, and ``likeness``: one minus the correlation, over all
+    pairs of modalities. ``edges``, ``information``, ``separation``, ``contrast``, ``spread``,
+    ``range``: what each image lost of itself (separation and range of CT and MR, contrast of
+    emission images). ``idempotence``: change by a second mapping.
+
+    Args:
+        harmonized: ``(B, M, *S)`` in [0, 1].
+        other: ``(B, M, *S)`` in [0, 1], of the same anatomy under other protocols.
+        again: ``(B, M, *S)`` in [0, 1], ``harmonized`` mapped once more; where a kind is not
+            mapped twice, ``harmonized`` itself.
+        images: ``(B, M, *S)`` in own units.
+        kinds: kind of each of the M channels.
+        valid: ``(B, M, *S)`` 0/1, fields of view.
+        body: ``(B, M, *S)`` 0/1, bodies within the fields of view.
+
+    Returns:
+        Per part ``(B,)``, not weighted.
+
+    Raises:
+        ValueError: another number of kinds than of channels.
+    """
+    batch, count = images.shape[:2]
+    if len(kinds) != count:
+        raise ValueError(f"expected {count} kinds, one for each channel, got {len(kinds)}: {kinds}")
+    names = [*kinds] * batch
+    first, second, mapped, source, inside = (
+        values.flatten(0, 1)[:, None] for values in (harmonized, other, again, images, body * valid)
+    )
+    standardized = _z_scored(source, inside)
+    parts = {
+        "protocol": protocol_difference(first, second, inside),
+        "edges": edges_lost(first, standardized, inside),
+        "information": information_lost(first, standardized, inside),
+        "separation": _of_kinds(("ct", "mr"), names, separation_lost(first, standardized, inside)),
+        "contrast": _of_kinds(("emission",), names, lesion_contrast_lost(first, source, inside)),
+        "spread": spread_lost(first, inside),
+        "range": _of_kinds(("ct", "mr"), names, range_lost(first, inside)),
+        "idempotence": (_mean((mapped - first) ** 2, inside) + 1e-8).sqrt() - 1e-4,
+    }
+    means = {name: part.view(batch, count).mean(1) for name, part in parts.items()}
+    return means | _agreement(harmonized, standardized.view_as(images), valid)
+
+
+def _agreement(harmonized: Tensor, standardized: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """(4.4) and one minus the correlation, ``(B,)`` each, the mean over the pairs of modalities."""
+    agreement = harmonized.new_zeros(len(harmonized))
+    likeness = harmonized.new_zeros(len(harmonized))
+    pairs = list(combinations(range(harmonized.shape[1]), 2))
+    for m, n in pairs:
+        a, b = (harmonized[:, k : k + 1] for k in (m, n))
+        both = valid[:, m : m + 1] * valid[:, n : n + 1]
+        weight = shared_structure(standardized[:, m : m + 1], standardized[:, n : n + 1], both)
+        agreement = agreement + intensity_agreement(a, b, weight)
+        agreement = agreement + 0.5 * edge_agreement(a, b, weight)
+        likeness = likeness + information_lost(a, b, both)
+    share = max(1, len(pairs))
+    return {"agreement": agreement / share, "likeness": likeness / share}
+
+
+def protocol_difference(first: Tensor, second: Tensor, body: Tensor) -> Tensor:
+    """RMS difference over the body in deviations of the first; the mean of raw and smoothed.
+
+    Args:
+        first: ``(B, 1, *S)`` harmonized from one protocol.
+        second: ``(B, 1, *S)`` harmonized from another.
+        body: ``(B, 1, *S)`` 0/1.
+
+    Returns:
+        ``(B,)``.
+    """
+    spread = _mean(_centred(first, body) ** 2, body) + 1e-6
+    difference = (first - second) * body
+    raw = _mean(difference**2, body) / spread
+    smooth = _mean(averaged(difference) ** 2, body) / spread
+    return 0.5 * ((raw + 1e-8).sqrt() + (smooth + 1e-8).sqrt())
+
+
+def range_lost(output: Tensor, body: Tensor) -> Tensor:
+    """How far the brightest hundredth of the body falls short of 0.85.
+
+    Args:
+        output: ``(B, 1, *S)`` in [0, 1].
+        body: ``(B, 1, *S)`` 0/1.
+
+    Returns:
+        ``(B,)`` in [0, 0.85].
+    """
+    ordered = torch.where(body > 0.5, output, 0.0).flatten(1).sort(1, descending=True).values
+    count = (0.01 * (body > 0.5).flatten(1).sum(1)).long()
+    return (_LEAST_WHITE - ordered.gather(1, count[:, None])[:, 0]).clamp_min(0)
+
+
+def separation_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor:
+    """How far the separation of two tissue classes falls short of the input's.
+
+    Separation: difference of the classes' means over their pooled deviation. The classes are cut
+    between their means in the input (Ridler and Calvard, "Picture thresholding using an iterative
+    selection method", IEEE TSMC 1978).
+
+    Args:
+        output: ``(B, 1, *S)``.
+        source: ``(B, 1, *S)`` what it was made from.
+        body: ``(B, 1, *S)`` 0/1.
+
+    Returns:
+        ``(B,)`` ≥ 0: 0 where 95 % are kept.
+    """
+    with torch.no_grad():
+        level = _mean(source, body)
+        for _ in range(10):
+            high = body * (source > _column(level, source))
+            level = (_mean(source, high) + _mean(source, body - high)) / 2
+        high = body * (source > _column(level, source))
+        low = body - high
+        before = _separation(source, high, low).clamp_min(1e-3)
+    return (_LEAST_SEPARATION - _separation(output, high, low) / before).clamp_min(0)
+
+
+def lesion_contrast_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor:
+    """How far the hottest voxels' contrast-to-noise falls short of four fifths of the input's.
+
+    Args:
+        output: ``(B, 1, *S)``.
+        source: ``(B, 1, *S)`` uptake.
+        body: ``(B, 1, *S)`` 0/1.
+
+    Returns:
+        ``(B,)`` ≥ 0.
+    """
+    with torch.no_grad():
+        ordered = torch.where(body > 0.5, source, -torch.inf).flatten(1).sort(1, descending=True)
+        count = (_HOT_SHARE * (body > 0.5).flatten(1).sum(1)).long().clamp_min(1)
+        level = ordered.values.gather(1, count[:, None])[:, 0]
+        hot = body * (source > _column(level, source))
+        rest = body - hot
+        before = _contrast(source, hot, rest).clamp_min(1e-3)
+    return (_LEAST_CONTRAST - _contrast(output, hot, rest) / before).clamp_min(0)
+
+
+def _separation(image: Tensor, high: Tensor, low: Tensor) -> Tensor:
+    """Difference of the means over the pooled deviation."""
+    spread = (_variance(image, high) + _variance(image, low)) / 2
+    return (_mean(image, high) - _mean(image, low)) / (spread + 1e-6).sqrt()
+
+
+def _contrast(image: Tensor, hot: Tensor, rest: Tensor) -> Tensor:
+    """Difference of the means over the deviation of the rest."""
+    # relative, since uptake may come in any unit
+    floor = 1e-6 * _mean(image, rest) ** 2 + 1e-12
+    return (_mean(image, hot) - _mean(image, rest)) / (_variance(image, rest) + floor).sqrt()
+
+
+def _variance(image: Tensor, weight: Tensor) -> Tensor:
+    """``(B,)`` within a mask."""
+    return _mean(_centred(image, weight) ** 2, weight)
+
+
+def _z_scored(image: Tensor, body: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 in the body, within ±4, without gradient."""
+    with torch.no_grad():
+        middle, spread = (_column(v, image) for v in (_mean(image, body), _variance(image, body)))
+        return ((image - middle) / spread.sqrt().clamp_min(1e-12)).clamp(-4, 4)
+
+
+def _of_kinds(kinds: Sequence[str], names: Sequence[str], values: Tensor) -> Tensor:
+    """The values of some kinds of image; 0 for the others."""
+    return values * values.new_tensor([float(name in kinds) for name in names])
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """``(B,)`` as ``(B, 1, …)``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
 def _where(image: Tensor, mask: Tensor | None) -> Tensor:
     """The mask, or everywhere."""
     return torch.ones_like(image[:, :1]) if mask is None else mask.to(image.dtype)
@@ -228,8 +423,7 @@ def _length(vectors: Tensor) -> Tensor:
 
 def _centred(image: Tensor, inside: Tensor) -> Tensor:
     """The image minus its mean inside, 0 outside."""
-    mean = _mean(image, inside).view(-1, *[1] * (image.ndim - 1))
-    return (image - mean) * inside
+    return (image - _column(_mean(image, inside), image)) * inside
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def protocol_residual(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-    """Root mean square difference of two harmonized images, in standard deviations of them.
+    """Root mean square difference of two harmonized images, in standard deviations of the first.
 
     Args:
         first: ``(B, 1, *S)`` one anatomy harmonized from one protocol.
@@ -13,7 +13,7 @@ def protocol_residual(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
         mask: ``(B, 1, *S)`` 0/1: the body.
 
     Returns:
-        ``(B,)``; NaN where the mask is empty or both images are flat in it.
+        ``(B,)``; NaN where the mask is empty or the first image is flat in it.
 
     >>> image = torch.rand(1, 1, 8, 8)
     >>> protocol_residual(image, image, torch.ones_like(image)).item()
@@ -21,7 +21,7 @@ def protocol_residual(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
     """
     count = mask.flatten(1).sum(1)
     squares = ((first - second) ** 2 * mask).flatten(1).sum(1) / count
-    spread = 0.5 * (_variance(first, mask, count) + _variance(second, mask, count))
+    spread = _variance(first, mask, count)
     return torch.where(spread > 1e-12, (squares / spread).sqrt(), torch.nan)
 
 

@@ -20,10 +20,12 @@ from fusion_pipeline.data import (
     monai_is_the_program,
     one_line_refusals,
 )
+from fusion_pipeline.data.refusals import is_memory_error, no_memory
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.dataset import LoadedCase
 from fusion_pipeline.pipeline.fingerprint import RunFingerprint
+from fusion_pipeline.pipeline.folder import check_case_folder
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
@@ -186,7 +188,9 @@ class FusionEvaluator(Evaluator):
         except Exception as raised:  # a case must not stop the others
             error = cause_of(raised)
             message = " ".join(str(error).split())
-            if not isinstance(error, InputError):
+            if is_memory_error(error):
+                message = no_memory(loaded.files.id)
+            elif not isinstance(error, InputError):
                 message = f"{loaded.files.id}: unexpected {type(error).__name__}: {message}"
             outcome = Outcome(loaded.files.id, "failed", message=message, error=error)
         self.state.outcomes.append(outcome)
@@ -201,7 +205,7 @@ class FusionEvaluator(Evaluator):
         folder = self.output_dir / loaded.files.id
         if loaded.case is None:
             return Outcome.done(loaded.files.id, folder)
-        check_output_folder(folder)
+        check_case_folder(folder, loaded.files.series)
         result = self.pipeline.infer(loaded.case, loaded.clock)
         self.save(replace(result, input_digest=self._fingerprint(loaded.files)))
         return Outcome.done(loaded.files.id, folder, seconds=time.perf_counter() - start)

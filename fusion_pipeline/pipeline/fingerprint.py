@@ -15,11 +15,13 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 import fusion_pipeline
-from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor
+from fusion_pipeline.data import Case, CaseFiles, InMemory, Source, as_meta_tensor, files_in
+from fusion_pipeline.data.dicom_files import read_header
 from fusion_pipeline.geometry.affines import Matrix
 
 _CHUNK = 1 << 20  # bytes read at a time
 _NO_SETTINGS = ("R", "_tracing")  # MONAI's random state and thread
+_RESULTS = (".nii.gz", ".png", ".h5", ".json", ".html", ".csv", ".lock", ".json.replaced")
 _DATA_FILE = re.compile(rb"\s*(?:ElementDataFile\s*[=:]|data ?file\s*:)(.*)", re.IGNORECASE)
 
 
@@ -163,7 +165,7 @@ def _of_files(case: CaseFiles) -> Iterable[bytes]:
 
 def _content(source: Source) -> Iterable[bytes]:
     """The bytes of a file, or of all files of a folder, and which series of it."""
-    yield source.series.encode()
+    yield f"{source.series}{source.selectors or ''}".encode()
     parts, root = files_of(source), Path(source.path)
     root = root if root.is_dir() else root.parent
     for file in parts:
@@ -176,9 +178,18 @@ def _content(source: Source) -> Iterable[bytes]:
 
 
 def files_of(source: Source) -> list[Path]:
-    """The file of a source with those that may hold its voxels, or all in its folder, sorted."""
-    root = Path(source.path)
-    return sorted(root.rglob("*")) if root.is_dir() else _with_data(root)
+    """The file of a source with those that may hold its voxels, or all in its folder, sorted.
+
+    Results that lie in a folder of DICOM are no part of it.
+    """
+    path = Path(source.path)
+    files = files_in(path)
+    return _with_data(path) if files == [path] else [one for one in files if not _is_result(one)]
+
+
+def _is_result(path: Path) -> bool:
+    """Has a name like those that a run writes, and is no DICOM file."""
+    return path.name.lower().endswith(_RESULTS) and read_header(path) is None
 
 
 def _with_data(header: Path) -> list[Path]:

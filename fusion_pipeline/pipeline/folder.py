@@ -1,19 +1,25 @@
 """The folder that a run leaves: written aside, and moved to its place when it is whole."""
 
+import json
 import math
 import os
+import platform
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
+from filelock import SoftFileLock, Timeout
 from torch import Tensor
 
 from fusion_pipeline.data import (
     Image,
+    InputError,
+    check_output_folder,
     write_displacement,
     write_image,
     write_transform,
@@ -24,10 +30,13 @@ from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
 
 REPORT = "report.json"
+_BEING_REPLACED = ".report.json.replaced"  # names of ours while a folder is neither old nor new
 _OURS = re.compile(
     r"(.+_(registered|displacement|harmonized)|fused|weights)\.(nii\.gz|png)|report\.(json|html)"
-    r"|.+_transform(_inverse)?\.h5"
+    r"|.+_harmonization\.json|.+_transform(_inverse)?\.h5"
 )
+_LOCK_S = 60.0  # seconds; files are moved within one file system, which takes far less
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
 
 
 @contextmanager
@@ -35,14 +44,57 @@ def deliver(target: Path) -> Iterator[Path]:
     """A hidden folder beside ``target`` to write into; its files move to ``target`` at the end.
 
     Nothing appears, and nothing of an earlier run is touched, when the body fails. An earlier run's
-    files are replaced one by one, the report last: it always speaks of its neighbours.
+    files are replaced one by one, the report last: it always speaks of its neighbours. Of two
+    processes one waits for the other, and the later one's files stay, all of them.
+
+    Raises:
+        InputError: a file of the folder that no earlier run wrote has the name of a new one, or
+            another process does not finish.
     """
     with _aside(target) as aside:
         yield aside
-        if target.exists():
-            _replace(aside, target)
-        else:
-            aside.rename(target)
+        with _locked(target):
+            if target.exists():
+                _replace(aside, target)
+            else:
+                aside.rename(target)
+
+
+def check_case_folder(target: Path, keys: Iterable[str] = ()) -> Path:
+    """Refuse an output folder that cannot be written, or that holds a user's files by our names.
+
+    Args:
+        target: folder of a case.
+        keys: image keys of the case.
+
+    Raises:
+        InputError: a file stands in its place, it cannot be written, or it holds such files.
+    """
+    check_output_folder(target)
+    if target.is_dir():
+        roles = ("registered", "displacement", "harmonized", "transform", "transform_inverse")
+        stems = {"fused", "weights", "report", *(f"{k}_{role}" for k in keys for role in roles)}
+        names = {f.name for f in target.iterdir() if _OURS.fullmatch(f.name)}
+        _refuse_foreign(target, {name for name in names if name.split(".")[0] in stems})
+    return target
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One process at a time moves files to ``target``, on any machine that sees the folder."""
+    path = target.with_name(f".{target.name}.lock")
+    lock = SoftFileLock(path)
+    try:
+        lock.acquire(timeout=_LOCK_S)
+    except Timeout as error:
+        raise InputError(
+            f"output folder {target}: expected to write it alone, got another process that has not "
+            f"finished in {_LOCK_S:g} s; wait for it, or delete {path} if none is running"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -51,7 +103,7 @@ def deliver_whole(target: Path) -> Iterator[Path]:
 
     A folder that has the name goes with all that is in it, but not before the new one is whole.
     """
-    earlier = target.with_name(f".{target.name}.{os.getpid()}.earlier")
+    earlier = target.with_name(f".{target.name}.{_own_mark()}.earlier")
     with _aside(target) as aside:
         yield aside
         if target.exists():
@@ -66,9 +118,8 @@ def _aside(target: Path) -> Iterator[Path]:
     root = target.parent
     fresh = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
-    aside = root / f".{target.name}.{os.getpid()}.partial"
+    aside = root / f".{target.name}.{_own_mark()}.partial"
     _sweep(root, target.name)
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
@@ -78,9 +129,16 @@ def _aside(target: Path) -> Iterator[Path]:
             root.rmdir()
 
 
+def _own_mark() -> str:
+    """Whose a hidden folder is: the machine, the process, and one of its threads."""
+    return f"{_HOST}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
 def _sweep(root: Path, name: str) -> None:
-    """Remove what killed processes left beside the same folder."""
-    left = re.compile(rf"\.{re.escape(name)}\.(\d+)\.(partial|earlier)")
+    """Remove what killed processes of this machine left beside the same folder."""
+    left = re.compile(
+        rf"\.{re.escape(name)}\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]+\.(partial|earlier)"
+    )
     for folder in root.iterdir():
         found = left.fullmatch(folder.name)
         if found and not psutil.pid_exists(int(found[1])):
@@ -89,15 +147,51 @@ def _sweep(root: Path, name: str) -> None:
 
 def _replace(aside: Path, target: Path) -> None:
     """Move the files over those of an earlier run, and drop what that run alone had."""
-    (target / REPORT).unlink(missing_ok=True)
     new = {file.name for file in aside.iterdir()}
-    for old in target.iterdir():
-        if old.name not in new and _OURS.fullmatch(old.name):
-            old.unlink()
+    _refuse_foreign(target, new & {file.name for file in target.iterdir()})
+    earlier = _written_by_us(target)
+    note = target / _BEING_REPLACED
+    note.write_text(json.dumps({"files": sorted(earlier | new)}), encoding="utf-8")
+    (target / REPORT).unlink(missing_ok=True)
+    for name in sorted(earlier - new):
+        (target / name).unlink(missing_ok=True)
     for name in sorted(new - {REPORT}):
         (aside / name).replace(target / name)
     if REPORT in new:
         (aside / REPORT).replace(target / REPORT)
+    note.unlink()
+
+
+def _refuse_foreign(target: Path, names: set[str]) -> None:
+    """Refuse to replace what no earlier run wrote."""
+    foreign = sorted(names - _written_by_us(target))
+    if foreign:
+        raise InputError(
+            f"output folder {target}: expected files of an earlier run, got {', '.join(foreign)}, "
+            "which no report.json there lists; move them, or choose another folder"
+        )
+
+
+def _written_by_us(target: Path) -> set[str]:
+    """Names of the files of earlier runs, by their report or a broken replacement's note."""
+    names = {REPORT} if (target / REPORT).is_file() else set()
+    for path in (target / REPORT, target / _BEING_REPLACED):
+        with suppress(OSError, ValueError):
+            names |= _names_in(json.loads(path.read_text(encoding="utf-8")))
+    return {name for name in names if _OURS.fullmatch(name)}
+
+
+def _names_in(report: object) -> set[str]:
+    """The names below ``files``, at any depth."""
+    names: set[str] = set()
+    left = [report.get("files")] if isinstance(report, dict) else []
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            names.add(one)
+        elif isinstance(one, dict | list):
+            left += one.values() if isinstance(one, dict) else one
+    return names
 
 
 def write_files(result: CaseResult, folder: Path) -> None:
@@ -132,6 +226,7 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
     transform = {key: f"{key}_transform.h5" for key in result.registered_images}
     inverse = {key: f"{key}_transform_inverse.h5" for key in result.registered_images}
     harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
+    mappings = {key: f"{key}_harmonization.json" for key in result.harmonization.mappings}
     fused, weights = f"fused{suffix}", "weights.nii.gz"
     for key, image in result.registered_images.items():
         write_image(image, folder / registered[key])
@@ -142,6 +237,8 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
         write_transform(world_map.inverse(), folder / inverse[key])
     for key, image in result.harmonization.images.items():
         write_image(image, folder / harmonized[key], unit_range=True)
+    for key, mapping in result.harmonization.mappings.items():
+        (folder / mappings[key]).write_text(json.dumps(mapping.as_dict()) + "\n")
     write_image(result.fusion.fused, folder / fused, unit_range=True)
     write_weights(result.fusion.weights, grid.affine, folder / weights)
     return {
@@ -150,6 +247,7 @@ def _write_images(result: CaseResult, folder: Path) -> FileNames:
         "transform": transform,
         "transform_inverse": inverse,
         "harmonized": harmonized,
+        "harmonization": mappings,
         "fused": fused,
         "weights": weights,
     }

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,9 +11,17 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from fusion_pipeline.data import Case, Image, InputError, Prepared, one_line_refusals
+from fusion_pipeline.data import (
+    Case,
+    Image,
+    InputError,
+    Prepared,
+    check_one_patient,
+    one_line_refusals,
+)
 from fusion_pipeline.fuse import Fuse, Fusion
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.geometry.filters import continued
 from fusion_pipeline.harmonize import Harmonization, Harmonize
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
@@ -90,10 +99,13 @@ class FusionInferer(Inferer):
             kwargs: not used.
 
         Raises:
-            InputError: images of another dimension than the network's.
+            InputError: images of another dimension than the network's; images of different people
+                or, not to be moved, in another frame of reference.
         """
         clock = clock or Clock()
         self._check_dims(inputs, network)
+        doubts = check_one_patient(inputs, same_person=self.same_person)
+        inputs = replace(inputs, warnings=(*inputs.warnings, *doubts))
         with _repeatable(self.device):
             return self._result(inputs, network, normalize or NormalizeModality(), clock)
 
@@ -159,11 +171,11 @@ class FusionInferer(Inferer):
         with clock.stage("register"):
             registrations = self.register(case, network, normalize)
         with clock.stage("resample"):
-            registered = {
-                key: registrations[key].warp(moving.to(self.device), case.fixed).to("cpu")
-                for key, moving in case.moving.items()
-            }
             fields_of_view = _fields_of_view(case, registrations, self.device)
+            registered = {
+                key: _registered(case, key, found, fields_of_view[key], self.device)
+                for key, found in registrations.items()
+            }
         with clock.stage("harmonize"):
             together = {key: registered.get(key, image) for key, image in case.images.items()}
             harmonization = self.harmonize(together, fields_of_view, network, normalize)
@@ -263,6 +275,33 @@ def _fields_of_view(
         warped = registrations[key].warp(mask, case.fixed, nearest=True)
         fields[key] = (warped.array > 0.5).cpu()
     return fields
+
+
+def _registered(
+    case: Case, key: str, registration: Registration, field: Tensor, device: torch.device
+) -> Image:
+    """A moving image on the reference's grid; padding in it is not interpolated with.
+
+    Args:
+        case: prepared.
+        key: of the moving image.
+        registration: its map.
+        field: ``(1, *S)`` bool on the reference's grid, see `_fields_of_view`.
+        device: where it is computed.
+    """
+    image, own = case.series[key].image.to(device), _prepared(case, key).field_of_view.to(device)
+    if bool(own.all()):
+        return registration.warp(image, case.fixed).to("cpu")
+    colour = image.colour
+    data = image.with_array(
+        continued(image.array[None].float(), own[None])[0],
+        colour=None if colour is None else continued(colour[None].float(), own[None])[0],
+    )
+    warped = registration.warp(data, case.fixed).to("cpu")
+    return warped.with_array(
+        torch.where(field, warped.array, image.fill_value),
+        colour=None if warped.colour is None else torch.where(field, warped.colour, 0.0),
+    )
 
 
 def _doubts(registrations: Mapping[str, Registration]) -> list[str]:

@@ -16,6 +16,7 @@ from fusion_pipeline.data import (
     InputError,
     Prepared,
     case_from_entry,
+    check_one_patient,
     check_output_folder,
     load_case,
     prepare_case,
@@ -26,6 +27,7 @@ from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
 from fusion_pipeline.pipeline.fingerprint import RunFingerprint, weights_digest
+from fusion_pipeline.pipeline.folder import check_case_folder
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Registration
@@ -134,13 +136,19 @@ class FusionPipeline:
         """
         files = case_from_entry(case) if isinstance(case, Mapping) else case
         folder = Path(output) / files.id
-        for one in (Path(output), folder):
-            check_output_folder(one)
+        check_output_folder(output)
+        check_case_folder(folder, files.series)
         result = self(files)
         return replace(result, input_digest=self.fingerprint(files)).save(folder)
 
     def load(self, case: CaseLike) -> Case:
         """Read, check and prepare the images of a case."""
+        loaded = self._loaded(case)
+        check_one_patient(loaded, same_person=self.inferer.same_person)
+        return loaded
+
+    def _loaded(self, case: CaseLike) -> Case:
+        """The same, whomever the images show."""
         if isinstance(case, Case):
             return prepare_case(case, self._prepare)
         if isinstance(case, Mapping):

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from monai.data import MetaTensor
 
-from fusion_pipeline.data import check_output_folder
 from fusion_pipeline.data.image import meta_tensor
 from fusion_pipeline.evaluation import evaluate
-from fusion_pipeline.pipeline.folder import deliver, write_files
+from fusion_pipeline.pipeline.folder import check_case_folder, deliver, write_files
 from fusion_pipeline.result import CaseResult
 
 
@@ -64,7 +63,7 @@ class PipelineResult(CaseResult):
         Raises:
             InputError: it cannot be written.
         """
-        folder = check_output_folder(folder)
+        folder = check_case_folder(Path(folder), self.modalities)
         result = self if self.evaluation else replace(self, evaluation=_scores(self))
         with deliver(folder) as aside:
             write_files(result, aside)

@@ -12,6 +12,7 @@ from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.register import Registration
+from fusion_pipeline.standards import HarmonizeBy
 from fusion_pipeline.transforms import NormalizeModality
 
 STAGES = ("register", "harmonize", "fuse")
@@ -80,7 +81,7 @@ class TraditionalInferer(FusionInferer):
         """See `FusionInferer`."""
         if "harmonize" not in self.stages:
             return super().harmonize(images, fields_of_view, network, normalize)
-        return baselines.HarmonizeByZScore()(images, fields_of_view)
+        return HarmonizeBy()(images, fields_of_view)
 
     def fuse(
         self,

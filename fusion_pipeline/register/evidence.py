@@ -106,6 +106,13 @@ class Registration:
         write_displacement(self.displacement_mm(fixed), fixed.affine, Path(path))
 
 
+def _in_space_of(fixed: Image, identity: Identity | None) -> Identity | None:
+    """The same patient in the reference's frame."""
+    if identity is None:
+        return None
+    return replace(identity, frame_of_reference=fixed.frame_of_reference)
+
+
 def warped(
     world_map: WorldMap,
     moving: Image,

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fusion_pipeline.report import facts
+from fusion_pipeline.report.curves import curve_figures
 from fusion_pipeline.report.figures import alignment_figures, fusion_tables, glance_table
 from fusion_pipeline.result import CaseResult
 
@@ -43,6 +44,7 @@ def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
                 key: alignment_figures(result, key, pixels=pixels) for key in result.registrations
             },
             fusion=fusion_tables(result, pixels=pixels),
+            curves=curve_figures(result),
             numbers=facts.numbers_tables(report),
         )
     )

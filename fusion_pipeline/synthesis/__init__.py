@@ -19,18 +19,28 @@ from fusion_pipeline.synthesis.painting import (
     random_velocity,
 )
 from fusion_pipeline.synthesis.patients import SyntheticPatient, synthetic_patient
-from fusion_pipeline.synthesis.protocols import any_contrast, other_contrast, other_protocol
+from fusion_pipeline.synthesis.protocols import (
+    ProtocolRanges,
+    any_contrast,
+    narrower_field_of_view,
+    other_contrast,
+    other_protocol,
+)
 from fusion_pipeline.synthesis.tissues import tissue_means, tissue_values
+from fusion_pipeline.synthesis.units import in_own_units
 
 __all__ = [
     "STYLES",
     "Body",
     "Deformation",
+    "ProtocolRanges",
     "Style",
     "SyntheticPatient",
     "Tissue",
     "any_contrast",
     "body_label_map",
+    "in_own_units",
+    "narrower_field_of_view",
     "other_contrast",
     "other_protocol",
     "paint",

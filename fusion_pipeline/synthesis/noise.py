@@ -84,7 +84,7 @@ def gaussian_blur(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
 
 def _blur_along(image: Tensor, axis: int, sigma: float) -> Tensor:
     """One axis of a separable blur: a banded matrix, faster here than a convolution per channel."""
-    at = torch.arange(image.shape[axis], dtype=torch.float32)
+    at = torch.arange(image.shape[axis], dtype=torch.float32, device=image.device)
     kernel = torch.exp(-((at[:, None] - at[None, :]) ** 2) / (2 * sigma**2))
     # rows sum to one: near the border the weights that fall outside go to those inside
     kernel = kernel / kernel.sum(1, keepdim=True)

@@ -19,16 +19,18 @@ class Sample:
         valid: ``(M, *S)`` 0/1, field of view of each image.
         kinds: kind of each image.
         spacing: voxel size of the lattice in mm, isotropic.
+        original: ``(M, *S)`` the images in own units (HU, a.u., uptake), or None.
         body: ``(M, *S)`` 0/1, the body in each image, or None where nobody drew it.
         labels: ``(M, *S)`` int64, or None.
         ddf: ``(M - 1, d, *S)`` voxels, the true fields reference → moving, or None.
-        protocol: ``(M, *S)`` the same images as other protocols would give them, or None.
+        protocol: ``(M, *S)`` as other protocols would give them, in own units, or None.
     """
 
     image: Tensor
     valid: Tensor
     kinds: tuple[str, ...]
     spacing: float
+    original: Tensor | None = None
     body: Tensor | None = None
     labels: Tensor | None = None
     ddf: Tensor | None = None
@@ -44,6 +46,7 @@ class Batch:
         valid: ``(B, M, *S)``.
         kinds: kind of each of the M images.
         spacing: mm of each sample.
+        original: ``(B, M, *S)`` or None.
         body: ``(B, M, *S)`` or None.
         labels: ``(B, M, *S)`` or None.
         ddf: ``(B, M - 1, d, *S)`` or None.
@@ -54,6 +57,7 @@ class Batch:
     valid: Tensor
     kinds: tuple[str, ...]
     spacing: tuple[float, ...]
+    original: Tensor | None = None
     body: Tensor | None = None
     labels: Tensor | None = None
     ddf: Tensor | None = None
@@ -85,6 +89,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         valid=torch.stack([s.valid for s in samples]),
         kinds=first.kinds,
         spacing=tuple(s.spacing for s in samples),
+        original=_stacked([s.original for s in samples]),
         body=_stacked([s.body for s in samples]),
         labels=_stacked([s.labels for s in samples]),
         ddf=_stacked([s.ddf for s in samples]),

@@ -13,6 +13,7 @@ from fusion_pipeline.geometry import resample, warp
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.synthesis import (
     any_contrast,
+    in_own_units,
     other_contrast,
     other_protocol,
     random_deformation,
@@ -198,15 +199,18 @@ class CaseSamples(Dataset[Sample]):
 
     def _moved(self, sample: Sample, plan: _Plan, generator: torch.Generator) -> Sample:
         """Moving images moved by known fields, ends of fields of view cut off."""
-        images = list(sample.image[:, None, None].unbind(0))
+        images, original, bodies = (
+            list(x[:, None, None].unbind(0)) for x in (sample.image, *_own(sample))
+        )
         if plan.own:
             images = [any_contrast(image, generator) for image in images]
+            kinds = zip(images, sample.kinds, strict=True)
+            original = [in_own_units(image, kind, generator) for image, kind in kinds]
         fields, views = [], list(sample.valid[:, None, None].unbind(0))
-        drawn = sample.valid if sample.body is None else sample.body
-        bodies = list(drawn[:, None, None].unbind(0))
         for m in range(1, len(images)):
             move = random_deformation(self.shape, generator, self.max_voxels)
             images[m] = warp(images[m], move.inverse, fill=None)
+            original[m] = warp(original[m], move.inverse, fill=None)
             views[m], bodies[m] = (
                 warp(x, move.inverse, mode="nearest", fill=None) for x in (views[m], bodies[m])
             )
@@ -223,29 +227,36 @@ class CaseSamples(Dataset[Sample]):
             valid=torch.cat(views)[:, 0],
             kinds=sample.kinds,
             spacing=sample.spacing,
-            body=None if sample.body is None else torch.cat(bodies)[:, 0],
+            original=torch.cat(original)[:, 0],
+            body=torch.cat(bodies)[:, 0],
             ddf=torch.cat(fields),
         )
 
     def _with_protocols(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Each image by another protocol as well; an MR at times as another sequence."""
         images = list(sample.image[:, None, None].unbind(0))
-        bodies = sample.valid if sample.body is None else sample.body
-        others = []
+        given, body = _own(sample)
+        original = list(given[:, None, None].unbind(0))
         for m, kind in enumerate(sample.kinds):
             if kind == "mr" and chance(generator, _OTHER_SEQUENCE):
                 images[m] = other_contrast(images[m], generator)
-            others.append(other_protocol(images[m], bodies[m][None, None], kind, generator))
-        return Sample(
+                original[m] = in_own_units(images[m], kind, generator)
+        own = torch.cat(original)
+        spacing = [sample.spacing] * len(self.shape)
+        other = other_protocol(own, sample.kinds, body[:, None], generator, spacing=spacing)
+        return replace(
+            sample,
             image=torch.cat(images)[:, 0],
-            valid=sample.valid,
-            kinds=sample.kinds,
-            spacing=sample.spacing,
-            body=sample.body,
-            labels=sample.labels,
-            ddf=sample.ddf,
-            protocol=torch.cat(others)[:, 0],
+            original=own[:, 0],
+            protocol=other[:, 0],
         )
+
+
+def _own(sample: Sample) -> tuple[Tensor, Tensor]:
+    """The images in own units, and the bodies."""
+    if sample.original is None or sample.body is None:
+        raise ValueError("expected a sample in own units with bodies, got one without")
+    return sample.original, sample.body
 
 
 def _aligned(files: CaseFiles) -> list[int]:
@@ -274,6 +285,7 @@ def _part(case: LatticeCase, box: tuple[slice, ...]) -> LatticeCase:
     return replace(
         case,
         image=case.image[inside],
+        original=case.original[inside],
         valid=case.valid[inside],
         body=case.body[inside],
         labels=None if case.labels is None else case.labels[inside],
@@ -290,7 +302,10 @@ def _resampled(case: LatticeCase, matrix: Tensor, shape: Sequence[int], zoom: fl
     def nearest(x: Tensor) -> Tensor:
         return resample(x[None].float(), matrix, tuple(shape), mode="nearest", fill=0.0)[0]
 
-    image = torch.cat([linear(one[None], min(0.0, float(one.min()))) for one in case.image])
+    image, original = (
+        torch.cat([linear(one[None], min(0.0, float(one.min()))) for one in images])
+        for images in (case.image, case.original)
+    )
     valid = nearest(case.valid) > 0.5
     labels = None if case.labels is None else nearest(case.labels).long()
     fields = None
@@ -299,6 +314,7 @@ def _resampled(case: LatticeCase, matrix: Tensor, shape: Sequence[int], zoom: fl
     return LatticeCase(
         id=case.id,
         image=image,
+        original=original,
         valid=valid,
         body=(nearest(case.body) > 0.5) & valid,
         labels=labels,
@@ -321,6 +337,7 @@ def _chosen(case: LatticeCase, plan: _Plan) -> Sample:
         valid=case.valid[picked].float(),
         kinds=plan.kinds,
         spacing=case.spacing,
+        original=case.original[picked].float(),
         body=case.body[picked].float(),
         labels=None if case.labels is None else case.labels[picked].long(),
         ddf=fields,

@@ -13,6 +13,7 @@ from fusion_pipeline.synthesis import (
     Body,
     Style,
     body_label_map,
+    in_own_units,
     other_protocol,
     paint,
     random_deformation,
@@ -115,22 +116,26 @@ class PaintedSamples(Dataset[Sample]):
             self._painted(labels, kind, generator) for labels, kind in zip(maps, kinds, strict=True)
         ]
         bodies = torch.cat([(labels > 0).float() for labels in maps])
-        valid = []
+        valid, painted = [], list(images)
         for m, image in enumerate(images):
             # the reference is cut less often: what lies outside it counts for nothing
             cut = chance(generator, 0.15 if m == 0 else 0.5)
             view = random_field_of_view(self.shape, generator) if cut else torch.ones_like(image)
             images[m] = without_view(image, view, generator)
             valid.append(view)
+        original = [
+            in_own_units(image, kind, generator) for image, kind in zip(painted, kinds, strict=True)
+        ]
         return Sample(
             image=torch.cat(images)[:, 0],
             valid=torch.cat(valid)[:, 0],
             kinds=kinds,
             spacing=self.spacing,
+            original=torch.cat(original)[:, 0],
             body=bodies * torch.cat(valid)[:, 0],
             labels=torch.cat(maps),
             ddf=ddf,
-            protocol=self._other_protocols(images, bodies, kinds, generator),
+            protocol=self._other_protocols(original, bodies, kinds, generator),
         )
 
     def _labels(self, generator: torch.Generator) -> Tensor:
@@ -173,7 +178,7 @@ class PaintedSamples(Dataset[Sample]):
 
     def _other_protocols(
         self,
-        images: Sequence[Tensor],
+        original: Sequence[Tensor],
         bodies: Tensor,
         kinds: Sequence[str],
         generator: torch.Generator,
@@ -181,12 +186,10 @@ class PaintedSamples(Dataset[Sample]):
         """``(M, *S)``, where they are asked for."""
         if not self.protocols:
             return None
-        return torch.cat(
-            [
-                other_protocol(image, bodies[m][None, None], kind, generator)[0]
-                for m, (image, kind) in enumerate(zip(images, kinds, strict=True))
-            ]
-        )
+        spacing = [self.spacing] * len(self.shape)
+        return other_protocol(
+            torch.cat(list(original)), kinds, bodies[:, None], generator, spacing=spacing
+        )[:, 0]
 
 
 def counts_of(modalities: int | Sequence[int]) -> tuple[int, ...]:

@@ -126,13 +126,18 @@ class _Example:
 
     def window(self, m: int) -> Window:
         """Black and white of image m: the same before and after the warp, and in each epoch."""
-        inside = self.batch.image[0, m][self.batch.valid[0, m] > 0.5]
-        low, high = np.percentile(inside.numpy(), (0.5, 99.5)) if len(inside) else (0.0, 1.0)
-        return Window(float(low), float(high))
+        return _window_of(self.batch.image[0, m], self.batch.valid[0, m])
 
     def unit(self, values: Tensor, m: int) -> Pixels:
         """The slice of values ``(*S)`` of image m, 0 where it is black and 1 where white."""
         return self.window(m).unit(self.pixels(values))
+
+
+def _window_of(values: Tensor, valid: Tensor) -> Window:
+    """Percentiles 0.5 and 99.5 in view."""
+    inside = values[valid > 0.5]
+    low, high = np.percentile(inside.numpy(), (0.5, 99.5)) if len(inside) else (0.0, 1.0)
+    return Window(float(low), float(high))
 
 
 def example_pictures(
@@ -278,7 +283,10 @@ def _harmonization_rows(example: _Example) -> list[list[Panel]]:
     outputs, batch = example.outputs, example.batch
     if outputs.harmonized is None:
         return []
-    before = batch.image if outputs.warped is None else outputs.warped
+    # the network reads own units; warped ones are not handed on
+    own = batch.original if outputs.warped is None else None
+    before = own if own is not None else batch.image if outputs.warped is None else outputs.warped
+    axis = "input (standard deviations)" if own is None else "input (own unit)"
     valid = batch.valid if outputs.valid is None else outputs.valid
     rows: list[list[Panel]] = []
     for m, name in enumerate(example.names):
@@ -286,9 +294,13 @@ def _harmonization_rows(example: _Example) -> list[list[Panel]]:
         sides = [("", before[0, m], outputs.harmonized[0, m])]
         if batch.protocol is not None and outputs.other is not None:
             sides.append((", other protocol", batch.protocol[0, m], outputs.other[0, m]))
+        # another protocol may have another unit
+        windows = [_window_of(x, valid[0, m]) for _, x, _ in sides]
         inputs: list[Panel] = [
-            PicturePanel(f"{name}{side}\ninput", pictures.grey(example.unit(x, m), present))
-            for side, x, _ in sides
+            PicturePanel(
+                f"{name}{side}\ninput", pictures.grey(window.unit(example.pixels(x)), present)
+            )
+            for (side, x, _), window in zip(sides, windows, strict=True)
         ]
         results: list[Panel] = [
             PicturePanel(
@@ -301,7 +313,7 @@ def _harmonization_rows(example: _Example) -> list[list[Panel]]:
             for side, x, y in sides
         )
         title = f"{name}\ntone curve, 5 to 95 %"
-        panel = CurvePanel(title, curves, "input (standard deviations)", "harmonized")
+        panel = CurvePanel(title, curves, axis, "harmonized")
         rows.append([*inputs, *results, panel])
     return rows
 

@@ -37,7 +37,7 @@ from fusion_pipeline.geometry.sampling import Mode
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.pipeline.fingerprint import code_digest, files_of, transform_settings
 from fusion_pipeline.pipeline.pipeline import split
-from fusion_pipeline.register.lattice import Lattice, read_on_lattice
+from fusion_pipeline.register.lattice import Lattice, blurred_for, read_on_lattice
 from fusion_pipeline.transforms import NormalizeModality
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class LatticeCase:
     Attributes:
         id: name of the case.
         image: ``(M, *S)`` float16, z-scored on this lattice as `NormalizeModalityd` does.
+        original: ``(M, *S)`` float32, the same in own units: HU, a.u., uptake.
         valid: ``(M, *S)`` bool, field of view of each image.
         body: ``(M, *S)`` bool, within ``valid``.
         kinds: kind of each image, see `networks.kinds`.
@@ -71,6 +72,7 @@ class LatticeCase:
 
     id: str
     image: Tensor
+    original: Tensor
     valid: Tensor
     body: Tensor
     kinds: tuple[str, ...]
@@ -239,11 +241,12 @@ class OnLattice(Transform):
             )
         )
         arrays = [_arrays(one, lattice, self._normalize) for one in case.series.values()]
-        image, valid, body = (torch.cat(parts) for parts in zip(*arrays, strict=True))
+        image, original, valid, body = (torch.cat(parts) for parts in zip(*arrays, strict=True))
         truths = [case.series[key].displacement for key in case.moving]
         return {
             "id": case.id,
             "image": image,
+            "original": original,
             "valid": valid,
             "body": body,
             "kinds": [kind_of(one.modality) for one in case.images.values()],
@@ -256,16 +259,19 @@ class OnLattice(Transform):
 
 def _arrays(
     series: Series, lattice: Lattice, normalize: NormalizeModality
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, field of view and body of one series, ``(1, *S)`` each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, original, field of view and body of one series, ``(1, *S)`` each."""
     prepared = series.prepared
     if prepared is None:
         raise ValueError("expected preprocessing with FieldOfViewd and BodyMaskd, got one without")
     field = prepared.field_of_view.float()
-    arrays = read_on_lattice(prepared.working, field, lattice, normalize=normalize)
-    valid = _resampled(field, prepared.working, lattice, fill=0.0) > 0.5
+    image = prepared.working
+    blurred = blurred_for(image, field, lattice)
+    arrays = read_on_lattice(image, field, lattice, blurred=blurred, normalize=normalize)
+    original = _resampled(blurred[None], image, lattice, fill=image.fill_value)
+    valid = _resampled(field, image, lattice, fill=0.0) > 0.5
     # within ±4 float16 rounds by 0.001 at most
-    return arrays.image[0].half(), valid, (arrays.body[0] > 0.5) & valid
+    return arrays.image[0].half(), original, valid, (arrays.body[0] > 0.5) & valid
 
 
 def _labels(maps: Sequence[Image | None], lattice: Lattice) -> Tensor | None:

@@ -72,7 +72,9 @@ class EndToEnd:
         self, network: MultimodalNet, batch: Batch, step: int
     ) -> tuple[dict[str, Tensor], Outputs]:
         """See `Objective`: the part of each stage."""
-        out: MultimodalOutput = network.fuse_all(batch.image, batch.kinds, batch.valid)
+        out: MultimodalOutput = network.fuse_all(
+            batch.image, batch.kinds, batch.valid, batch.original, batch.body
+        )
         weight = self.stage_weights
         harmonization = harmonization_loss(
             out.harmonized, out.warped, out.field_of_view, beta=self.beta

@@ -11,6 +11,7 @@ from fusion_pipeline.losses.fusion_loss import fusion_loss_terms
 from fusion_pipeline.metrics import artefacts, edge_transfer
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.training.batch import Batch
+from fusion_pipeline.training.objectives.harmonization import harmonized
 from fusion_pipeline.training.objectives.objective import Outputs
 
 _WEIGHTS: Mapping[str, float] = {
@@ -73,19 +74,14 @@ class FusionObjective:
     ) -> tuple[dict[str, Tensor], Outputs]:
         """See `Objective`; the images are aligned."""
         with torch.no_grad():
-            harmonized = torch.cat(
-                [
-                    network.harmonization(one, kind, valid)
-                    for one, kind, valid in zip(
-                        batch.image.split(1, 1), batch.kinds, batch.valid.split(1, 1), strict=True
-                    )
-                ],
-                1,
+            original = batch.image if batch.original is None else batch.original
+            sources = harmonized(
+                network.harmonization, original, batch.kinds, batch.valid, batch.body
             )
             shares = faded_views(batch)
-        out = network.fusion(harmonized, batch.kinds, shares)
+        out = network.fusion(sources, batch.kinds, shares)
         fused, weights = out.fused.float(), out.weights.float()
-        images = harmonized * (shares > 0)
+        images = sources * (shares > 0)
         terms = fusion_loss_terms(fused, images, shares, worst=self.worst)
         parts = {name: w * getattr(terms, name).mean() for name, w in self.weights.items()}
         alone = (weights * images).sum(1, keepdim=True)
@@ -99,9 +95,7 @@ class FusionObjective:
         mean = (weights * images).flatten(2).sum(2) / shown.clamp_min(1.0)
         missing = (self.least_weight - mean).clamp_min(0) * (shown > 1)
         parts["given_up"] = self.given_up * missing.sum(1).mean()
-        return parts, Outputs(
-            harmonized=harmonized, weights=weights, fused=fused, valid=batch.valid
-        )
+        return parts, Outputs(harmonized=sources, weights=weights, fused=fused, valid=batch.valid)
 
     def scores(self) -> MetricCollection:
         """Edge transfer of the source that is kept worst; edges that no source has."""

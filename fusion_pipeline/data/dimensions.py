@@ -1,0 +1,193 @@
+"""What the slices of a DICOM series may differ in besides their place: echo, time point, gate."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydicom import Dataset
+from pydicom.datadict import keyword_for_tag
+from pydicom.multival import MultiValue
+
+MISSING = "none"  # the value of a slice whose header does not say it
+# How far slices of one volume may differ:
+# "same": not at all; "counts": only if each slice has its own value; "blocks": in blocks along the
+# stack (stations of a long scan), or from each slice to the next; "free": at will, as long as no
+# two slices lie at one position.
+Rule = Literal["same", "counts", "blocks", "free"]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Something that slices may differ in.
+
+    Attributes:
+        name: what a selector calls it, as in ``folder::echo=90``.
+        keywords: DICOM elements that say it; the first with a value counts.
+        rule: how far slices of one volume may differ in it.
+    """
+
+    name: str
+    keywords: tuple[str, ...]
+    rule: Rule
+
+
+DIMENSIONS = (
+    Dimension("echo", ("EchoTime", "EffectiveEchoTime", "EchoNumbers"), "same"),
+    Dimension("bvalue", ("DiffusionBValue",), "same"),
+    Dimension("acquisition", ("AcquisitionNumber", "FrameAcquisitionNumber"), "blocks"),
+    Dimension("time", ("TemporalPositionIdentifier", "TemporalPositionIndex"), "blocks"),
+    Dimension("type", ("ImageType", "FrameType"), "blocks"),
+    Dimension("component", ("ComplexImageComponent",), "blocks"),
+    Dimension("kernel", ("ConvolutionKernel",), "blocks"),
+    Dimension("inversion", ("InversionTime", "InversionTimes"), "blocks"),
+    Dimension("flip", ("FlipAngle",), "blocks"),
+    Dimension("kvp", ("KVP",), "blocks"),
+    Dimension("stack", ("StackID",), "blocks"),
+    Dimension("gate", ("TriggerTime", "NominalCardiacTriggerDelayTime"), "free"),
+    Dimension("reference", ("FrameReferenceTime",), "free"),
+    Dimension("clock", ("AcquisitionTime",), "free"),
+)
+# of a classic file that is one slice
+NUMBER = "number"
+# one value per frame in a nuclear medicine file (DICOM PS3.3 C.8.4.8); SliceVector is the place
+_VECTORS = {
+    "window": "EnergyWindowVector",
+    "detector": "DetectorVector",
+    "phase": "PhaseVector",
+    "rotation": "RotationVector",
+    "interval": "RRIntervalVector",
+    "gate": "TimeSlotVector",
+    "view": "AngularViewVector",
+    "time": "TimeSliceVector",
+}
+_PLACE = (
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "ImagePositionVolume",
+    "ImageOrientationVolume",
+    "InStackPositionNumber",
+    "SliceLocation",
+    "SliceVector",
+)
+_BY_KEYWORD = {keyword: one.name for one in DIMENSIONS for keyword in one.keywords}
+_RULES: Mapping[str, Rule] = {one.name: one.rule for one in DIMENSIONS}
+# marks of labels that a file itself declares as a dimension of its frames
+_DECLARED: Mapping[str, Rule] = {"*": "same", "+": "counts"}
+
+
+def rule_of(name: str) -> Rule:
+    """How far slices of one volume may differ in a label.
+
+    >>> rule_of("echo"), rule_of("acquisition"), rule_of("gate*"), rule_of("gate+")
+    ('same', 'blocks', 'same', 'counts')
+    """
+    return _DECLARED.get(name[-1], _RULES.get(name, "free"))
+
+
+def spoken(name: str) -> str:
+    """The label as a selector writes it.
+
+    >>> spoken("gate*")
+    'gate'
+    """
+    return name.rstrip("".join(_DECLARED))
+
+
+def labels_of(header: Dataset, count: int, *, nuclear: bool) -> list[Mapping[str, str]]:
+    """What each frame of a file says of itself besides its place.
+
+    Args:
+        header: of the file.
+        count: of its frames.
+        nuclear: it is a nuclear medicine file, whose vectors tell its frames apart.
+
+    Returns:
+        Per frame the values by label name.
+    """
+    shared = {one.name: _first(header, one.keywords) for one in DIMENSIONS}
+    if count == 1 and "PerFrameFunctionalGroupsSequence" not in header:
+        shared[NUMBER] = _text(header.get("InstanceNumber"))
+        return [shared]
+    if nuclear:
+        vectors = {name: header.get(keyword) for name, keyword in _VECTORS.items()}
+        whole = {name: v for name, v in vectors.items() if _length(v) == count}
+        common = {name: text for name, text in shared.items() if name not in whole}
+        return [
+            {**common, **{f"{name}*": _text(v[n]) for name, v in whole.items()}}
+            for n in range(count)
+        ]
+    return _functional_labels(header, count, shared)
+
+
+def _functional_labels(
+    header: Dataset, count: int, shared: Mapping[str, str]
+) -> list[Mapping[str, str]]:
+    """The same of an enhanced file: from functional groups and declared dimensions."""
+    common = _elements((header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
+    frames = header.get("PerFrameFunctionalGroupsSequence") or []
+    declared = [
+        _keyword(item.get("DimensionIndexPointer"), n)
+        for n, item in enumerate(header.get("DimensionIndexSequence") or [])
+    ]
+    made: list[Mapping[str, str]] = []
+    for n in range(count):
+        own = {**common, **(_elements(frames[n]) if n < len(frames) else {})}
+        labels = dict(shared)
+        for keyword, value in own.items():
+            if keyword in _BY_KEYWORD and _text(value) != MISSING:
+                labels[_BY_KEYWORD[keyword]] = _text(value)
+        indices = own.get("DimensionIndexValues")
+        indices = [indices] if isinstance(indices, int) else list(indices or [])
+        for keyword, index in zip(declared, indices, strict=False):
+            if keyword not in _PLACE:
+                name = _BY_KEYWORD.get(keyword, keyword)
+                value = _text(own[keyword]) if keyword in own else str(index)
+                labels.pop(name, None)
+                labels[f"{name}+"] = value
+        made.append(labels)
+    return made
+
+
+def _elements(group: Dataset) -> dict[str, Any]:
+    """All elements in the items of a frame's functional groups, by keyword."""
+    return {
+        element.keyword: element.value
+        for macro in group
+        if macro.VR == "SQ" and macro.value
+        for element in macro.value[0]
+        if element.keyword
+    }
+
+
+def _keyword(pointer: Any, n: int) -> str:  # noqa: ANN401 - a tag, or nothing
+    """The element that a dimension runs along."""
+    return (keyword_for_tag(pointer) if pointer is not None else "") or f"dimension{n + 1}"
+
+
+def _first(header: Dataset, keywords: Iterable[str]) -> str:
+    """The first of several elements that has a value."""
+    for keyword in keywords:
+        text = _text(header.get(keyword))
+        if text != MISSING:
+            return text
+    return MISSING
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - any DICOM value
+    """A value as messages and selectors write it: ``90``, ``ORIGINAL/PRIMARY/AXIAL``."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, MultiValue | list | tuple):
+        return "/".join(_text(one) for one in value) or MISSING
+    try:
+        return f"{float(value):.7g}"  # 10 and 10.0 are the same
+    except (TypeError, ValueError):
+        return str(value).strip() or MISSING
+
+
+def _length(vector: Any) -> int:  # noqa: ANN401 - one number or several
+    """Of an element of one or several values."""
+    return len(vector) if isinstance(vector, Sequence | MultiValue) else 0
+
+
+__all__ = ["DIMENSIONS", "MISSING", "NUMBER", "Dimension", "Rule", "labels_of", "rule_of", "spoken"]
