@@ -1,21 +1,12 @@
 """Whom an image shows is read, carried along, compared, and told to nobody."""
 
 import json
-<<<<<<< HEAD
-=======
 from dataclasses import replace
->>>>>>> main
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-<<<<<<< HEAD
-from data_phantoms import save_nifti, save_series
-
-from fusion_pipeline.data import Identity, Image, prepare_image, read_image, reading
-from fusion_pipeline.data.sources import InMemory
-=======
 from data_phantoms import case_of, save_nifti, save_series
 
 from fusion_pipeline import FusionPipeline
@@ -33,7 +24,6 @@ from fusion_pipeline.data import (
 from fusion_pipeline.data.sources import InMemory
 from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.register import Evidence, Registration
->>>>>>> main
 
 WHO = {
     "PatientID": "P7",
@@ -79,8 +69,6 @@ def test_nothing_of_the_patient_is_shown(tmp_path, text):
     assert meta["frame_of_reference"] == "1.2.50"
     assert text not in repr(image.identity)
     assert text not in json.dumps({k: str(v) for k, v in meta.items()})
-<<<<<<< HEAD
-=======
 
 
 # --- one patient in a case --------------------------------------------------------------------
@@ -187,4 +175,3 @@ def test_a_registered_image_lies_in_the_frame_of_the_reference():
     still = Registration(WorldMap.identity(3), Evidence("none"))
     moved = still.warp(case.images["mr"], case.fixed)
     assert moved.identity == changed(patient_sex="")
->>>>>>> main

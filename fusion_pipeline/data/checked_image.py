@@ -86,11 +86,7 @@ class CheckImage(Transform):
             affine,
             modality=modality,
             units=units,
-<<<<<<< HEAD
-            fill_value=fill_value_of(units),
-=======
             fill_value=fill,
->>>>>>> main
             **(Identity.from_meta(img.meta) or Identity()).as_meta(),
             filename_or_obj=str(img.meta.get("filename_or_obj", "")),
             warnings=[*messages, *repaired, *notes],

@@ -8,15 +8,6 @@ import numpy as np
 from pydicom import Dataset
 
 from fusion_pipeline.data.checks import RawImage
-<<<<<<< HEAD
-from fusion_pipeline.data.image import Identity, InputError
-from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, refusal
-from fusion_pipeline.data.slices import Frame, frames_of, stack_affine
-from fusion_pipeline.data.sources import Source
-from fusion_pipeline.data.suv import emission_scale
-
-_DIGITS = re.compile(r"\d+")
-=======
 from fusion_pipeline.data.dicom_files import (
     DicomFile,
     check_whole,
@@ -35,7 +26,6 @@ from fusion_pipeline.data.slices import stack_affine
 from fusion_pipeline.data.sources import Source
 from fusion_pipeline.data.suv import emission_scale
 
->>>>>>> main
 _IDENTITY = {
     "patient_id": "PatientID",
     "patient_name": "PatientName",
@@ -44,25 +34,6 @@ _IDENTITY = {
     "study_uid": "StudyInstanceUID",
     "frame_of_reference": "FrameOfReferenceUID",
 }
-<<<<<<< HEAD
-_NOT_IMAGES = ("SEG", "RTDOSE", "RTIMAGE", "REG", "PR", "KO", "SR", "RTSTRUCT", "RTPLAN")
-
-
-@dataclass(frozen=True)
-class _File:
-    """A DICOM file with an image, its header without pixels."""
-
-    path: Path
-    header: Dataset
-
-
-def has_dicom_mark(path: Path) -> bool:
-    """Has DICOM's mark behind a preamble of 128 bytes."""
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-    return False  # unreadable: its format's reader says why
-=======
->>>>>>> main
 
 
 def read_series(source: Source, place: str) -> RawImage:
@@ -141,12 +112,8 @@ def _read_series(source: Source, place: str) -> RawImage:
     return RawImage(
         values,
         np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps_affine,
-<<<<<<< HEAD
-        warnings=messages,
-=======
         units=units,
         warnings=[*messages, *notes],
->>>>>>> main
         identity=_identity(headers[0]),
         dicom_modality=modality,
         suv=suv,
@@ -154,32 +121,10 @@ def _read_series(source: Source, place: str) -> RawImage:
     )
 
 
-<<<<<<< HEAD
-def _identity(header: Dataset) -> Identity:
-    """Whom a series shows and in which space."""
-    said = {name: str(header.get(element) or "") for name, element in _IDENTITY.items()}
-    return Identity(**{name: text.strip() for name, text in said.items()})
-
-
-def _image_files(location: Path, place: str) -> list[_File]:
-    """Every file that is DICOM and holds an image."""
-    read = [
-        _File(path, header) for path in _files_in(location) if (header := _header(path)) is not None
-    ]
-    files = [file for file in read if _is_image(file.header)]
-    if files:
-        return files
-    others = sorted({str(file.header.get("Modality", "?")) for file in read})
-    came = f"only {', '.join(others)} ({len(read)} files)" if read else "no DICOM file"
-    raise refusal(
-        place, "a folder with a DICOM image series", came, "give the image series' folder"
-    )
-=======
 def _pixels_anew(file: DicomFile, place: str) -> np.ndarray:
     """Pixels of a file whose header is still needed."""
     header = read_header(file.path)
     return stored_pixels(file if header is None else DicomFile(file.path, header), place)
->>>>>>> main
 
 
 def _identity(header: Dataset) -> Identity:

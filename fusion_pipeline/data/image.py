@@ -86,10 +86,7 @@ class Image:
         path: the file or folder it came from, for messages; empty when generated.
         colour: ``(3, *S)`` 0..255, only of a colour picture (``array`` is then its luma, Rec. 601).
         identity: whom it shows and in which space; None for formats that do not say so.
-<<<<<<< HEAD
-=======
         darkest: value outside the field of view, where it is not that of the units.
->>>>>>> main
     """
 
     array: Tensor
@@ -99,10 +96,7 @@ class Image:
     path: str = ""
     colour: Tensor | None = None
     identity: Identity | None = None
-<<<<<<< HEAD
-=======
     darkest: float | None = None
->>>>>>> main
 
     def __post_init__(self) -> None:
         """Decide the units where none are given."""

@@ -21,10 +21,7 @@ from fusion_pipeline.data.image import (
     Prepared,
     Series,
     along_axes_of,
-<<<<<<< HEAD
-=======
     fill_value_of,
->>>>>>> main
 )
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import read_displacement_grid, read_landmarks, read_map
@@ -254,12 +251,8 @@ def _image(values: MetaTensor, key: str) -> Image:
         array=values.as_tensor(),
         affine=values.affine.numpy(),
         key=key,
-<<<<<<< HEAD
-        units=str(values.meta["units"]),
-=======
         units=(units := str(values.meta["units"])),
         darkest=_unlike_units(float(values.meta["fill_value"]), units),
->>>>>>> main
         identity=Identity.from_meta(values.meta),
     )
 

@@ -15,12 +15,8 @@ from monai.data import ImageReader, MetaTensor
 from torch import Tensor
 
 from fusion_pipeline.data.checks import RawImage
-<<<<<<< HEAD
-from fusion_pipeline.data.dicom import has_dicom_mark, read_series
-=======
 from fusion_pipeline.data.dicom import read_series
 from fusion_pipeline.data.dicom_files import is_dicom
->>>>>>> main
 from fusion_pipeline.data.image import Identity, meta_tensor
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES, read_picture
 from fusion_pipeline.data.refusals import quiet, refusal
