@@ -145,10 +145,3 @@ def warped(
     return moving.with_array(
         values[:1], affine=affine, colour=None if colour is None else values[1:]
     )
-
-
-def _in_space_of(fixed: Image, identity: Identity | None) -> Identity | None:
-    """The same patient in the reference's frame."""
-    if identity is None:
-        return None
-    return replace(identity, frame_of_reference=fixed.frame_of_reference)
