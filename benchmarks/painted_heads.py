@@ -50,7 +50,7 @@ def painted_head(path: Path, key: str, contrast: Contrast, *, halved: bool = Tru
     """
     labels, affine = label_map(path)
     generator = torch.Generator().manual_seed(zlib.crc32(path.name.encode()))
-    tissues = _tissues(labels, generator)
+    tissues = tissues_of(labels, generator)
     generator.manual_seed(zlib.crc32(f"{path.name} {contrast}".encode()))
     ideal = tissue_image(tissues, contrast, 1.0, generator)
     if halved:
@@ -79,8 +79,8 @@ def halved_affine(affine: np.ndarray) -> np.ndarray:
     return affine @ step
 
 
-def _tissues(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """``(i, j, k)`` of `Tissue`; classes that nobody named are air."""
+def tissues_of(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """`Tissue` of labels ``(i, j, k)``; classes that nobody named are air."""
     table = torch.full((int(labels.max()) + 1,), int(Tissue.AIR))
     for tissue, numbers in _TISSUES.items():
         table[[n for n in numbers if n < len(table)]] = int(tissue)

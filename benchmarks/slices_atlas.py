@@ -37,9 +37,10 @@ from scipy import ndimage
 from scipy.stats import spearmanr
 from slices import as_picture
 
+from fusion_pipeline.data import Case
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.pipeline import FusionPipeline, bundle_for
-from fusion_pipeline.result import CaseResult
+from fusion_pipeline.register import Registration
 
 Row = dict[str, Any]
 _TISSUE = 15  # grey values, as the judge has it
@@ -122,7 +123,7 @@ def main() -> None:
                     "pair": pair.group,
                     "input": what,
                     "before": float(np.hypot(*u)[tissue].mean()),
-                    "after": float(_end_point_error(result, b, u)[tissue].mean()),
+                    "after": float(end_point_error(result.case, found, u)[tissue].mean()),
                     "transform": found.transform,
                     "ok": found.ok,
                     "error_mm": found.evidence.error_mm,
@@ -170,18 +171,18 @@ def _sarcoma(data: Path, cache: Path, folder: Path) -> Iterator[_Pair]:
                 yield _Pair(name, group, ("ct", key), names[0], names[m], seed)
 
 
-def _end_point_error(result: CaseResult, key: str, move: np.ndarray) -> np.ndarray:
+def end_point_error(case: Case, found: Registration, move: np.ndarray) -> np.ndarray:
     """How far each pixel ``(row, column)`` of the reference ends from itself, in pixels.
 
     ``moved(x) = original(x + u(x))``, so the map that is looked for takes x to y with y + u(y) = x.
     """
-    fixed = result.case.fixed
+    fixed = case.fixed
     grid = np.stack(np.meshgrid(*map(np.arange, fixed.shape), indexing="ij"), -1)
     voxels = grid.reshape(-1, 2).astype(float)
     # the case's images are in canonical axes; the move is known on the files' pixels, and those of
     # all pictures lie alike in the world
-    affine = result.case.native_affine
-    there = result.registrations[key].map.points(apply_affine(affine, voxels))
+    affine = case.native_affine
+    there = found.map.points(apply_affine(affine, voxels))
     y = apply_affine(np.linalg.inv(affine), there)
     u = np.stack([_read(component, y[:, ::-1]) for component in move], -1)
     error = np.linalg.norm(y[:, ::-1] + u - voxels[:, ::-1], axis=1)

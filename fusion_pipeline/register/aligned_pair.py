@@ -101,10 +101,15 @@ class AlignedPair:
         share = float(where.sum() / self.fixed.arrays.body.sum().clamp_min(1.0))
         if float(where.sum()) < DECISION.least_voxels:
             return {"nmi": 1.0, "mind": 1.0, "overlap": share}
+        return {"nmi": self.nmi(where), "mind": self.distance(where), "overlap": share}
+
+    def nmi(self, where: Tensor) -> float:
+        """Normalized mutual information over a region ``(1, 1, *S)``; 1 where that is too small."""
         inside = where[0, 0] > 0
+        if int(inside.sum()) < DECISION.least_voxels:
+            return 1.0
         fixed, warped = (one.arrays.image[0, 0][inside].cpu() for one in (self.fixed, self.warped))
-        nmi = normalized_mutual_information(fixed, warped, bins=DECISION.bins)
-        return {"nmi": nmi, "mind": self.distance(where), "overlap": share}
+        return normalized_mutual_information(fixed, warped, bins=DECISION.bins)
 
     @cached_property
     def error_map_mm(self) -> Tensor:

@@ -1,6 +1,6 @@
 """The pose that the stage goes on from: the one that the search found, or the initial alignment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -21,16 +21,18 @@ class ChosenPose:
         kind: ``rigid`` or ``affine``; ``none``: the initial alignment, from the image headers.
         details: scores, for the report.
         undisputed: whether it is far better than the initial alignment.
+        best: the best pose that was searched, whether it is gone on from or not.
     """
 
     matrix: Matrix
     kind: TransformKind
     details: dict[str, float]
     undisputed: bool = False
+    best: Matrix | None = None
 
     def refused(self) -> "ChosenPose":
         """The initial alignment, with the same details."""
-        return ChosenPose(np.eye(len(self.matrix)), "none", dict(self.details))
+        return replace(self, matrix=np.eye(len(self.matrix)), kind="none", undisputed=False)
 
 
 def choose_pose(
@@ -58,13 +60,14 @@ def choose_pose(
     }
     stretched = affine and pose.score > pose.rigid_score * stretch_gain
     matrix, score = (pose.matrix, pose.score) if stretched else (pose.rigid, pose.rigid_score)
+    moved = mean_move(fixed, matrix)
     needed = DECISION.pose_gain_nats + pose.distance_penalty
-    if mean_move(fixed, matrix) < DECISION.small_move_mm:
+    if moved < DECISION.small_move_mm:
         needed = min(needed, DECISION.small_gain * pose.start)
-    if score - pose.start < needed:
-        return ChosenPose(np.eye(len(matrix)), "none", details)
     far_better = max(DECISION.undisputed * pose.start, pose.start + DECISION.undisputed_nats)
-    return ChosenPose(matrix, "affine" if stretched else "rigid", details, score >= far_better)
+    kind: TransformKind = "affine" if stretched else "rigid"
+    best = ChosenPose(matrix, kind, details, score >= far_better, matrix)
+    return best.refused() if score - pose.start < needed else best
 
 
 def mean_move(fixed: Image, matrix: Matrix) -> float:

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from fusion_pipeline.data import Prepared
 from fusion_pipeline.geometry import WorldMap, ddf_mm_from_ddf, jacobian_determinant
+from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair
 from fusion_pipeline.register.chosen_pose import ChosenPose
 from fusion_pipeline.register.evidence import Evidence, Registration
+from fusion_pipeline.register.lattice import Lattice
 from fusion_pipeline.register.settings import DECISION
 
 
@@ -20,8 +22,10 @@ def registration_of(
     chosen: ChosenPose,
     *,
     reason: str = "",
+    doubt: str = "",
     estimated_on: AlignedPair,
     body_mm: float,
+    aligned_already: bool = False,
 ) -> Registration:
     """Put the parts together and doubt them where there is reason to.
 
@@ -30,22 +34,23 @@ def registration_of(
         end: the result; its ``ddf`` ``(1, d, *S)`` in voxels of that lattice, or None.
         chosen: the affine part, how far the registration went, and numbers for the report.
         reason: why it did not go further, or nothing.
+        doubt: why the result is probably wrong, or nothing; `doubt_about` may add to it.
         estimated_on: what the error is estimated on: ``end``, or what it was before its polish.
         body_mm: how much body the moving image shows, see `body_mm3`.
+        aligned_already: whether nothing was moved because the images are aligned as they came.
     """
     lattice = start.lattice
     d = len(lattice.shape)
-    image = end.fixed.arrays.image
-    field = image.new_zeros(1, d, *lattice.shape) if end.ddf is None else end.ddf
+    field = _field(end, lattice)
     before, after = start.undeformed.similarity, end.similarity
     fixed_mm = float(end.fixed.arrays.body.sum()) * lattice.spacing**d
     shared = after["overlap"] * max(1.0, fixed_mm / body_mm)
-    doubt = doubt_about(before, after, estimated_on.error_mm, shared)
-    ddf_mm = ddf_mm_from_ddf(field, torch.from_numpy(lattice.affine))[0]
+    doubts = [doubt, doubt_about(before, after, estimated_on.error_mm, shared)]
     evidence = Evidence(
         transform=chosen.kind,
-        ok=not doubt,
-        reason="; ".join(part for part in (doubt, reason) if part),
+        ok=not any(doubts),
+        reason="; ".join(part for part in (*doubts, reason) if part),
+        aligned_already=aligned_already,
         similarity_before=before,
         similarity_after=after,
         folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
@@ -53,7 +58,26 @@ def registration_of(
         error_map_mm=estimated_on.error_map_mm.cpu(),
         details={**chosen.details, "working_spacing_mm": lattice.spacing},
     )
-    return Registration(WorldMap(chosen.matrix, ddf_mm.cpu(), lattice.affine), evidence)
+    return Registration(world_map(chosen.matrix, end, lattice), evidence)
+
+
+def world_map(matrix: Matrix, end: AlignedPair, lattice: Lattice) -> WorldMap:
+    """The whole map of a pair: its deformation, then its pose.
+
+    Args:
+        matrix: ``(d + 1, d + 1)`` moving_from_fixed of the pose.
+        end: the pair after its deformation, if there is one.
+        lattice: that it is sampled on.
+    """
+    ddf_mm = ddf_mm_from_ddf(_field(end, lattice), torch.from_numpy(lattice.affine))[0]
+    return WorldMap(matrix, ddf_mm.cpu(), lattice.affine)
+
+
+def _field(end: AlignedPair, lattice: Lattice) -> Tensor:
+    """Its deformation ``(1, d, *S)`` in voxels of the lattice; zeros where there is none."""
+    if end.ddf is not None:
+        return end.ddf
+    return end.fixed.arrays.image.new_zeros(1, lattice.dims, *lattice.shape)
 
 
 def body_mm3(given: Prepared, field_of_view: Tensor) -> float:

@@ -20,6 +20,7 @@ class Evidence:
         transform: how far the registration went: none, rigid, affine or deformable.
         ok: False when the result is probably wrong.
         reason: why it is not ok, or what was not done and why; may be empty.
+        aligned_already: nothing was moved because the images are aligned as they came.
         similarity_before: name → value: ``nmi`` (1..2, higher is better), ``mind`` (0..1, lower is
             better) and ``overlap``, the share (0..1) of the reference's body where both images are
             data: there the other two are measured.
@@ -33,6 +34,7 @@ class Evidence:
     transform: TransformKind
     ok: bool = True
     reason: str = ""
+    aligned_already: bool = False
     similarity_before: Mapping[str, float] = field(default_factory=dict)
     similarity_after: Mapping[str, float] = field(default_factory=dict)
     folded_fraction: float = 0.0

@@ -1,7 +1,7 @@
 """The rigid and affine search between two images from many starts, and the polish of its result."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,11 +76,14 @@ def find_pose(
     # worse by them; on the finest level beside emission images only, which are noisy there as well
     volumes = fixed.spatial_dims == 3
     beside_emission = has_emission(fixed, moving)
-    score = PointScore(Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes), coarse[1])
+    # a slice's emission image has few edges, so that descriptors say little of where it lies
+    nats = POSE.structure_emission_2d if beside_emission and not volumes else None
+    points = Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes, structure_nats=nats)
+    score = PointScore(points, coarse[1])
     found = [(pose[None], score) for pose in _best_of_many(score, starts)]
     on_fine = volumes and beside_emission
     for views, blind, level in ((middle, volumes, POSE.middle), (fine, on_fine, POSE.fine)):
-        points = Points(views[0], level.points, seed=1, blind=blind)
+        points = Points(views[0], level.points, seed=1, blind=blind, structure_nats=nats)
         climbed = [
             _climb_anew(points, views[1], pose, score.centre, steps=20, rate=level.rate)
             for pose, score in found
@@ -88,7 +91,7 @@ def find_pose(
         climbed.sort(key=lambda one: float(one[1] - _distance_penalty(one[0])), reverse=True)
         found = [(pose, score) for pose, _, score in climbed[: level.kept]]
     rigid, _, score = climbed[0]
-    prior = POSE.prior_nats_emission if beside_emission else POSE.prior_nats
+    prior = _prior(beside_emission=beside_emission, volumes=volumes)
     rigid, values = _climb(score, rigid, steps=30, rate=0.6, prior=prior)
     rigid_score = float(values)
     best = rigid
@@ -104,19 +107,30 @@ def find_pose(
     return Pose(matrices[0], matrices[1], start, rigid_score, float(values), far)
 
 
+def _prior(*, beside_emission: bool, volumes: bool) -> float:
+    """Weight of the prior on the initial alignment, nats."""
+    if not beside_emission:
+        return POSE.prior_nats
+    return POSE.prior_nats_emission if volumes else POSE.prior_nats_emission_2d
+
+
 def _views_of(
     images: tuple[Image, Image], fields_of_view: tuple[Tensor, Tensor], spacing: float
 ) -> tuple[list[View], ...]:
     """Both images on the coarse, the middle and the fine level."""
     levels = [(POSE.coarse_size, POSE.coarse_blur)]
     levels += [(level.size, level.blur) for level in (POSE.middle, POSE.fine)]
-    return tuple(
+    views = [
         [
             make_view(image, view, spacing=size * spacing, blur_mm=blur * spacing)
             for image, view in zip(images, fields_of_view, strict=True)
         ]
         for size, blur in levels
-    )
+    ]
+    if images[0].spatial_dims == 2 and has_emission(*images):
+        # that the scalp takes up nothing is most of what a slice of a PET or SPECT says
+        views = [[replace(view, dark_is_doubtful=False) for view in level] for level in views]
+    return tuple(views)
 
 
 def _best_of_many(score: PointScore, starts: int) -> Tensor:

@@ -68,10 +68,13 @@ class PoseSettings:
     strain_penalty_3d: float = 10.0  # nats; more than in 2D, strain takes up what does not fit
     structure: float = 6.0  # nats per unit of the descriptors' distance
     structure_blind: float = 10.0  # the same of descriptors that are blind to noise
+    structure_emission_2d: float = 2.0  # the same in a slice with a PET or SPECT (decision 0032)
     noise_floor: float = 0.1  # share of the mean variance, of those descriptors
     distance_penalty: float = 0.003  # nats per mm (or 1.1°) from the initial alignment
     prior_nats: float = 0.06  # nats λ of the prior λ p² / (p² + s²) (Geman and McClure)
     prior_nats_emission: float = 0.3  # the same beside PET or SPECT: one scanner takes the CT too
+    # the same in a slice: no scanner wrote where pictures lie, and its score is lower (0032)
+    prior_nats_emission_2d: float = 0.1
     prior_mm: float = 6.0  # mm, s of the prior
     coarse_size: float = 1.0  # voxel size of the first level, times the spacing of the search
     coarse_blur: float = 0.8  # its blur, times the spacing of the search
@@ -172,6 +175,22 @@ class DecisionSettings:
     bins: int = 32  # of each image in the NMI
 
 
+@dataclass(frozen=True)
+class StandingSettings:
+    """Of when a move is earned against "they are aligned already" (decision 0032)."""
+
+    # share by which NMI - 1 must rise in a slice. Slices of painted training heads whose planes lie
+    # up to 2.5 mm and 3° apart: 26 % at most where nothing is to be moved, 36 % and more after
+    # known moves of 2 px and more (``python benchmarks/standing.py``)
+    slice_gain: float = 0.3
+    # the same with a PET or SPECT, whose edges are soft: 6 % at most where nothing is to be moved,
+    # 10 % and more after known moves whose pose is right (decision 0032)
+    slice_gain_emission: float = 0.1
+    # mm (pictures: px), mean displacement: of PETs of training patients as scanned with their CT
+    # 1 to 3 were found (``python benchmarks/sarcoma_cohort.py``); nearer is taken for aligned
+    resolved_mm: float = 3.0
+
+
 LATTICE = LatticeSettings()
 VIEW = ViewSettings()
 POSE = PoseSettings()
@@ -179,3 +198,4 @@ POLISH = PolishSettings()
 REFINEMENT = RefinementSettings()
 DEFORMATION = DeformationSettings()
 DECISION = DecisionSettings()
+STANDING = StandingSettings()

@@ -21,10 +21,16 @@ from fusion_pipeline.register.pose import polished
 from fusion_pipeline.register.refinement import refine
 from fusion_pipeline.register.settings import DECISION, DEFORMATION, POLISH
 from fusion_pipeline.register.smoothness import Smoothness
+from fusion_pipeline.register.standing import (
+    NOT_MOVED,
+    SESSION,
+    Verdict,
+    judged,
+    left_as_it_was,
+    of_one_session,
+)
 from fusion_pipeline.register.views import has_emission, masked_field_of_view, prepared
 from fusion_pipeline.transforms import NormalizeModality
-
-_NOT_MOVED = "the initial alignment (headers) was kept: no pose was clearly better"
 
 
 class Register:
@@ -105,29 +111,42 @@ class Register:
         start = align(None)
         body_mm = body_mm3(given[1], fields_of_view[1])
         if transform == "none":
-            still = start.undeformed
-            chosen = ChosenPose(np.eye(fixed.spatial_dims + 1), "none", {})
-            return registration_of(start, still, chosen, estimated_on=still, body_mm=body_mm)
+            return left_as_it_was(start, Verdict(), body_mm=body_mm)
         found, pair = self._posed(start, align, images, fields_of_view, transform)
-        matrix, kept, details = found.matrix, found.kind, found.details
-        reason = _NOT_MOVED if kept == "none" else ""
-        end = pair.undeformed
-        if transform == "deformable":
-            end = self._deformed(pair, images)
-            where = pair.undeformed.compared_region() * end.compared_region()
-            details["mind_pose"] = pair.undeformed.distance(where)
-            if end.ddf is not None:
-                kept = "deformable"
-                details["mind_deformed"] = end.distance(where)
-            elif not reason:
-                reason = "a deformation would not have been clearly better than the pose alone"
+        if self.same_person and of_one_session(*images) and not found.undisputed:
+            return left_as_it_was(start, SESSION, body_mm=body_mm, details=found.details)
+        deforms = transform == "deformable"
+        end, reason = self._end(found, pair, images) if deforms else (pair.undeformed, "")
+        # masks cut the outlines off, which a gain in information mostly comes from
+        asked = self.same_person and fixed_mask is None and moving_mask is None
+        verdict = judged(found, end, start, images) if asked else Verdict()
+        if verdict.stays:
+            return left_as_it_was(start, verdict, body_mm=body_mm, details=found.details)
+        matrix = found.matrix
         estimated_on = end  # not made anew after a polish, which moves by less than it can tell
-        if kept == "rigid" and _can_be_polished(end, images):
-            matrix, end = _placed_exactly(align, end, matrix, images, fields_of_view, details)
-        chosen = ChosenPose(matrix, kept, details)
+        if found.kind == "rigid" and end.ddf is None and _can_be_polished(end, images):
+            matrix, end = _placed_exactly(align, end, matrix, images, fields_of_view, found.details)
         return registration_of(
-            start, end, chosen, reason=reason, estimated_on=estimated_on, body_mm=body_mm
+            start,
+            end,
+            ChosenPose(matrix, found.kind if end.ddf is None else "deformable", found.details),
+            reason=NOT_MOVED if found.kind == "none" and end.ddf is None else reason,
+            doubt=verdict.doubt,
+            estimated_on=estimated_on,
+            body_mm=body_mm,
         )
+
+    def _end(
+        self, found: ChosenPose, pair: ImagePair, images: tuple[Image, Image]
+    ) -> tuple[AlignedPair, str]:
+        """The pair after its deformation, and why there is none; with details of both."""
+        end = self._deformed(pair, images)
+        where = pair.undeformed.compared_region() * end.compared_region()
+        found.details["mind_pose"] = pair.undeformed.distance(where)
+        if end.ddf is None:
+            return end, "a deformation would not have been clearly better than the pose alone"
+        found.details["mind_deformed"] = end.distance(where)
+        return end, ""
 
     def _posed(
         self,
@@ -139,7 +158,10 @@ class Register:
     ) -> tuple[ChosenPose, ImagePair]:
         """The pose to go on from, the initial alignment included, and the pair after it."""
         stretch_gain = DECISION.affine_gain if self.same_person else 1.0
-        affine = transform != "rigid"
+        # information alone stretches a slice's PET or SPECT until it fills the head
+        affine = transform != "rigid" and not (
+            images[0].spatial_dims == 2 and has_emission(*images)
+        )
         found = choose_pose(*images, fields_of_view, affine=affine, stretch_gain=stretch_gain)
         pair = start if found.kind == "none" else align(found.matrix)
         deforms = transform == "deformable"

@@ -74,6 +74,7 @@ def _registration(registration: Registration, fixed: Image) -> dict[str, Any]:
         "ok": evidence.ok,
         "reason": evidence.reason,
         "transform": evidence.transform,
+        "aligned_already": evidence.aligned_already,
         "similarity_before": evidence.similarity_before,
         "similarity_after": evidence.similarity_after,
         "folded_fraction": evidence.folded_fraction,

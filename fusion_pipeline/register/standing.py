@@ -1,0 +1,138 @@
+"""Whether a move is earned: two images that are aligned already stay where they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusion_pipeline.data import Image
+from fusion_pipeline.geometry import WorldMap, apply_affine
+from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair
+from fusion_pipeline.register.chosen_pose import ChosenPose
+from fusion_pipeline.register.doubt import registration_of, world_map
+from fusion_pipeline.register.evidence import Registration
+from fusion_pipeline.register.settings import STANDING
+from fusion_pipeline.register.views import has_emission
+
+_POINTS = 20_000  # at most, that a mean displacement is taken over
+_ALIGNED = "left as it was: aligned already"
+NOT_MOVED = "the initial alignment (headers) was kept: no pose was clearly better"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a pair stays as it is.
+
+    Attributes:
+        stays: nothing is moved.
+        aligned: why it is aligned as it came; empty where nothing says so.
+        doubt: why it may be anywhere; empty where nothing says so.
+    """
+
+    stays: bool = False
+    aligned: str = ""
+    doubt: str = ""
+
+
+SESSION = Verdict(
+    stays=True,
+    aligned=f"{_ALIGNED} (one session made both images, and no move is clearly better)",
+)
+
+
+def of_one_session(fixed: Image, moving: Image) -> bool:
+    """Whether the headers say that one session made both images, so that they lie in one space.
+
+    They do where both name one frame of reference, or where a PET or SPECT and another image name
+    one study: the scanner took both in one go.
+    """
+    first, second = fixed.identity, moving.identity
+    if first is None or second is None:
+        return False
+    one_frame = bool(first.frame_of_reference) and (
+        first.frame_of_reference == second.frame_of_reference
+    )
+    one_study = bool(first.study_uid) and first.study_uid == second.study_uid
+    return one_frame or (one_study and has_emission(fixed, moving))
+
+
+def judged(
+    found: ChosenPose, end: AlignedPair, start: ImagePair, images: tuple[Image, Image]
+) -> Verdict:
+    """Whether a move is earned against "they are aligned already".
+
+    Two slices are moved only where that makes them clearly more alike, or where the pose's score is
+    far above that of the initial alignment; a PET or SPECT only by a clear distance. Other volumes
+    are compared with their headers before (decision 0010). Images that stay are aligned if the best
+    pose that was searched is near. If it lies far off and was not clearly better, a slice does not
+    say where it belongs.
+
+    Args:
+        found: what came of the pose search; its details gain ``best_move_mm`` and ``nmi_gain``.
+        end: the pair after pose and deformation.
+        start: the pair in its initial alignment.
+        images: the reference and the moving image.
+    """
+    slices, emission = images[0].spatial_dims == 2, has_emission(*images)
+    if not slices and not emission:
+        return Verdict()
+    made = best = _mean_displacement(world_map(found.matrix, end, start.lattice), start)
+    if found.kind == "none" and found.best is not None:
+        pose = world_map(found.best, start.undeformed, start.lattice)
+        best = max(made, _mean_displacement(pose, start))
+    where = start.undeformed.compared_region() * end.compared_region()
+    before, after = (one.nmi(where) - 1 for one in (start.undeformed, end))
+    gain = after / before - 1 if before > 0 else 0.0
+    found.details.update(best_move_mm=best, nmi_gain=gain)
+    needed = STANDING.slice_gain_emission if emission else STANDING.slice_gain
+    too_near = emission and made < STANDING.resolved_mm
+    stays = too_near or (slices and gain < needed and not found.undisputed)
+    unit = "px" if images[0].is_picture else "mm"
+    if not stays:
+        return Verdict()
+    if best < STANDING.resolved_mm:
+        why = f"{_ALIGNED} (the best move, {best:.1f} {unit}, is no clear gain)"
+        return Verdict(stays=True, aligned=why)
+    doubt = (
+        f"one slice does not tell where the {images[1].key} lies: {best:.0f} {unit} away it fits "
+        "about as well; look at it"
+    )
+    return Verdict(stays=True, doubt=doubt if slices else "")
+
+
+def left_as_it_was(
+    start: ImagePair,
+    verdict: Verdict,
+    *,
+    body_mm: float,
+    details: Mapping[str, float] | None = None,
+) -> Registration:
+    """The registration that moves nothing.
+
+    Args:
+        start: the images in their initial alignment, on the working lattice.
+        verdict: why; says nothing where the user wants no registration.
+        body_mm: how much body the moving image shows, see `doubt.body_mm3`.
+        details: numbers for the report.
+    """
+    still = start.undeformed
+    return registration_of(
+        start,
+        still,
+        ChosenPose(np.eye(start.lattice.dims + 1), "none", dict(details or {})),
+        reason=verdict.aligned or (NOT_MOVED if verdict.stays else ""),
+        doubt=verdict.doubt,
+        estimated_on=still,
+        body_mm=body_mm,
+        aligned_already=bool(verdict.aligned),
+    )
+
+
+def _mean_displacement(move: WorldMap, start: ImagePair) -> float:
+    """How far a map moves what both images show, on average, in mm; 0 where that is nothing."""
+    where = start.undeformed.compared_region()[0, 0] > 0.5
+    voxels = where.nonzero().cpu().double().numpy()
+    if len(voxels) == 0:
+        return 0.0
+    points = apply_affine(start.lattice.affine, voxels[:: -(-len(voxels) // _POINTS)])
+    return float(np.linalg.norm(move.points(points) - points, axis=1).mean())
