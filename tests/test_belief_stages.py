@@ -117,8 +117,7 @@ def test_harmonize_and_fuse_do_not_depend_on_the_axes(order, signs):
     views["mr"][:, :, :5] = 0
     torch.manual_seed(0)
     harmonize, network = Harmonize(HarmonizationNet()), FusionNet()
-    for last in (network.logit, network.change):
-        torch.nn.init.normal_(last.weight, std=0.7)
+    torch.nn.init.normal_(network.logit.weight, std=0.7)
     fuse = Fuse(network)
 
     def run(given, fields):

@@ -272,7 +272,10 @@ class TestOverrides:
         ("override", "hint"),
         [
             ("refine_step", "did you mean refine_steps?"),
-            ("inferer#refine_step", "inferer has device, refine_steps, same_person, working_spac"),
+            (
+                "inferer#refine_step",
+                "inferer has colour_map, device, fuse_steps, refine_steps, same",
+            ),
             ("inferer#refine_step", "did you mean inferer#refine_steps?"),
             (
                 "preprocessing#transforms#2#axcode",
@@ -321,10 +324,10 @@ class TestOverrides:
 
     def test_a_name_of_the_config_or_of_a_component_is_taken(self, tmp_path):
         found = workflow(
-            refine_steps=0, output_dir=str(tmp_path), **{"network_def#fusion#bound": 0.25}
+            refine_steps=0, output_dir=str(tmp_path), **{"network_def#harmonization#small_size": 30}
         )
         assert found.inferer.settings["refine_steps"] == 0
-        assert found.network_def.fusion.bound == 0.25
+        assert found.network_def.harmonization.small_size == 30
 
     @pytest.mark.parametrize(
         ("word", "meant"), [("false", False), ("True", True), (False, False), (True, True)]

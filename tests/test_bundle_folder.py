@@ -272,11 +272,14 @@ class TestBundleInUse:
             output_dir=str(tmp_path),
             denoise="true",
             pretrained=False,
-            **{"network_def#fusion#bound": 0.25, "preprocessing#transforms#6#window_hu": [-10, 90]},
+            **{
+                "network_def#harmonization#small_size": 30,
+                "preprocessing#transforms#6#window_hu": [-10, 90],
+            },
         )
         assert found.root == SOURCE
         assert set(found.config) == {"network_def", "preprocessing", "denoise"}
-        assert found.config["network_def"]["fusion"]["bound"] == 0.25
+        assert found.config["network_def"]["harmonization"]["small_size"] == 30
         assert found.config["preprocessing"]["transforms"][6]["window_hu"] == [-10, 90]
         assert found.config["denoise"] == "true"
 

@@ -238,9 +238,9 @@ class TestPointScore:
         asked = []
 
         class Counted(Points):
-            def __init__(self, source, count, seed, *, blind):
+            def __init__(self, source, count, seed, *, blind, **others):
                 asked.append(int(blind))
-                super().__init__(source, 200, seed, blind=blind)
+                super().__init__(source, 200, seed, blind=blind, **others)
 
         monkeypatch.setattr(poses, "Points", Counted)
         monkeypatch.setattr(poses, "_climb", lambda _, p, **__: (p, torch.zeros(len(p))))

@@ -75,7 +75,8 @@ class TestAlignment:
     def test_a_single_image_in_two_protocols_trains_the_harmonization(self):
         batch = painted("harmonization")
         alone = {
-            name: getattr(batch, name)[:, :1] for name in ("image", "valid", "body", "protocol")
+            name: getattr(batch, name)[:, :1]
+            for name in ("image", "valid", "body", "protocol", "original")
         }
         one = type(batch)(kinds=batch.kinds[:1], spacing=batch.spacing, **alone)
         network = module("harmonization").network

@@ -305,7 +305,8 @@ def _centred(values: Tensor, weight: Tensor, region: "_Region", size: Tensor) ->
 def _ranks(values: Tensor, weight: Tensor) -> Tensor:
     """Ranks in 0..1 by a cumulative histogram; the slope is the density, so they differentiate."""
     scaled = values.clamp(0, 1) * (_BINS - 1e-3)
-    at = scaled.detach().long()
+    # NaN has no rank; the other terms of the loss say so
+    at = scaled.detach().nan_to_num().long()
     rows = []
     for bins, counts in zip(at.flatten(1), weight.flatten(1), strict=True):
         rows.append(torch.bincount(bins, counts, minlength=_BINS))

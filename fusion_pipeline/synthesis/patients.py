@@ -20,7 +20,12 @@ from fusion_pipeline.data import (
     write_labels,
     written_whole,
 )
-from fusion_pipeline.geometry import apply_affine, inverse_affine, rigid_matrix, sample
+from fusion_pipeline.geometry import (
+    apply_affine,
+    inverse_affine,
+    rigid_matrix,
+    sample,
+)
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.sampling import Mode
 from fusion_pipeline.synthesis.anatomy import draw_body
@@ -324,8 +329,8 @@ def _assembled(
     world = _lattice(canvas, "ct").world()
     moving: list[Contrast] = [key for key in scans if key != "ct"]
     shown = np.argwhere(fixed.labels.array[0].numpy() > 0)
-    picked = torch.randperm(len(shown), generator=generator)[:_LANDMARKS].numpy()
-    points = apply_affine(fixed.image.affine, shown[picked])
+    order = torch.randperm(len(shown), generator=generator).numpy()
+    points = _seen_by_all(apply_affine(fixed.image.affine, shown[order]), scans, motions)
     case = Case(
         id=case_id,
         reference="ct",
@@ -344,6 +349,20 @@ def _assembled(
         for key in moving
     }
     return SyntheticPatient(case, aligned)
+
+
+def _seen_by_all(
+    points: Matrix, scans: Mapping[Contrast, _Scan], motions: Mapping[str, Motion]
+) -> Matrix:
+    """The first points that lie in the field of view of every image: who sets marks sees them."""
+    points = points[: 8 * _LANDMARKS]
+    seen = np.ones(len(points), bool)
+    for key, scan in scans.items():
+        image = scan.image
+        there = points if key == "ct" else motions[key].forward(points)
+        voxels = apply_affine(inverse_affine(image.affine), there)
+        seen &= ((voxels > 0) & (voxels < np.asarray(image.shape) - 1)).all(1)
+    return points[seen][:_LANDMARKS]
 
 
 def _displacement(motion: Motion, world: Matrix) -> Tensor:

@@ -91,14 +91,16 @@ class FusionObjective:
         self, fused: Tensor, shown: Tensor, kinds: Sequence[str], shares: Tensor
     ) -> Tensor:
         """``(B, 1, *S)``: each fused image after some steps of descent."""
-        items = zip(fused, shown, shares, strict=True)
         largest = fused[0].numel()
-        return torch.stack(
-            [
-                refined(one, images, kinds, kept, steps=self.steps, largest=largest)
-                for one, images, kept in items
-            ]
-        )
+        # a validation runs in inference mode, where nothing descends
+        with torch.inference_mode(False):
+            items = zip(*(x.clone() for x in (fused, shown, shares)), strict=True)
+            return torch.stack(
+                [
+                    refined(one, images, kinds, kept, steps=self.steps, largest=largest)
+                    for one, images, kept in items
+                ]
+            )
 
     def scores(self) -> MetricCollection:
         """Edge transfer of the source that is kept worst; edges that no source has."""

@@ -28,7 +28,7 @@ class HarmonizationObjective:
 
     phase = "harmonization"
     stages = ("harmonization",)
-    parts: tuple[str, ...] = ("agreement", "protocol", "background", "absent", "variation")
+    parts: tuple[str, ...] = tuple(HARMONIZATION_WEIGHTS)
     truths: Mapping[str, str] = {}
 
     @one_line_refusals()
