@@ -152,7 +152,8 @@ torch.testing.assert_close(loss_there, loss, rtol=1e-4, atol=1e-4)
 for name, value in weights.items():
     torch.testing.assert_close(weights_there[name], value, rtol=0, atol=1e-4, msg=name)
 for name, value in scores.items():
-    assert abs(scores_there[name] - value) < 1e-3, name
+    # of a kind that the batch does not have there is no score
+    assert value != value or abs(scores_there[name] - value) < 1e-3, name
 assert count.calls[there.NAME]["convolution_backward"] > 0
 for name in ("convolution", "convolution_backward", "grid_sampler_2d", "grid_sampler_3d"):
     assert not count.calls["cpu"][name], f"{{count.calls['cpu'][name]}} times {{name}} on the CPU"

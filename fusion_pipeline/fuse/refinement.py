@@ -60,7 +60,8 @@ def refined(
     # sums run in an order of the images' own, so that theirs changes nothing to the last bit
     order = canonical_order(images[None], kind_indices(kinds, len(kinds)))
     kinds = [kinds[m] for m in order]
-    start, given, shares = (x[box][None] for x in (fused, images[order], kept[order]))
+    given, shares = (torch.stack([x[m] for m in order]) for x in (images, kept))
+    start, given, shares = (x[box][None] for x in (fused, given, shares))
     free = ((shares > 0).sum(1, keepdim=True) > 1).float()
     free = free * dilated((given > _SHOWN).any(1, keepdim=True).float(), _AROUND)
     factors = _factors(start.shape[2:], steps, largest)

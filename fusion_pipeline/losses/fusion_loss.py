@@ -212,7 +212,9 @@ class FusionLoss:
         self, scores: Tensor, region: "_Region", which: Sequence[int] | None = None
     ) -> Tensor:
         """``(B, M)`` scores of a region to its part of the loss."""
-        counts = region.counts if which is None else region.counts[:, which]
+        counts = region.counts
+        if which is not None:
+            counts = torch.stack([counts[:, m] for m in which], 1)
         lost = counts * (1 - scores)
         mean = lost.sum(1) / counts.sum(1).clamp_min(1e-6)
         return ((1 - self._worst) * mean + self._worst * lost.amax(1)) * region.part
@@ -261,8 +263,8 @@ def _asked_of_contrast(
     is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks
     four times.
     """
-    mrs = [m for m, kind in enumerate(kinds) if kind == "mr"]
-    by_mr = share[:, mrs].amax(1, keepdim=True) if mrs else torch.zeros_like(share[:, :1])
+    mrs = [share[:, m : m + 1] for m, kind in enumerate(kinds) if kind == "mr"]
+    by_mr = torch.cat(mrs, 1).amax(1, keepdim=True) if mrs else torch.zeros_like(share[:, :1])
     parts = []
     for m, kind in enumerate(kinds):
         own = share[:, m : m + 1]
@@ -274,10 +276,11 @@ def _asked_of_contrast(
 
 def _asked_of_order(images: Tensor, kinds: Sequence[str], share: Tensor) -> Tensor:
     """Where the order of HU and uptake is asked for: of fat an MR says more than a CT beside it."""
-    mrs = [m for m, kind in enumerate(kinds) if kind == "mr"]
+    shown = images * share
+    mrs = [shown[:, m : m + 1] for m, kind in enumerate(kinds) if kind == "mr"]
     if not mrs or "ct" not in kinds:
         return torch.ones_like(images[:, :1])
-    return 1 - (images * share)[:, mrs].amax(1, keepdim=True) ** 2
+    return 1 - torch.cat(mrs, 1).amax(1, keepdim=True) ** 2
 
 
 def _bright(
