@@ -1,12 +1,10 @@
 """The stages at a glance, in the README and at the top of docs/results.md."""
 
-from figure_tables import SOURCES, Figures, rounded, spread, table
-
-_RULES = ("average", "max", "pca", "laplacian")
+from figure_tables import Figures, rounded, spread, table
 
 
 def summary(f: Figures) -> str:
-    """README: a few figures with n and spread, the stages without trained parts beside them."""
+    """README: a few figures with n and spread."""
     pairs = {
         "ct-mr": "register CT–MR, limb and trunk, error in mm",
         "ct-pet": "register CT–PET, limb and trunk, error in mm",
@@ -21,26 +19,11 @@ def summary(f: Figures) -> str:
         ]
         for key, name in pairs.items()
     ]
-    agreement = "correlation/ct-mr"
-    edges = max(f.value("fusion", f"ct-pet/{rule}", "q") for rule in _RULES)
-    rows += [
-        [
-            "harmonize CT–MR, correlation",
-            str(f.n("harmonization", agreement)),
-            rounded(f.value("harmonization", agreement, "zscore"), 2),
-            spread(f.numbers("harmonization", agreement, "network")),
-        ],
-        [
-            "fuse CT–PET, share of the weaker image's edges kept",
-            str(f.n("fusion", "ct-pet/network")),
-            rounded(edges, 2),
-            spread(f.numbers("fusion", "ct-pet/network", "q")),
-        ],
-    ]
     return table(
-        "Patients never trained on; mean ± standard deviation over n cases. Registration: "
-        "error over the body after a known, strong, elastic move; patients are moved several "
-        "times. Before is the moved image, the z-score, and the best of four fusion rules.",
+        "Patients never trained on; mean ± standard deviation over n cases: error over the body "
+        "after a known, strong, elastic move; patients are moved several times. Before is the "
+        "moved image. Harmonization and fusion are new and were measured on few patients: "
+        "[history](docs/history).",
         ["stage", "n", "before", "after"],
         rows,
     )
@@ -53,22 +36,9 @@ def stages(f: Figures) -> str:
         f"{rounded(f.value('demo', key, 'after'), 1)} mm"
         for key in ("mr", "pet")
     )
-    pairs = ("ct-mr", "ct-pet", "mr-pet")
-    agreement = ", ".join(
-        f"{SOURCES[key]} {rounded(f.value('harmonization', f'correlation/{key}', 'zscore'), 2)} → "
-        f"{rounded(f.value('harmonization', f'correlation/{key}', 'network'), 2)}"
-        for key in pairs
-    )
-    edges = [f.value("harmonization", f"edges/{key}", "network") for key in ("ct", "mr", "pet")]
-    kept = ", ".join(
-        f"{SOURCES[key]} {rounded(f.value('fusion', f'{key}/network', 'q'), 3)} "
-        f"({rounded(f.value('fusion', f'{key}/average', 'q'), 3)}, "
-        f"{rounded(f.value('fusion', f'{key}/laplacian', 'q'), 3)})"
-        for key in pairs
-    )
     return table(
-        "What each stage does and one figure for it, on the demo (one synthetic head) and on "
-        f"{f.n('fusion', 'ct-mr/network')} sarcoma patients never trained on.",
+        "What each stage does. Harmonization and fusion are those of decisions 30 and 31; tables "
+        "below that name them are of the versions before.",
         ["stage", "what it does", "measured"],
         [
             [
@@ -78,14 +48,15 @@ def stages(f: Figures) -> str:
             ],
             [
                 "harmonize",
-                "smooth increasing tone curves, which cannot invent structure",
-                f"correlation, z-score → ours: {agreement}; "
-                f"{rounded(100 * min(edges), 0)}–{rounded(100 * max(edges), 0)} % of edges kept",
+                "a standard of each modality, one increasing curve and a bias field: nothing is "
+                "invented, and there is a way back",
+                "four patients: [history](history/harmonization.md)",
             ],
             [
                 "fuse",
-                "attention weights that sum to one, for any number of modalities",
-                f"edges kept of the weaker source (average, Laplacian pyramid): {kept}",
+                "weights that sum to one at each scale, for any number of modalities; then descent "
+                "on the fusion loss",
+                "slices and two patients: [history](history/fusion.md)",
             ],
         ],
     )

@@ -49,6 +49,7 @@ def test_png_input_gives_png_images_and_nifti_fields(done):
     assert {path.name for path in done.iterdir()} == {
         *(f"{key}_registered.png" for key in ("mr", "pet")),
         *(f"{key}_displacement.nii.gz" for key in ("mr", "pet")),
+        *(f"{key}_transform{way}.h5" for key in ("mr", "pet") for way in ("", "_inverse")),
         *(f"{key}_harmonized.png" for key in ("ct", "mr", "pet")),
         *(f"{key}_harmonization.json" for key in ("ct", "mr", "pet")),
         *("fused.png", "fused_colour.png", "weights.nii.gz", "report.json", "report.html"),
