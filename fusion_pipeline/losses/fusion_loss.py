@@ -311,7 +311,8 @@ def _ranks(values: Tensor, weight: Tensor) -> Tensor:
     # NaN has no rank; the other terms of the loss say so
     at = scaled.detach().nan_to_num().long()
     rows = []
-    for bins, counts in zip(at.flatten(1), weight.flatten(1), strict=True):
+    # the weights count voxels: only the values are differentiated
+    for bins, counts in zip(at.flatten(1), weight.detach().flatten(1), strict=True):
         rows.append(torch.bincount(bins, counts, minlength=_BINS))
     histogram = torch.stack(rows)
     histogram = histogram / histogram.sum(1, keepdim=True).clamp_min(1e-6)
