@@ -35,9 +35,9 @@ def fused_colour(
     functional = [m for m, kind in enumerate(kinds) if kind == "emission"]
     if not functional:
         return None
-    uptake = images[functional].amax(0, keepdim=True)
+    uptake = torch.stack([images[m] for m in functional]).amax(0, keepdim=True)
     anatomical = [m for m, kind in enumerate(kinds) if kind != "emission"]
-    grey = _anatomy(images[anatomical], weights[anatomical], fused)
+    grey = _anatomy([images[m] for m in anatomical], [weights[m] for m in anatomical], fused)
     lut = coloured(uptake, colour_map) / 255
     own = sum(w * channel for w, channel in zip(_LUMA, lut, strict=True))[None]
     rise = ((uptake - _FIRST) / (_FULL - _FIRST)).clamp(0, 1)
@@ -49,14 +49,15 @@ def fused_colour(
     return 255 * (luminance + fits * chroma).clamp(0, 1)
 
 
-def _anatomy(images: Tensor, weights: Tensor, fused: Tensor) -> Tensor:
+def _anatomy(images: Sequence[Tensor], weights: Sequence[Tensor], fused: Tensor) -> Tensor:
     """``(1, *S)``: the anatomical images by their weights; the fused image without any."""
-    if len(images) == 0:
+    if not images:
         return fused
     if len(images) == 1:
-        return images
-    shares = weights + 1e-6 * (images > 0)
-    return (shares * images).sum(0, keepdim=True) / shares.sum(0, keepdim=True).clamp_min(1e-12)
+        return images[0][None]
+    shown = torch.stack(list(images))
+    shares = torch.stack(list(weights)) + 1e-6 * (shown > 0)
+    return (shares * shown).sum(0, keepdim=True) / shares.sum(0, keepdim=True).clamp_min(1e-12)
 
 
 __all__ = ["fused_colour"]
