@@ -3,6 +3,7 @@
 Each class averages the function of `fusion_pipeline.metrics` that it names.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -58,9 +59,9 @@ class _MeanOverLabels(MeanOverCases):
             labels = _labels(a) if self.labels is None else self.labels
             self._add([_mean(self._per_label(a, b, labels).values())])
 
+    @abstractmethod
     def _per_label(self, a: np.ndarray, b: np.ndarray, labels: Sequence[int]) -> dict[int, float]:
         """Label → score."""
-        raise NotImplementedError
 
 
 class DiceScore(_MeanOverLabels):
