@@ -21,6 +21,7 @@ help:
 
 # torch first and alone: pip then keeps that build for all that depend on it
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo 'installing into $(VENV): a few minutes the first time'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt '$(TORCH)'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

@@ -41,7 +41,7 @@ def new_command(
     summary: str,
     epilog: str | None = None,
 ) -> Parser:
-    """A command with what each has: ``--output`` and ``--debug``.
+    """A command with what each has: ``--output``, ``--debug`` and ``--quiet``.
 
     Args:
         commands: where it goes.
@@ -56,6 +56,7 @@ def new_command(
         "--output", type=Path, required=True, metavar="FOLDER", help="folder for the results"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--quiet", action="store_true", help="do not say where the run is")
     return parser
 
 

@@ -1,9 +1,13 @@
 """A command in this process: its messages on the terminal, its exit code."""
 
 import argparse
+import logging
 import warnings
 
+from fusion_pipeline import __version__
 from fusion_pipeline.cli.terminal import log_to_terminal, logger, quiet
+
+progress = logging.getLogger("fusion_pipeline.progress")
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -15,11 +19,16 @@ def run_command(args: argparse.Namespace) -> int:
     Returns:
         0: done; 1: some cases failed; 2: bad input.
     """
-    log_to_terminal(debug=args.debug)
+    log_to_terminal(debug=args.debug, quiet=args.quiet)
+    # the libraries take seconds to load, and the first word must not wait for them
+    progress.info("fusion-pipeline %s: loading libraries", __version__)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quiet()
-        return _exit_code_of(args)
+        try:
+            return _exit_code_of(args)
+        finally:
+            progress.info("")
 
 
 def _exit_code_of(args: argparse.Namespace) -> int:

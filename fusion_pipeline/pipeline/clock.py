@@ -1,5 +1,6 @@
-"""What a run costs: wall and CPU seconds per stage, peak memory."""
+"""What a run costs: wall and CPU seconds per stage, peak memory; and where it is."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -7,23 +8,42 @@ from contextlib import contextmanager
 
 import psutil
 
+# `INFO` when a stage begins (its name) and ends (empty): nobody hears it but who asks for it
+logger = logging.getLogger("fusion_pipeline.progress")
+
+
+def announce(step: str, case: str = "") -> None:
+    """Log what begins, such as ``register mr_t1``; empty: it ended. Nothing is timed."""
+    logger.info("%s%s", f"{case}: " if case else "", step)
+
 
 class Clock:
-    """Collects wall and CPU seconds under the names of the stages.
+    """Collects wall and CPU seconds under the names of the stages, and logs where the run is.
 
     Args:
         timings: what was collected so far.
+        case: its id, for the log.
 
     Attributes:
         timings: ``{"register": {"wall_s": 3.1, "cpu_s": 5.9}, …}``, in the order of the stages.
     """
 
-    def __init__(self, timings: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    def __init__(
+        self, timings: Mapping[str, Mapping[str, float]] | None = None, case: str = ""
+    ) -> None:
+        self.case = case
         self.timings = {name: dict(spent) for name, spent in (timings or {}).items()}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside; a name used twice adds up."""
+    def stage(self, name: str, *, has_steps: bool = False) -> Iterator[None]:
+        """Time what happens inside; a name used twice adds up.
+
+        Args:
+            name: of the stage.
+            has_steps: what happens inside announces its own steps.
+        """
+        if not has_steps:
+            announce(name, self.case)
         wall, cpu = time.perf_counter(), time.process_time()
         try:
             yield
@@ -31,6 +51,7 @@ class Clock:
             spent = self.timings.setdefault(name, {"wall_s": 0.0, "cpu_s": 0.0})
             spent["wall_s"] += time.perf_counter() - wall
             spent["cpu_s"] += time.process_time() - cpu
+            announce("")
 
 
 def peak_memory_mb() -> float:

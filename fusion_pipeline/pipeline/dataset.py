@@ -60,7 +60,7 @@ class CaseDataset(Dataset):
     def __getitem__(self, index: int) -> LoadedCase:
         """Load one case."""
         files = self.data[index]
-        clock = Clock()
+        clock = Clock(case=files.id)
         try:
             if self.skip(files):
                 return LoadedCase(files, number=index)

@@ -26,7 +26,7 @@ from fusion_pipeline.data import (
     write_transform,
     write_weights,
 )
-from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
+from fusion_pipeline.pipeline.clock import Clock, announce, peak_memory_mb
 from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
 
@@ -202,11 +202,13 @@ def write_files(result: CaseResult, folder: Path) -> None:
         result: what the pipeline found, its evaluation included.
         folder: an existing folder.
     """
-    clock = Clock(result.timings)
+    clock = Clock(result.timings, case=result.case.id)
     with clock.stage("write"):
         files = _write_images(result, folder)
     complete = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
+    announce("report", result.case.id)
     write_report(complete, folder, files)
+    announce("")
 
 
 def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:

@@ -26,7 +26,7 @@ from fusion_pipeline.geometry.filters import continued
 from fusion_pipeline.harmonize import Harmonization, Harmonize
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
-from fusion_pipeline.pipeline.clock import Clock, peak_memory_mb
+from fusion_pipeline.pipeline.clock import Clock, announce, peak_memory_mb
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Register, Registration
 from fusion_pipeline.transforms import NormalizeModality
@@ -133,16 +133,18 @@ class FusionInferer(Inferer):
         )
         fixed = case.series[case.reference]
         reference = _prepared(case, case.reference).to(self.device)
-        return {
-            key: stage(
+        registrations = {}
+        for key in case.moving:
+            announce(f"register {key}", case.id)
+            registrations[key] = stage(
                 reference,
                 _prepared(case, key),
                 transform=case.series[key].transform,
                 fixed_mask=fixed.mask,
                 moving_mask=case.series[key].mask,
             )
-            for key in case.moving
-        }
+        announce("")
+        return registrations
 
     def harmonize(
         self,
@@ -190,7 +192,7 @@ class FusionInferer(Inferer):
     ) -> PipelineResult:
         """The three stages, and everything back on the reference's own axes."""
         network = network.to(self.device).eval()
-        with clock.stage("register"):
+        with clock.stage("register", has_steps=True):
             registrations = self.register(case, network, normalize)
         with clock.stage("resample"):
             fields_of_view = _fields_of_view(case, registrations, self.device)

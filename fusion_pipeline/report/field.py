@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -19,12 +19,13 @@ from fusion_pipeline.report.frames import (
     arrows,
     plane_heading,
 )
-from fusion_pipeline.report.looks import Look, look_at
-from fusion_pipeline.report.pictures import Picture
+from fusion_pipeline.report.looks import Look, covered_by, look_at
+from fusion_pipeline.report.pictures import Mask, Picture
 from fusion_pipeline.report.planes import Pixels, Plane, read
 from fusion_pipeline.result import CaseResult
 
 _STILL_MM = 0.01
+ERROR_TOP = 10.0  # mm, of every error map: cases can then be compared by eye
 _Row = tuple[Heading, Sequence[Frame]]
 
 
@@ -54,13 +55,13 @@ def field_table(result: CaseResult, key: str, planes: Sequence[Plane]) -> FrameT
     """
     registration = result.registrations[key]
     fields = [field_on(registration.map, plane) for plane in planes]
-    longest = max(float(np.percentile(_length(f), 99.5)) for f in fields)
-    if longest < _STILL_MM:
+    lengths = np.concatenate([_length(f).ravel() for f in fields])
+    if np.percentile(lengths, 99.5) < _STILL_MM:
         return None
     fixed = result.case.fixed
     looks = [look_at(fixed, fixed, plane) for plane in planes]
     unit = length_unit(fixed)
-    limit = _round_up(longest)
+    limit = displacement_top(lengths)
     magnification = _magnification(limit, planes[0])
     rows: list[_Row] = [
         (
@@ -73,13 +74,10 @@ def field_table(result: CaseResult, key: str, planes: Sequence[Plane]) -> FrameT
         ColourBar("displacement", pictures.bar_uri("viridis"), ("0", f"{limit:g} {unit}")),
         ColourBar("volume, moving / reference", pictures.bar_uri("bwr"), ("½", "1", "2")),
     ]
-    if registration.evidence.error_map_mm is not None:
-        error, affine = registration.evidence.error_map_mm, registration.map.working_affine
-        frames, top = _error_frames(error, affine, looks, planes)
-        rows.append((Heading("Estimated error"), frames))
-        bars.append(
-            ColourBar("estimated error", pictures.bar_uri("magma"), ("0", f"{top:g} {unit}"))
-        )
+    errors = _error_rows(result, key, fields, looks, planes)
+    if errors:
+        bars.append(ColourBar("error", pictures.bar_uri("magma"), ("0", f"{ERROR_TOP:g} {unit}")))
+    rows.extend(errors)
     columns = [plane_heading(plane) for plane in planes]
     return FrameTable(columns, rows, _caption(key, magnification), bars=bars)
 
@@ -134,16 +132,48 @@ def field_on(mapping: WorldMap, plane: Plane) -> Field:
     return Field(mapping.points(points) - points, volume.astype(np.float32))
 
 
+def _error_rows(
+    result: CaseResult,
+    key: str,
+    fields: Sequence[Field],
+    looks: Sequence[Look],
+    planes: Sequence[Plane],
+) -> list[_Row]:
+    """The estimated error and, where it is known, the true one, over the reference."""
+    registration, truth = result.registrations[key], result.case.series[key].displacement
+    rows: list[_Row] = []
+    overlaps = [covered_by(result, key, plane.points) for plane in planes]
+    if registration.evidence.error_map_mm is not None:
+        error, affine = registration.evidence.error_map_mm[None], registration.map.working_affine
+        estimates = [read(error, affine, plane.points) for plane in planes]
+        rows.append((Heading("Estimated error"), _error_frames(estimates, overlaps, looks, planes)))
+    if truth is not None:
+        differences = [
+            _length(replace(f, displacement=f.displacement - vectors_on(truth, result, plane)))
+            for f, plane in zip(fields, planes, strict=True)
+        ]
+        rows.append((Heading("True error"), _error_frames(differences, overlaps, looks, planes)))
+    return rows
+
+
+def vectors_on(truth: Tensor, result: CaseResult, plane: Plane) -> Matrix:
+    """A true displacement ``(d, *S)`` mm on a plane, ``(H, W, d)``; NaN outside the reference."""
+    parts = [read(part[None], result.case.fixed.affine, plane.points) for part in truth]
+    return np.stack(parts, axis=-1).astype(np.float64)
+
+
 def _error_frames(
-    error: Tensor, affine: Matrix, looks: Sequence[Look], planes: Sequence[Plane]
-) -> tuple[list[Frame], float]:
-    """The register stage's own estimate of its error, over the reference."""
-    values = [read(error[None], affine, plane.points) for plane in planes]
-    top = _round_up(max(float(np.nanpercentile(v, 99)) for v in values))
-    return [
-        Frame(_tinted(look, np.nan_to_num(v) / top, "magma"), plane)
-        for look, v, plane in zip(looks, values, planes, strict=True)
-    ], top
+    errors: Sequence[Pixels],
+    overlaps: Sequence[Mask],
+    looks: Sequence[Look],
+    planes: Sequence[Plane],
+) -> list[Frame]:
+    """Errors on one fixed scale, where both images are; elsewhere the reference alone."""
+    frames = []
+    for error, overlap, look, plane in zip(errors, overlaps, looks, planes, strict=True):
+        inside = replace(look, present=look.present & overlap & np.isfinite(error))
+        frames.append(Frame(_tinted(inside, np.nan_to_num(error) / ERROR_TOP, "magma"), plane))
+    return frames
 
 
 def _tinted(look: Look, unit: Pixels, colormap: str) -> Picture:
@@ -162,6 +192,15 @@ def _with_outline(picture: Picture, look: Look, plane: Plane) -> Picture:
 def _length(field: Field) -> Pixels:
     """Displacement's length in mm, ``(H, W)``."""
     return np.linalg.norm(field.displacement, axis=-1).astype(np.float32)
+
+
+def displacement_top(lengths: Pixels) -> float:
+    """A round end for a scale of displacements; the few longest may lie above it.
+
+    Args:
+        lengths: mm; none at all gives the shortest scale.
+    """
+    return _round_up(float(np.percentile(lengths, 99.5)) if lengths.size else 0.0)
 
 
 def _round_up(value: float) -> float:

@@ -52,7 +52,7 @@ def alignment_figures(result: CaseResult, key: str, *, pixels: int) -> Alignment
         key: the moving image.
         pixels: longer side of each picture.
     """
-    planes = planes_for(result, key, pixels)
+    planes = planes_for(result, pixels)
     fixed, moving = result.case.fixed, result.case.images[key]
     overlaid = pictures.is_emission(moving) != pictures.is_emission(fixed)
     compared = "Overlay" if overlaid else "Checkerboard"
@@ -65,6 +65,7 @@ def alignment_figures(result: CaseResult, key: str, *, pixels: int) -> Alignment
         ],
         [(plane_heading(plane), _alignment_row(result, key, plane)) for plane in planes],
         _alignment_caption(fixed, moving, overlaid=overlaid),
+        bars=[_uptake_bar(moving if pictures.is_emission(moving) else fixed)] if overlaid else [],
     )
     return AlignmentFigures(table, field_table(result, key, planes))
 
@@ -81,9 +82,20 @@ def _alignment_caption(fixed: Image, moving: Image, *, overlaid: bool) -> str:
     return f"{shown} Before: initial alignment, from the image headers. Windows: {windows}"
 
 
+def _uptake_bar(image: Image) -> ColourBar:
+    """The colours of a PET or SPECT over the anatomy."""
+    window = pictures.window_of(image)
+    ticks = [f"{value:.3g}" for value in (window.low, (window.low + window.high) / 2, window.high)]
+    return ColourBar(
+        f"{label(image.key)}, {window.units}",
+        pictures.bar_uri("inferno", pictures.UPTAKE_START),
+        ticks,
+    )
+
+
 def fusion_tables(result: CaseResult, *, pixels: int) -> list[FrameTable]:
     """Harmonized images; then the fused image, and where each voxel came from."""
-    planes = planes_for(result, _key_for_planes(result), pixels)
+    planes = planes_for(result, pixels)
     keys = result.modalities
     harmonized = [
         (plane_heading(p), [_harmonized_frame(result, k, p) for k in keys]) for p in planes
@@ -132,7 +144,7 @@ def _fusion_caption(result: CaseResult) -> str:
 
 def glance_table(result: CaseResult, *, pixels: int) -> FrameTable:
     """One row: the fused image in colour, the reference, each registered image, the fused image."""
-    plane = planes_for(result, _key_for_planes(result), pixels)[0]
+    plane = planes_for(result, pixels)[0]
     fixed = result.case.fixed
     first = _colour_frames(result, plane)
     frames = [
@@ -147,12 +159,6 @@ def glance_table(result: CaseResult, *, pixels: int) -> FrameTable:
     frames.append(Frame(_fused_picture(result, plane), plane))
     columns = [Heading(name) for name in (*names, "Fused")]
     return FrameTable(columns, [(plane_heading(plane), frames)])
-
-
-def _key_for_planes(result: CaseResult) -> str:
-    """The moving image that decides where the shared planes lie: PET or SPECT, if any."""
-    moving = result.case.moving
-    return next((k for k, i in moving.items() if pictures.is_emission(i)), next(iter(moving)))
 
 
 def _in_colour_or(picture: Picture, image: Image, plane: Plane) -> Picture:

@@ -9,6 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fusion_pipeline.report import facts
 from fusion_pipeline.report.curves import curve_figures
 from fusion_pipeline.report.figures import alignment_figures, fusion_tables, glance_table
+from fusion_pipeline.report.glossary import GLOSSARY, explained
+from fusion_pipeline.report.viewer import viewer_of
 from fusion_pipeline.result import CaseResult
 
 _SIDE_PIXELS = 480
@@ -23,7 +25,8 @@ def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
         report: the content of ``report.json``; the numbers are printed from it.
 
     Returns:
-        HTML with its style and pictures inside, no scripts, nothing to load.
+        HTML with its style, pictures, viewer and volumes inside, at most 10 MB; nothing to load.
+        The pictures stand for the viewer in print and where there is no script.
     """
     many = max(1.0, len(result.modalities) / _MODALITIES_AT_FULL_SIZE)
     pixels = round(_SIDE_PIXELS / many**0.75)
@@ -46,6 +49,8 @@ def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
             fusion=fusion_tables(result, pixels=pixels),
             curves=curve_figures(result),
             numbers=facts.numbers_tables(report),
+            viewer=viewer_of(result),
+            glossary=GLOSSARY,
         )
     )
 
@@ -62,6 +67,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         label=facts.label,
+        explained=explained,
         number=facts.number,
         words=facts.words,
         grid=facts.grid,

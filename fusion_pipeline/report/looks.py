@@ -40,8 +40,20 @@ class Look:
     picture: Picture
 
 
-def planes_for(result: CaseResult, key: str, pixels: int) -> tuple[Plane, ...]:
-    """Planes through the hottest spot of a PET or SPECT, or through the most overlap."""
+def planes_for(result: CaseResult, pixels: int) -> tuple[Plane, ...]:
+    """The planes that all pictures of the page show.
+
+    Args:
+        result: the case.
+        pixels: longer side of each picture.
+    """
+    return planes_through(shared_point(result), *content_box(result.case.fixed), pixels=pixels)
+
+
+def shared_point(result: CaseResult) -> Matrix:
+    """The hottest spot of a PET or SPECT, else where the images overlap most: ``(d,)`` RAS mm."""
+    moving = result.case.moving
+    key = next((k for k, i in moving.items() if pictures.is_emission(i)), next(iter(moving)))
     fixed, registered = result.case.fixed, result.registered_images[key]
     body = coarse_content(fixed).points
     # a spot that every image sees says more than the hottest bladder at the edge of one
@@ -51,8 +63,7 @@ def planes_for(result: CaseResult, key: str, pixels: int) -> tuple[Plane, ...]:
     body = body[choice] if choice.any() else body
     values = read(registered.array, registered.affine, body[None])[0]
     emission = pictures.is_emission(registered)
-    point = hottest_point(body, values) if emission else busiest_point(body)
-    return planes_through(point, *content_box(fixed), pixels=pixels)
+    return hottest_point(body, values) if emission else busiest_point(body)
 
 
 def covered_by(result: CaseResult, key: str, points: Matrix) -> Mask:

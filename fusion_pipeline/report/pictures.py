@@ -34,6 +34,7 @@ MODALITY_COLOURS = (
 _TINT = (1.0, 0.89, 0.74)
 _OUTSIDE = (0.09, 0.10, 0.12)
 _SUV_WHITE = 10.0
+UPTAKE_START = 0.15  # the darkest colours of the map are left out: they would hide the anatomy
 _EDGE_SCALE_MM = 2.2
 _EDGE_LENGTH_MM = 22.0
 _EDGE_LOW = 0.10  # step height in units of the window
@@ -159,7 +160,9 @@ def coloured(unit: Pixels, colormap: str) -> Picture:
 def emission_overlay(anatomy: Picture, uptake: Pixels, present: Mask) -> Picture:
     """Uptake in colour over a grey picture; the anatomy stays visible where uptake is low."""
     opacity = np.clip(uptake * 2.0, 0, 0.75) * present
-    return blend(0.85 * anatomy, coloured(0.15 + 0.85 * uptake, "inferno"), opacity)
+    return blend(
+        0.85 * anatomy, coloured(UPTAKE_START + (1 - UPTAKE_START) * uptake, "inferno"), opacity
+    )
 
 
 def jacobian_picture(determinant: Pixels, present: Mask) -> Picture:
@@ -190,9 +193,14 @@ def jpeg_uri(picture: Picture, quality: int = 84) -> str:
     return _uri(picture, "jpeg", quality=quality, subsampling=0)
 
 
-def bar_uri(colormap: str) -> str:
-    """A colour bar, low to high from left to right, as a ``data:`` address."""
-    ramp = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(2, 0)
+def bar_uri(colormap: str, start: float = 0.0) -> str:
+    """A colour bar, low to high from left to right, as a ``data:`` address.
+
+    Args:
+        colormap: matplotlib's name.
+        start: share of the map that is left out at its low end.
+    """
+    ramp = np.linspace(start, 1, 256, dtype=np.float32)[None].repeat(2, 0)
     return _uri(coloured(ramp, colormap), "png", optimize=True)
 
 
