@@ -29,6 +29,9 @@ _NEEDED = (
     "fusion_pipeline/report/frames.html.j2",
     "fusion_pipeline/report/page.css",
     "fusion_pipeline/report/page.html.j2",
+    "fusion_pipeline/report/viewer.js",
+    "fusion_pipeline/report/niivue/LICENSE.txt",
+    "fusion_pipeline/report/niivue/niivue.umd.js.gz",
     *(f"fusion_pipeline/bundles/{name}/{file}" for name in _BUNDLES for file in _OF_A_BUNDLE),
 )
 _IMPORT = """

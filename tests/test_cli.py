@@ -88,7 +88,15 @@ def no_run(monkeypatch, made):
 
 
 def run(*arguments, output):
-    return main(["run", *arguments, "--output", str(output)])
+    return main(["run", "--quiet", *arguments, "--output", str(output)])
+
+
+PROGRESS = re.compile(r"^ +\d+ s  .*\n", re.MULTILINE)
+
+
+def refusals(err):
+    """What stderr holds beside where the run is."""
+    return PROGRESS.sub("", err).splitlines()
 
 
 def test_two_files_become_a_folder(made, paths, tmp_path, capsys):
@@ -155,7 +163,11 @@ def test_a_datalist_goes_on_past_a_bad_case_and_leaves_with_1(made, paths, tmp_p
     assert "lost.nii.gz" in err
     assert "[2/2] good: ok" in out
     assert "case  status" in out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good", "summary.csv"]
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["good", "summary.csv", "summary.html"]
+    page = (tmp_path / "out" / "summary.html").read_text("utf-8")
+    assert 'href="good/report.html"' in page
+    assert page.index("lost.nii.gz") < page.index(">good</a>")
     assert run("--datalist", str(datalist), "--resume", output=tmp_path / "out") == 1
     assert "good: skipped" in capsys.readouterr().out
 
@@ -308,7 +320,7 @@ class TestTrain:
         assert main(["train", "--output", str(tmp_path / "out"), *arguments]) == 2
         out, err = capsys.readouterr()
         assert message in err
-        assert len(err.splitlines()) == 1
+        assert len(refusals(err)) == 1
         assert out == ""
 
     def test_a_phase_that_the_bundle_has_no_config_for(self, tmp_path, capsys):
@@ -382,7 +394,7 @@ def test_demo_says_what_is_gained(monkeypatch, made, tmp_path, capsys):
 def test_demo_refuses_in_one_line(made, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["demo", "--output", str(tmp_path / "file")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(refusals(capsys.readouterr().err)) == 1
 
 
 @pytest.fixture
@@ -468,7 +480,7 @@ def test_demo_names_an_unexpected_error_in_one_line(monkeypatch, made, tmp_path,
 
     monkeypatch.setattr(pipeline_package, "from_config", fail)
     assert main(["demo", "--output", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "unexpected ZeroDivisionError: oh\n"
+    assert refusals(capsys.readouterr().err) == ["unexpected ZeroDivisionError: oh"]
 
 
 @pytest.mark.slow
@@ -477,5 +489,12 @@ def test_the_command_itself_keeps_the_terminal_clean(paths, tmp_path):
     images = ["--ct", paths["ct"], "--mr", paths["mr"], "--output", str(tmp_path)]
     done = subprocess.run([*command, *images], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert refusals(done.stderr) == []
+    # the first word comes before the libraries, the others as the stages begin
+    steps = [line.split("  ")[-1] for line in done.stderr.splitlines()]
+    assert steps[0].endswith("loading libraries")
+    assert steps[1:] == [
+        f"case: {step}"
+        for step in ("load", "register mr", "resample", "harmonize", "fuse", "write", "report")
+    ]
     assert len(done.stdout.splitlines()) == 2

@@ -72,7 +72,11 @@ class TestManyCases:
         errors = [r for r in caplog.records if r.levelno == logging.ERROR]
         assert len(errors) == 1
         assert "nowhere.nii.gz" in errors[0].getMessage()
-        assert {p.name for p in (tmp_path / "out").iterdir()} == {"p1", "summary.csv"}
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {
+            "p1",
+            "summary.csv",
+            "summary.html",
+        }
         told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
         assert told[0].startswith("[2/2] p1: ok in ")
 

@@ -87,7 +87,7 @@ def rows(folder):
 
 def compare(out, alone):
     """The same files, byte for byte; of reports and summary all but what was measured."""
-    assert {path.name for path in out.iterdir()} == {*GOOD, "summary.csv"}
+    assert {path.name for path in out.iterdir()} == {*GOOD, "summary.csv", "summary.html"}
     for name in GOOD:
         ours, theirs = out / name, alone / name
         assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}

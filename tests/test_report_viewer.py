@@ -82,7 +82,7 @@ def test_values_are_those_of_the_images_at_their_points_of_the_world(result, vol
         values, affine = opened(volumes[title])
         expected = read(image.array, image.affine, points_of(values, affine))
         assert np.isfinite(values).sum() > 10_000
-        assert values == pytest.approx(expected, abs=step, nan_ok=True)
+        np.testing.assert_allclose(values, expected, rtol=0, atol=step)  # NaN at the same voxels
     after, before = (opened(volumes[t])[0] for t in ("MR T1", "MR T1, before registration"))
     assert np.nanmean(np.abs(after - before)) > 20
 
@@ -128,10 +128,12 @@ def test_a_coarser_lattice_takes_the_mean_of_what_lies_between(result):
     series = dict(result.case.series)
     series["ct"] = replace(series["ct"], image=fixed)
     noisy = replace(result, case=replace(result.case, series=series))
-    values, affine = opened(viewer_volumes(noisy, 60_000)[0])
-    assert affine[0, 0] > 3.2
-    body = values[np.isfinite(values) & (values > -300)]
-    assert np.std(body) < 60
+    (values, affine), (clean, _) = (
+        opened(viewer_volumes(one, 60_000)[0]) for one in (noisy, result)
+    )
+    assert affine[1, 1] > 3.2
+    # without a mean the noise of 100 would be left at half, between two voxels
+    assert np.nanmean(np.abs(values - clean)) < 25
 
 
 def test_a_picture_is_a_volume_of_one_slice():

@@ -24,7 +24,11 @@ _EXTRAS = ("label", "landmarks", "displacement", "transform", "mask")
 _OF_CASE = ("id", "reference", "target", "patient")
 _OF_MOVING = ("displacement", "transform")
 _BAD_IN_ID = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
-_OF_COHORT = ("summary.csv", "evaluation.json")  # files that stand beside the cases' folders
+_OF_COHORT = (
+    "summary.csv",
+    "summary.html",
+    "evaluation.json",
+)  # files that stand beside the cases' folders
 _DEFAULT_TRANSFORM: TransformKind = "deformable"
 
 

@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from fusion_pipeline.data import written_whole
 from fusion_pipeline.evaluation import Scores
 from fusion_pipeline.pipeline.summary import Outcome, as_csv, as_table
+from fusion_pipeline.report import CohortCase, render_cohort
 
 logger = logging.getLogger("fusion_pipeline.run")
 
@@ -36,16 +37,17 @@ class ProgressHandler:
 
 
 class SummaryHandler:
-    """At the end of more than one case ``summary.csv``, and a table in the log.
+    """At the end of more than one case ``summary.csv``, ``summary.html``, and a table in the log.
 
-    Where several processes share the run, one of them writes it.
+    Where several processes share the run, one of them writes them.
 
     Args:
-        output_dir: gets the file.
+        output_dir: gets the files.
     """
 
     def __init__(self, output_dir: Path | str) -> None:
         self.path = Path(output_dir) / "summary.csv"
+        self.page = self.path.with_suffix(".html")
 
     def attach(self, engine: Engine) -> None:
         """Be called at the end."""
@@ -58,7 +60,12 @@ class SummaryHandler:
             return
         with written_whole(self.path) as aside:
             aside.write_text(as_csv(outcomes), encoding="utf-8")
-        logger.info("\n%s", as_table(outcomes))
+        cases = [CohortCase(one.id, one.status, one.message, one.numbers) for one in outcomes]
+        flat = engine.pipeline.network.registration.spatial_dims == 2
+        length = "px" if flat else "mm"
+        with written_whole(self.page) as aside:
+            aside.write_text(render_cohort(cases, length), encoding="utf-8")
+        logger.info("\n%s\nsummary: %s", as_table(outcomes), self.page)
 
 
 class EvaluationHandler:

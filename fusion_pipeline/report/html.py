@@ -32,7 +32,7 @@ def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
     pixels = round(_SIDE_PIXELS / many**0.75)
     unit = facts.length_unit(result.case.fixed)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             report=report,
@@ -56,7 +56,7 @@ def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """The templates of this package: all text is escaped, a name that is not given is an error."""
     environment = Environment(
         loader=PackageLoader("fusion_pipeline.report", package_path=""),

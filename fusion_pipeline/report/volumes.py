@@ -30,6 +30,7 @@ from fusion_pipeline.result import CaseResult
 _Voxels = npt.NDArray[np.float32]
 
 _MAP_POINTS = 100_000  # of an error or displacement map: 4 mm apart in a head
+_CHARACTERS = 2  # of a point of a map, in base64: they are smooth
 _LEVELS = 200  # grey values within the display window: 2 HU of soft tissue
 _OUTSIDE = -32768  # of int16: no value here
 _GROWTH = 1.05  # of the voxels' sides at least, from one try to the next
@@ -116,7 +117,7 @@ def viewer_volumes(result: CaseResult, limit: int) -> list[Volume]:
     Returns:
         The reference first; maps last.
     """
-    maps = list(_maps(result))
+    maps = list(_maps(result, limit // 3))
     limit -= sum(len(one.data) for one in maps)
     step = _first_step(result, limit)
     while True:
@@ -139,9 +140,10 @@ def _first_step(result: CaseResult, limit: int) -> float:
     full = 2 * len(result.modalities)  # after and before of each, and the fused image
     step = float(result.case.fixed.spacing.min())
     finest = _finest(result.case.fixed)
-    while (
-        full * np.prod(lattice_over(low, high, np.maximum(finest, step)).shape, dtype=float) > limit
-    ):
+    while not _is_smallest(result, step):
+        shape = lattice_over(low, high, np.maximum(finest, step)).shape
+        if full * np.prod(shape, dtype=float) <= limit:
+            break
         step *= _GROWTH
     return step
 
@@ -186,11 +188,17 @@ def _image(image: Image, shown_as: Image, lattice: Lattice, role: str, title: st
     return Volume(title, role, shown_as.key, window.units, window.low, window.high, colours, data)
 
 
-def _maps(result: CaseResult) -> Iterator[Volume]:
-    """Per moving image its estimated error, its true error where that is known, its movement."""
+def _maps(result: CaseResult, limit: int) -> Iterator[Volume]:
+    """Per moving image its estimated error, its true error where that is known, its movement.
+
+    Args:
+        result: the case.
+        limit: characters that they may take together, roughly.
+    """
     fixed = result.case.fixed
     low, high = content_box(fixed)
-    side = (np.prod(np.maximum(high - low, 1e-3)) / _MAP_POINTS) ** (1 / fixed.spatial_dims)
+    points = min(_MAP_POINTS, max(limit // (_CHARACTERS * 3 * len(result.registrations)), 1))
+    side = (np.prod(np.maximum(high - low, 1e-3)) / points) ** (1 / fixed.spatial_dims)
     lattice = lattice_over(low, high, np.maximum(_finest(fixed), side))
     unit = length_unit(fixed)
     for key, registration in result.registrations.items():
