@@ -17,7 +17,7 @@ from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.register import Evidence, Registration
 from fusion_pipeline.report import write_report
 from fusion_pipeline.report.facts import known_truth_changes, numbers_tables
-from fusion_pipeline.report.field import field_on
+from fusion_pipeline.report.field import field_on, smooth_field_on
 from fusion_pipeline.report.figures import alignment_figures, glance_table
 from fusion_pipeline.report.frames import arrows
 from fusion_pipeline.report.looks import colour_at, covered_by, look_after, look_at, planes_for
@@ -228,6 +228,17 @@ def test_the_field_on_a_plane_is_that_of_the_mapping():
         assert field.determinant == pytest.approx(1.1 * 0.9 * 1.2, rel=1e-5)
         expected = plane.points * np.array([0.1, -0.1, 0.2])
         assert field.displacement == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_field_is_the_same_between_the_pixels_that_are_computed():
+    result = result_3d()
+    mapping = result.registrations["mr_t1"].map
+    for plane in planes_for(result, 160):
+        exact, quick = field_on(mapping, plane), smooth_field_on(mapping, plane)
+        inner = (slice(4, -4), slice(4, -4))
+        far = np.abs(exact.displacement - quick.displacement)[inner]
+        assert far.max() < 0.05
+        assert np.abs(exact.determinant - quick.determinant)[inner].max() < 0.02
 
 
 def test_a_fold_has_no_positive_determinant():

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -235,6 +236,32 @@ def in_browser(page, tmp_path):
     return done.stdout
 
 
+# What a reader does: looks, goes back to before, then asks for another overlay.
+READER = """<script>
+const part = (name) => document.querySelector(`[data-part="${name}"]`);
+const said = [];
+const choose = (name, title) => {
+  const select = part(name);
+  select.value = [...select.options].find((o) => o.textContent === title).value;
+  select.dispatchEvent(new Event("change"));
+};
+const say = () => said.push([part("caption").textContent, part("ticks").textContent]);
+const waiting = setInterval(() => {
+  if (document.getElementById("viewer").dataset.state !== "ready") return;
+  clearInterval(waiting);
+  say();
+  part("before").click();
+  say();
+  choose("overlay", "Weight of CT");
+  say();
+  choose("base", "MR T1");
+  choose("overlay", "CT");
+  say();
+  document.body.dataset.said = JSON.stringify(said);
+}, 100);
+</script></body>"""
+
+
 def shown_values(dom):
     """The values at the crosshair by name."""
     pairs = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", dom[dom.index('data-part="values"') :])
@@ -263,6 +290,24 @@ def test_the_viewer_runs_in_a_browser_without_network(make, tmp_path):
     shown = float(shown_values(dom)["CT"].split()[0].replace("−", "-"))
     assert shown == pytest.approx(expected, abs=12)
     assert shown_values(dom)["Weight of CT"] != "–"
+
+
+@pytest.mark.slow
+def test_a_reader_goes_back_to_before_and_asks_for_other_overlays(tmp_path):
+    write_report(result_3d(), tmp_path, {})
+    page = tmp_path / "report.html"
+    page.write_text(page.read_text("utf-8").replace("</body>", READER))
+    said = re.search(r'data-said="([^"]*)"', in_browser(page, tmp_path))
+    captions, ticks = zip(*json.loads(html.unescape(said[1])), strict=True)
+    assert captions == (
+        "PET on CT",
+        "PET, before registration on CT",
+        "Weight of CT on CT",
+        "CT on MR T1",
+    )
+    assert ticks[0] == ticks[1]
+    assert ticks[2] == "0.000.501.00"
+    assert ticks[3] == "−16040240"
 
 
 @pytest.mark.slow

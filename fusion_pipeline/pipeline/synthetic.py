@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from fusion_pipeline.data import CaseFiles, check_output_folder, read_datalist
+from fusion_pipeline.pipeline.clock import announce
 from fusion_pipeline.synthesis import synthetic_patient
 
 _FOLDER = "synthetic_patient"
@@ -45,5 +46,6 @@ class SyntheticCases(Sequence[CaseFiles]):
     def _written(self) -> list[CaseFiles]:
         """Make the patient and read its datalist."""
         folder = check_output_folder(self.output) / _FOLDER
+        announce("make a synthetic patient")
         patient = synthetic_patient(_SEED, spatial_dims=self.spatial_dims, size=self.size)
         return read_datalist(patient.save(folder))

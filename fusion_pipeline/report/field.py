@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.geometry import WorldMap
@@ -54,7 +55,7 @@ def field_table(result: CaseResult, key: str, planes: Sequence[Plane]) -> FrameT
         None when nothing moved.
     """
     registration = result.registrations[key]
-    fields = [field_on(registration.map, plane) for plane in planes]
+    fields = [smooth_field_on(registration.map, plane) for plane in planes]
     lengths = np.concatenate([_length(f).ravel() for f in fields])
     if np.percentile(lengths, 99.5) < _STILL_MM:
         return None
@@ -130,6 +131,23 @@ def field_on(mapping: WorldMap, plane: Plane) -> Field:
     slopes = [(mapping.points(points + s) - mapping.points(points - s)) / 2 for s in steps]
     volume = np.linalg.det(np.stack(slopes, axis=-2)) / np.linalg.det(steps)
     return Field(mapping.points(points) - points, volume.astype(np.float32))
+
+
+def smooth_field_on(mapping: WorldMap, plane: Plane) -> Field:
+    """The same, computed twice per cell of the working lattice and linear between.
+
+    The mapping is linear between the points of its lattice: more pixels would tell nothing.
+    """
+    d = plane.points.shape[-1]
+    spacing = float(np.linalg.norm(mapping.working_affine[:d, :d], axis=0).min())
+    every = max(1, int(0.5 * spacing / plane.mm_per_pixel))
+    if every == 1:
+        return field_on(mapping, plane)
+    coarse = field_on(mapping, replace(plane, points=plane.points[::every, ::every]))
+    index = np.indices(plane.shape) / every
+    parts = [*np.moveaxis(coarse.displacement, -1, 0), coarse.determinant]
+    fine = [ndimage.map_coordinates(part, index, order=1, mode="nearest") for part in parts]
+    return Field(np.stack(fine[:-1], axis=-1), fine[-1].astype(np.float32))
 
 
 def _error_rows(

@@ -201,7 +201,6 @@
   function flicker(mode) {
     clearInterval(timer);
     timer = undefined;
-    const blend = state.blend;
     part("flicker").value = mode;
     if (mode === "off") return;
     timer = setInterval(() => {
@@ -209,7 +208,6 @@
       else state.blend = state.blend > 0 ? 0 : 1;
       draw();
     }, FLICKER_MS);
-    part("flicker").dataset.blend = blend;
   }
 
   function stopFlicker() {
@@ -283,12 +281,22 @@
         setWindow(which === "base" ? state.base : shownOverlay(), first.valueAsNumber, last.valueAsNumber);
       });
     }
+    on("nearer", "click", () => zoom(1.4));
+    on("farther", "click", () => zoom(1 / 1.4));
     on("reset", "click", () => {
       volumes.forEach((v, n) => ([images[n].cal_min, images[n].cal_max] = [v.low, v.high]));
       nv.setPan2Dxyzmm([0, 0, 0, 1]);
       look();
     });
     part("planes").closest("label").hidden = flat;
+  }
+
+  // the point under the crosshair stays where it is
+  function zoom(factor) {
+    const pan = nv.scene.pan2Dxyzmm;
+    const next = Math.min(Math.max(pan[3] * factor, 0.5), 12);
+    const mm = nv.frac2mm(nv.scene.crosshairPos);
+    nv.setPan2Dxyzmm([0, 1, 2].map((a) => pan[a] + (pan[3] - next) * mm[a]).concat(next));
   }
 
   function look() {
