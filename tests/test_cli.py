@@ -346,7 +346,7 @@ class TestTrain:
 def test_the_help_says_what_each_option_is_without_a_value(capsys, command):
     """A default, or that it is needed; a switch is off. What names a case has none."""
     no_default = {"--help", "--output", "--ct", "--mr", "--pet", "--spect", "--datalist", "--debug"}
-    no_default |= {"--folds", "--fold", "--override", "--different-people"}
+    no_default |= {"--folds", "--fold", "--override", "--different-people", "--quiet"}
     if command != "train":
         no_default |= {"--resume"}
     assert main([command, "--help"]) == 0
