@@ -3,12 +3,13 @@
 import io
 import logging
 import re
+import sys
 import time
 
 import pytest
 
 import fusion_pipeline.cli.progress as progress_module
-from fusion_pipeline.cli.progress import Progress
+from fusion_pipeline.cli.progress import Progress, shown_progress
 from fusion_pipeline.cli.terminal import log_to_terminal
 from fusion_pipeline.pipeline.clock import Clock
 
@@ -31,7 +32,7 @@ def logged(monkeypatch):
     logger = logging.getLogger("fusion_pipeline.progress")
     before = logger.handlers[:], logger.level, logger.propagate
     logger.handlers.clear()
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     yield logger
     logger.handlers[:], logger.propagate = before[0], before[2]
@@ -86,12 +87,25 @@ def test_processes_that_share_a_terminal_write_plain_lines(logged, monkeypatch):
 
 
 def test_quiet_is_quiet(logged, capsys):
-    log_to_terminal(debug=False, quiet=True)
-    two_stages()
+    with shown_progress(quiet=True):
+        two_stages()
     assert capsys.readouterr().err == ""
-    log_to_terminal(debug=False)
-    two_stages()
+    with shown_progress(quiet=False):
+        two_stages()
     assert len(capsys.readouterr().err.splitlines()) == 2
+    two_stages()
+    assert capsys.readouterr() == ("", "")  # the command is over
+
+
+def test_a_message_starts_on_a_line_of_its_own(logged, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", Screen(terminal=True))
+    log_to_terminal(debug=False)
+    with shown_progress(quiet=False):
+        logged.info("loading libraries")
+        logging.getLogger("fusion_pipeline").error("p1: no such file")
+        shown = sys.stderr.getvalue()
+    assert shown.splitlines()[-1] == "p1: no such file"
+    assert sys.stderr.getvalue() == shown
 
 
 def test_a_stage_that_fails_leaves_a_whole_line(logged):

@@ -1,13 +1,12 @@
 """A command in this process: its messages on the terminal, its exit code."""
 
 import argparse
-import logging
 import warnings
 
 from fusion_pipeline import __version__
+from fusion_pipeline.cli.progress import logger as progress
+from fusion_pipeline.cli.progress import shown_progress
 from fusion_pipeline.cli.terminal import log_to_terminal, logger, quiet
-
-progress = logging.getLogger("fusion_pipeline.progress")
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -19,16 +18,13 @@ def run_command(args: argparse.Namespace) -> int:
     Returns:
         0: done; 1: some cases failed; 2: bad input.
     """
-    log_to_terminal(debug=args.debug, quiet=args.quiet)
-    # the libraries take seconds to load, and the first word must not wait for them
-    progress.info("fusion-pipeline %s: loading libraries", __version__)
-    with warnings.catch_warnings():
+    log_to_terminal(debug=args.debug)
+    with shown_progress(quiet=args.quiet), warnings.catch_warnings():
+        # the libraries take seconds to load, and the first word must not wait for them
+        progress.info("fusion-pipeline %s: loading libraries", __version__)
         warnings.simplefilter("ignore")
         quiet()
-        try:
-            return _exit_code_of(args)
-        finally:
-            progress.info("")
+        return _exit_code_of(args)
 
 
 def _exit_code_of(args: argparse.Namespace) -> int:

@@ -5,8 +5,11 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
+logger = logging.getLogger("fusion_pipeline.progress")
 _TICK_S = 1.0
 _CLEAR = "\r\x1b[2K"  # back to the start of the line, and empty it
 
@@ -22,7 +25,7 @@ class Progress(logging.Handler):
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        super().__init__(logging.INFO)
+        super().__init__(logging.DEBUG)
         self._stream = sys.stderr if stream is None else stream
         alone = os.environ.get("WORLD_SIZE", "1") == "1"
         self._live = alone and self._stream.isatty()
@@ -32,8 +35,8 @@ class Progress(logging.Handler):
         self._ended = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A stage begins (the message names it), or ends (an empty message)."""
-        self.show(record.getMessage())
+        """A stage begins (``INFO``), or ends (``DEBUG``)."""
+        self.show(record.getMessage() if record.levelno >= logging.INFO else "")
 
     def show(self, text: str) -> None:
         """End the line of the stage before, and begin one; nothing begins where ``text`` is empty.
@@ -81,4 +84,33 @@ class Progress(logging.Handler):
         self._stream.flush()
 
 
-__all__ = ["Progress"]
+@contextmanager
+def shown_progress(*, quiet: bool) -> Iterator[None]:
+    """Show the stages of what runs inside.
+
+    Args:
+        quiet: show nothing.
+    """
+    logger.propagate = False  # the lines are not among the messages of the run
+    logger.setLevel(logging.CRITICAL if quiet else logging.DEBUG)
+    handler = Progress()
+
+    def end_line(_: logging.LogRecord) -> bool:
+        handler.show("")
+        return True
+
+    messages = [*logging.getLogger("fusion_pipeline").handlers]
+    for other in messages:
+        other.addFilter(end_line)  # a message starts on a line of its own
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for other in messages:
+            other.removeFilter(end_line)
+        handler.close()
+        logger.removeHandler(handler)
+        logger.setLevel(logging.CRITICAL)
+
+
+__all__ = ["Progress", "shown_progress"]

@@ -3,8 +3,6 @@
 import logging
 import sys
 
-from fusion_pipeline.cli.progress import Progress
-
 logger = logging.getLogger("fusion_pipeline")
 
 
@@ -29,13 +27,8 @@ class Terminal(logging.Handler):
         stream.flush()
 
 
-def log_to_terminal(*, debug: bool, quiet: bool = False) -> None:
-    """Our messages, and nobody else's; where the run is only if it is not to be quiet."""
-    progress = logging.getLogger("fusion_pipeline.progress")
-    progress.handlers.clear()
-    progress.propagate = False
-    progress.setLevel(logging.CRITICAL if quiet else logging.INFO)
-    progress.addHandler(Progress())
+def log_to_terminal(*, debug: bool) -> None:
+    """Our messages, and nobody else's."""
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.INFO)

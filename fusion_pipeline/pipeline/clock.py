@@ -8,13 +8,18 @@ from contextlib import contextmanager
 
 import psutil
 
-# `INFO` when a stage begins (its name) and ends (empty): nobody hears it but who asks for it
+# `INFO` when a stage begins, `DEBUG` when it ends
 logger = logging.getLogger("fusion_pipeline.progress")
 
 
 def announce(step: str, case: str = "") -> None:
-    """Log what begins, such as ``register mr_t1``; empty: it ended. Nothing is timed."""
+    """Log what begins, such as ``register mr_t1``; nothing is timed."""
     logger.info("%s%s", f"{case}: " if case else "", step)
+
+
+def announce_end() -> None:
+    """Log that what was announced last has ended."""
+    logger.debug("ended")
 
 
 class Clock:
@@ -51,7 +56,7 @@ class Clock:
             spent = self.timings.setdefault(name, {"wall_s": 0.0, "cpu_s": 0.0})
             spent["wall_s"] += time.perf_counter() - wall
             spent["cpu_s"] += time.process_time() - cpu
-            announce("")
+            announce_end()
 
 
 def peak_memory_mb() -> float:

@@ -26,7 +26,7 @@ from fusion_pipeline.data import (
     write_transform,
     write_weights,
 )
-from fusion_pipeline.pipeline.clock import Clock, announce, peak_memory_mb
+from fusion_pipeline.pipeline.clock import Clock, announce, announce_end, peak_memory_mb
 from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
 
@@ -208,7 +208,7 @@ def write_files(result: CaseResult, folder: Path) -> None:
     complete = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
     announce("report", result.case.id)
     write_report(complete, folder, files)
-    announce("")
+    announce_end()
 
 
 def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:

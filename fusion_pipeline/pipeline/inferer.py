@@ -26,7 +26,7 @@ from fusion_pipeline.geometry.filters import continued
 from fusion_pipeline.harmonize import Harmonization, Harmonize
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
-from fusion_pipeline.pipeline.clock import Clock, announce, peak_memory_mb
+from fusion_pipeline.pipeline.clock import Clock, announce, announce_end, peak_memory_mb
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Register, Registration
 from fusion_pipeline.transforms import NormalizeModality
@@ -143,7 +143,7 @@ class FusionInferer(Inferer):
                 fixed_mask=fixed.mask,
                 moving_mask=case.series[key].mask,
             )
-        announce("")
+        announce_end()
         return registrations
 
     def harmonize(
