@@ -77,8 +77,14 @@ class TestManyCases:
             "summary.csv",
             "summary.html",
         }
-        told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
-        assert told[0].startswith("[2/2] p1: ok in ")
+        said = {"fusion_pipeline.run": [], "fusion_pipeline.progress": []}
+        for record in caplog.records:
+            if record.levelno == logging.INFO:
+                said[record.name].append(record.getMessage())
+        assert said["fusion_pipeline.run"][0].startswith("[2/2] p1: ok in ")
+        stages = ("load", "register mr", "resample", "harmonize", "fuse", "write", "report")
+        steps = ["bad: load", *(f"p1: {stage}" for stage in stages)]
+        assert said["fusion_pipeline.progress"] == steps
 
     def test_the_summary_has_a_row_per_case(self, bad, files, tmp_path):
         run([bad, files], tmp_path)
