@@ -32,6 +32,7 @@ _OF_BLURRED = 0.4
 # what the order of HU counts beside that of uptake, and what that of an MR beside a CT
 _CT_TONE, _MR_TONE = 1.8, 1.5
 _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an MR, in logits
+_SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
 _BINS = 128  # of the histogram by which values are ranked
 
@@ -75,7 +76,7 @@ WEIGHTS: Mapping[str, float] = {
     "tone": 0.5,
     "contrast": 1.0,
     "gradient": 4.0,
-    "intensity": 3.0,
+    "intensity": 1.0,
     "bright": 2.0,
     "added": 10.0,
 }
@@ -145,7 +146,9 @@ class FusionLoss:
         self._structure_counts = [
             _OF_BLURRED if kind == "emission" and not few else 1.0 for kind in kinds
         ]
-        counts = {"ct": _CT_TONE, "emission": 1.0, "mr": _MR_TONE if "ct" in kinds else 0.0}
+        both = {"ct", "mr"} <= set(kinds)
+        self._intensity_counts = _SOFT_INTENSITY if both else 1.0
+        counts = {"ct": _CT_TONE, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
         self._in_units = [m for m, kind in enumerate(kinds) if counts[kind]]
         self._tone_counts = [counts[kinds[m]] for m in self._in_units]
         self._salient = _salient(images, kinds, in_view, self._share, self._boxes[0])
@@ -190,7 +193,7 @@ class FusionLoss:
             tone=self._lost_tone(fused),
             contrast=self._lost_contrast(band),
             gradient=_mean((mine - self._vector).abs().mean(1, keepdim=True), self._within),
-            intensity=_mean((fused - self._salient).abs(), self._inside),
+            intensity=self._intensity_counts * _mean((fused - self._salient).abs(), self._inside),
             bright=self._bright_lost(fused),
             added=_mean(excess, self._within) + _mean(beyond, self._inside),
         )
