@@ -57,7 +57,9 @@ class KnownMap:
         q = apply_affine(np.linalg.inv(self.matrix), points)
         x = q.copy()
         for _ in range(25):
-            x = q - self._shift(self.field, x)
+            before, x = x, q - self._shift(self.field, x)
+            if np.abs(x - before).max() < 1e-3:  # mm; no further step moves it by more
+                break
         return x
 
     def _shift(self, field: Array, points: Array) -> Array:
