@@ -4,8 +4,9 @@
 
 Small DICOM series and files, NIfTI, NRRD and MetaImage files are written, and each case changes one
 of them: elements and fields get odd values, bytes are changed, cut out, doubled or cut off. What is
-read must have finite numbers; whatever else than a refusal is raised, takes over 10 CPU s or over 2 GB
-is listed with its seed, and the exit code is 1. ``--first SEED --cases 1 --keep`` makes one anew.
+read must have finite numbers; whatever else than a refusal is raised, takes over 10 CPU seconds or
+over 2 GB is listed with its seed, and the exit code is 1. ``--first SEED --cases 1 --keep`` makes
+one anew.
 """
 
 import argparse

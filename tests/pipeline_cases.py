@@ -117,6 +117,7 @@ def brief_report(monkeypatch):
                     "reason": found.reason,
                     "transform": found.transform,
                     "error_mm": None,
+                    "over_5_mm": None,
                     "folded_fraction": 0.0,
                     "similarity_before": dict(found.evidence.similarity_before),
                     "similarity_after": dict(found.evidence.similarity_after),

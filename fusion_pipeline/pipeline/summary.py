@@ -112,7 +112,7 @@ def numbers_of(report: Mapping[str, Any]) -> dict[str, Cell]:
     """The cells of a case, from its report."""
     cells: dict[str, Cell] = {"modalities": " ".join(report["modalities"])}
     for key, found in report["registration"].items():
-        for name in ("ok", "transform", "error_mm", "folded_fraction"):
+        for name in ("ok", "transform", "error_mm", "over_5_mm", "folded_fraction"):
             cells[f"{key}_{name}"] = found[name]
         for when in ("before", "after"):
             for name, value in found[f"similarity_{when}"].items():
