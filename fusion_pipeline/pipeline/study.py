@@ -1,7 +1,7 @@
 """A study: the cases of a datalist by one or several methods, and what their scores say."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def _replacing(stages: Sequence[str], name: str, rule: str) -> Method:
 def run_study(
     cases: Sequence[CaseFiles],
     methods: Sequence[Method],
-    evaluator_of: Callable[[Method, Path], FusionEvaluator],
+    evaluators_of: Callable[[Method, Path], Iterable[FusionEvaluator]],
     output: Path,
 ) -> int:
     """Run all cases by all methods, and write what their scores say.
@@ -84,7 +84,8 @@ def run_study(
     Args:
         cases: of a datalist.
         methods: the first one is compared with the others.
-        evaluator_of: method and folder → what runs it.
+        evaluators_of: method and folder → what runs it; several where each has its own cases and
+            weights (cross-validation), which together run every case once.
         output: the folder.
 
     Returns:
@@ -96,9 +97,11 @@ def run_study(
     for method in methods:
         logger.info("method: %s", method.name)
         folder = output / CASES / method.name
-        evaluator = evaluator_of(method, folder)
-        evaluator.run()
-        for outcome in evaluator.state.outcomes:
+        outcomes: list[Outcome] = []
+        for evaluator in evaluators_of(method, folder):
+            evaluator.run()
+            outcomes += evaluator.state.outcomes
+        for outcome in outcomes:
             if outcome.status == "failed":
                 failed[f"{outcome.id} ({method.name})"] = outcome.message
                 continue
@@ -107,7 +110,7 @@ def run_study(
             # where the headers place the images is the same for all methods
             scores += [one for one in found if one.method != START or method is methods[0]]
         if method is methods[0]:
-            ours: list[Outcome] = evaluator.state.outcomes
+            ours = outcomes
     _write(scores, methods, failed, _reports(ours, output, methods[0].name), patients, output)
     return 1 if failed else 0
 
