@@ -121,10 +121,11 @@ def _flat(image: Image, values: np.ndarray) -> Image:
     )
 
 
-def run(datalist: Path, output: Path, folds: int) -> None:
+def run(datalist: Path, output: Path, folds: int, steps: int) -> None:
     """One datalist through the product's own command; a failed case is reported, not fatal."""
     options = {"--datalist": datalist, "--output": output, "--against": "traditional"}
     options |= {"--diagnosis": folds, "--lesion-label": LESION_LABEL}
+    options |= {"--diagnosis-steps": steps}
     code = command(["evaluate", "--resume", *(str(x) for pair in options.items() for x in pair)])
     if code == 2:
         raise SystemExit(code)
@@ -136,14 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--patients", type=int, default=200)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=150, help="of each classifier")
     parser.add_argument("--open", type=Path, help="folder of the open data, for real patients")
     parser.add_argument("--page", type=Path, required=True)
     args = parser.parse_args(arguments)
     parts = [Part("Generated patients", "generated", args.output / "generated")]
-    run(generated(args.output, args.patients), parts[0].folder, args.folds)
+    run(generated(args.output, args.patients), parts[0].folder, args.folds, args.steps)
     if args.open is not None:
         parts.append(Part("Real patients: sarcoma slices", "sarcoma", args.output / "sarcoma"))
-        run(sarcoma(args.open, args.output), parts[1].folder, args.folds)
+        run(sarcoma(args.open, args.output), parts[1].folder, args.folds, args.steps)
     rules = Path(__file__).with_name("study_rules.md").read_text(encoding="utf-8")
     figures = args.page.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)

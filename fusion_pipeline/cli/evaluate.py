@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_pipeline.cli.arguments import add_inference, new_command, whole_number
+from fusion_pipeline.cli.arguments import add_inference, new_command, positive, whole_number
 from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.terminal import logger
 
@@ -53,6 +53,13 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         type=whole_number,
         metavar="K",
         help="train a small classifier of 'target' on each input, under K folds by patient",
+    )
+    evaluate.add_argument(
+        "--diagnosis-steps",
+        type=positive,
+        default=150,
+        metavar="N",
+        help="optimizer steps of each of these classifiers",
     )
     evaluate.add_argument(
         "--lesion-label",
@@ -156,6 +163,7 @@ def _trained(
 
 def _diagnose(args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int) -> None:
     """The diagnostic part of the study."""
+    from fusion_pipeline.evaluation.classifier import Recipe
     from fusion_pipeline.pipeline import FusionPipeline
     from fusion_pipeline.pipeline.diagnosis import DiagnosisPlan, run_diagnosis
     from fusion_pipeline.training.folds import fold_numbers
@@ -163,7 +171,8 @@ def _diagnose(args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int)
     pipeline = FusionPipeline.from_bundle(
         bundle_of(args, dims), weights=args.weights, device=args.device
     )
-    plan = DiagnosisPlan(fold_numbers(cases, args.diagnosis), args.lesion_label)
+    recipe = Recipe(steps=args.diagnosis_steps)
+    plan = DiagnosisPlan(fold_numbers(cases, args.diagnosis), args.lesion_label, recipe)
     run_diagnosis(cases, pipeline, args.output, plan)
 
 
