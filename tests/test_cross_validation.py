@@ -115,6 +115,12 @@ def test_a_part_needs_a_number_of_parts(tmp_path, capsys):
     assert "expected --folds K beside it" in capsys.readouterr().err
 
 
+def test_features_of_several_networks_are_no_input_of_one_classifier(tmp_path, capsys):
+    command = ["evaluate", "--datalist", "x.json", "--output", str(tmp_path), "--folds", "2"]
+    assert main([*command, "--diagnosis", "2"]) == 2
+    assert "expected it without --folds" in capsys.readouterr().err
+
+
 def test_images_in_memory_cannot_be_listed(tmp_path):
     from fusion_pipeline.data.sources import InMemory
 

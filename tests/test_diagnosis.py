@@ -16,7 +16,8 @@ from fusion_pipeline.evaluation.classifier import Recipe, classify_by_folds, seg
 from fusion_pipeline.evaluation.diagnosis import Prediction, diagnose, difference
 from fusion_pipeline.pipeline.diagnosis import DiagnosisPlan, run_diagnosis
 from fusion_pipeline.synthesis import diagnostic_patient, save_cohort
-from fusion_pipeline.synthesis.diagnosis import LESION_LABEL
+from fusion_pipeline.synthesis.diagnosis import LESION_LABEL, foci
+from fusion_pipeline.synthesis.patients import Plan, draw_canvas
 from fusion_pipeline.training.folds import fold_numbers
 
 SHORT = Recipe(steps=40, batch_size=8)
@@ -51,6 +52,17 @@ class TestPatients:
         values = pet.array[0][tuple(voxels[inside].T)]
         head = pet.array[pet.array > 20]
         assert values.mean() > head.mean() + 2 * head.std()
+
+    def test_an_image_alone_does_not_tell_where_a_focus_lies_by_class(self):
+        # the same draws for both classes: the MR of a seed does not know which one it is
+        canvas = draw_canvas(Plan("head", "small", 2), torch.Generator().manual_seed(3))
+        drawn = [
+            foci(canvas, torch.Generator().manual_seed(8), apart=apart) for apart in (True, False)
+        ]
+        (sick_mr, sick_pet), (healthy_mr, healthy_pet) = drawn
+        assert torch.equal(sick_mr, healthy_mr)
+        assert torch.equal(healthy_mr, healthy_pet)
+        assert not (sick_mr & sick_pet).any()
 
     def test_a_cohort_is_a_datalist_with_targets(self, tmp_path):
         path = save_cohort([diagnostic_patient(seed) for seed in (0, 1)], tmp_path)

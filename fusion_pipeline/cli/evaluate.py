@@ -108,6 +108,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.fold is not None and args.folds is None:
         raise InputError("--fold: expected --folds K beside it, got none; add it")
+    if args.folds is not None and args.diagnosis is not None:
+        # each part has its own network, and features of different networks are no one input
+        raise InputError(
+            "--diagnosis: expected it without --folds, got both; run the command twice, into two "
+            "folders"
+        )
     cases = read_datalist(args.datalist, args.section)
     check_output_folder(args.output)
     dims = spatial_dims_of_cases(cases)

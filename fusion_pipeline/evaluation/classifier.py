@@ -67,7 +67,7 @@ def classify_by_folds(
     def loss(logits: Tensor, wanted: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits[:, 0], wanted)
 
-    _check_classes(targets, folds)
+    check_classes(targets, folds)
     logits = _by_folds(inputs, targets.float(), folds, network, loss, recipe or Recipe())
     return logits[:, 0].sigmoid()
 
@@ -102,8 +102,16 @@ def segment_by_folds(
     return _by_folds(inputs, masks.float(), folds, network, loss, recipe or Recipe()).sigmoid()
 
 
-def _check_classes(targets: Tensor, folds: Sequence[int]) -> None:
-    """Refuse a split that leaves a fold nothing to learn from."""
+def check_classes(targets: Tensor, folds: Sequence[int]) -> None:
+    """Refuse a split that leaves a fold nothing to learn from.
+
+    Args:
+        targets: ``(N,)`` 0 or 1.
+        folds: number of the fold of each case.
+
+    Raises:
+        ValueError: the cases outside of a fold are all of one class.
+    """
     number = torch.tensor(list(folds))
     for fold in sorted(set(folds)):
         trained = targets[number != fold]
@@ -182,4 +190,4 @@ def _flipped(batch: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return batch.flip(axes), target.flip(axes) if target.ndim == batch.ndim else target
 
 
-__all__ = ["Recipe", "classify_by_folds", "segment_by_folds"]
+__all__ = ["Recipe", "check_classes", "classify_by_folds", "segment_by_folds"]

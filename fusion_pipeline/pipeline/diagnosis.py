@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.data import CaseFiles, InputError, written_whole
-from fusion_pipeline.evaluation.classifier import Recipe, classify_by_folds, segment_by_folds
+from fusion_pipeline.evaluation.classifier import (
+    Recipe,
+    check_classes,
+    classify_by_folds,
+    segment_by_folds,
+)
 from fusion_pipeline.evaluation.diagnosis import (
     Prediction,
     diagnose,
@@ -86,11 +91,15 @@ def run_diagnosis(
             f"diagnosis: expected cases with results of {', '.join(methods)}, got {len(done)}; "
             "run them first"
         )
+    folds = [plan.folds[case.id] for case in done]
+    target = torch.tensor([targets[case.id] for case in done])
+    try:
+        check_classes(target, folds)
+    except ValueError as error:
+        raise InputError(f"diagnosis: {error}") from error
     logger.info("diagnosis: reading %d cases", len(done))
     inputs, masks = stacked([_inputs_of(case, pipeline, output, methods, plan) for case in done])
-    folds = [plan.folds[case.id] for case in done]
     folder = output / FOLDER
-    target = torch.tensor([targets[case.id] for case in done])
     predictions = {
         name: _predictions(done, target, folds, found)
         for name, found in _each(
@@ -99,6 +108,7 @@ def run_diagnosis(
     }
     overlaps = _overlaps(done, inputs, masks, folds, plan.recipe, folder)
     _write(predictions, overlaps, folder, missing)
+    logger.info("diagnosis: %s", folder / "diagnosis.md")
 
 
 def _inputs_of(

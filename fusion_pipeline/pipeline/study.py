@@ -15,6 +15,7 @@ from fusion_pipeline.evaluation import page, tables
 from fusion_pipeline.evaluation.scores import START, Score, as_csv, scores_of
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator
 from fusion_pipeline.pipeline.summary import Outcome, read_report
+from fusion_pipeline.pipeline.summary import as_csv as as_csv_of_outcomes
 from fusion_pipeline.pipeline.traditional import STAGES
 
 logger = logging.getLogger("fusion_pipeline.run")
@@ -101,6 +102,8 @@ def run_study(
         for evaluator in evaluators_of(method, folder):
             evaluator.run()
             outcomes += evaluator.state.outcomes
+        with written_whole(folder / "summary.csv") as aside:  # of all parts, not of the last one
+            aside.write_text(as_csv_of_outcomes(outcomes), encoding="utf-8")
         for outcome in outcomes:
             if outcome.status == "failed":
                 failed[f"{outcome.id} ({method.name})"] = outcome.message

@@ -75,7 +75,7 @@ def diagnostic_patient(seed: int, *, size: Size = "small") -> DiagnosticPatient:
     generator = torch.Generator().manual_seed(seed)
     target = seed % 2
     canvas = draw_canvas(Plan("head", size, 2), generator, lesions=False)
-    on_mr, on_pet = _foci(canvas, generator, apart=bool(target))
+    on_mr, on_pet = foci(canvas, generator, apart=bool(target))
     motion = random_motion(canvas.lattice, _MOTION, generator)
     fixed = lattice_of(canvas, "ct")
     images = {
@@ -133,8 +133,17 @@ def save_cohort(patients: Sequence[DiagnosticPatient], folder: str | Path) -> Pa
     return datalist
 
 
-def _foci(canvas: Canvas, generator: torch.Generator, *, apart: bool) -> tuple[Tensor, Tensor]:
-    """Where MR and PET show a focus, ``(*S)`` bool; one and the same unless ``apart``."""
+def foci(canvas: Canvas, generator: torch.Generator, *, apart: bool) -> tuple[Tensor, Tensor]:
+    """Where MR and PET show a focus in white matter.
+
+    Args:
+        canvas: a patient without lesions.
+        generator: the randomness; the same gives the same place on MR, whatever ``apart``.
+        apart: two foci 30 mm apart or more, one for each image; else one for both.
+
+    Returns:
+        ``(*S)`` bool on the canvas, of MR and of PET.
+    """
     millimetres = canvas.plan.step * canvas.plan.unit
     white = (canvas.labels == Tissue.WHITE).float()
     # most of a focus should lie in white matter, where both images show it
@@ -151,14 +160,15 @@ def _foci(canvas: Canvas, generator: torch.Generator, *, apart: bool) -> tuple[T
         return (points - centre).norm(dim=-1) < radius * (1 + _EDGE * edge)
 
     first = drawn()
-    one = focus(first)
-    if not apart:
-        return one, one
     others = [drawn() for _ in range(_TRIES)]
     second = next((p for p in others if float((p - first).norm()) > _APART_MM), None)
     if second is None:  # a rare head with little white matter: the farthest there is
         second = max(others, key=lambda p: float((p - first).norm()))
-    return one, focus(second)
+    # the pair is drawn and shuffled for the healthy too: else where a focus lies would tell
+    if uniform(generator, 0, 1) < 0.5:
+        first, second = second, first
+    one, other = focus(first), focus(second)
+    return (one, other) if apart else (one, one)
 
 
 def _picture(
@@ -186,4 +196,11 @@ def _picture(
     return Image(levels[None].float(), lattice.affine, contrast, "a.u.")
 
 
-__all__ = ["HEAD_LABEL", "LESION_LABEL", "DiagnosticPatient", "diagnostic_patient", "save_cohort"]
+__all__ = [
+    "HEAD_LABEL",
+    "LESION_LABEL",
+    "DiagnosticPatient",
+    "diagnostic_patient",
+    "foci",
+    "save_cohort",
+]
