@@ -75,7 +75,9 @@ def _slices_of(patient: dict[str, Any], data: Path, root: Path) -> Iterator[dict
     on_grid, shown = {"ct": fixed}, np.ones_like(body)
     for key in ("mr", "pet"):
         on_grid[key] = still.warp(volumes[key], fixed)
-        view = volumes[key].with_array(volumes[key].array * 0 + 1, units="mask")
+        # black padding shows nothing, whatever the grid says
+        data = (volumes[key].array > volumes[key].fill_value).float()
+        view = volumes[key].with_array(data, units="mask")
         shown &= still.warp(view, fixed).array[0].numpy() > 0.5
     share = (shown & body).sum((0, 1)) / np.maximum(body.sum((0, 1)), 1)
     for height, target in _chosen(tumour.any((0, 1)), share > _LEAST_OVERLAP):
