@@ -312,6 +312,13 @@ class TestRefusals:
         with pytest.raises(InputError, match="--dicom-identity remove: expected no patient_name"):
             check_dicom_export(out.result.case, DicomExport("remove", patient_name="A^B"))
 
+    def test_a_reference_of_unknown_acquisition(self, out):
+        case = out.other.case
+        uptake = replace(case.fixed, key="pet", units="a.u.")
+        series = {"pet": replace(case.series["ct"], image=uptake), "mr": case.series["mr"]}
+        with pytest.raises(InputError, match="a CT or MR as the reference of DICOM output"):
+            check_dicom_export(replace(case, reference="pet", series=series), DicomExport())
+
     def test_a_sheared_reference(self, out):
         case = out.other.case
         affine = case.fixed.affine.copy()

@@ -26,6 +26,7 @@ from fusion_pipeline.data.refusals import READ_ERRORS, one_line, quiet, refusal
 from fusion_pipeline.data.slices import stack_affine
 from fusion_pipeline.data.sources import Source
 from fusion_pipeline.data.suv import emission_scale
+from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
 
 _IDENTITY = {
@@ -90,8 +91,23 @@ def _understood(place: str) -> Iterator[None]:
         raise refusal(place, "whole DICOM slices", came, "copy the series again") from error
 
 
-def series_headers(source: Source, place: str) -> list[Dataset]:
-    """The headers of a series in the order of its slices; one of a multi-frame file.
+@dataclass(frozen=True)
+class SeriesHeaders:
+    """A series without its pixels.
+
+    Attributes:
+        headers: in the order of the slices; one of a multi-frame file.
+        affine: ``(4, 4)`` world_from_voxel of (column, row, slice), RAS mm.
+        shape: columns, rows, slices.
+    """
+
+    headers: list[Dataset]
+    affine: Matrix
+    shape: tuple[int, ...]
+
+
+def series_headers(source: Source, place: str) -> SeriesHeaders:
+    """The headers of a series, and its grid.
 
     Args:
         source: as for `read_series`.
@@ -101,7 +117,9 @@ def series_headers(source: Source, place: str) -> list[Dataset]:
         InputError: as for `read_series`.
     """
     with quiet(), _understood(place):
-        return _stack(source, place).headers
+        stack = _stack(source, place)
+    affine = lps_from_ras(3) @ stack.lps_affine
+    return SeriesHeaders(stack.headers, affine, (*stack.frames[0].size, len(stack.frames)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +167,7 @@ def _read_series(source: Source, place: str) -> RawImage:
     values, padding = volume_of(files, ordered, place)
     return RawImage(
         values,
-        np.diag([-1.0, -1.0, 1.0, 1.0]) @ stack.lps_affine,
+        lps_from_ras(3) @ stack.lps_affine,
         units=units,
         warnings=[*stack.messages, *notes],
         identity=_identity(headers[0]),
@@ -217,4 +235,4 @@ def _count_note(header: Dataset, count: int, place: str) -> list[str]:
     return [f"{place}: {count} slices of the {promised} that the header counts are in the folder."]
 
 
-__all__ = ["check_series_header", "read_series", "series_headers"]
+__all__ = ["SeriesHeaders", "check_series_header", "read_series", "series_headers"]

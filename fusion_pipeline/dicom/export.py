@@ -9,6 +9,7 @@ from pydicom import Dataset
 from torch import Tensor
 
 from fusion_pipeline.data import Case, Image
+from fusion_pipeline.data.refusals import refusal
 from fusion_pipeline.dicom.fused import fused_object
 from fusion_pipeline.dicom.maps import Quantity, parametric_map
 from fusion_pipeline.dicom.options import DicomExport
@@ -37,11 +38,19 @@ def check_dicom_export(case: Case, options: DicomExport) -> None:
         options: whose the objects are.
 
     Raises:
-        InputError: pictures, a reference whose axes DICOM cannot say, or options that contradict a
-            header.
+        InputError: pictures, a reference whose axes or acquisition DICOM cannot say, or options that
+            contradict a header.
     """
     _planes(case, case.fixed)
-    Study(case, options, "")
+    study = Study(case, options, "")
+    written = not study.has_sources(case.reference)
+    if written and not dicom_modality(case.fixed, study.headers[case.reference], study):
+        raise refusal(
+            f"case {case.id!r}, {case.reference}",
+            "a CT or MR as the reference of DICOM output, or a PET with its DICOM series",
+            "an emission image whose acquisition no header tells",
+            "choose another reference",
+        )
 
 
 def write_dicom(result: CaseResult, folder: Path, options: DicomExport) -> None:
@@ -107,9 +116,8 @@ class _Export:
     ) -> list[Dataset]:
         """An image on the reference's grid; its headers without pixels."""
         modality = dicom_modality(image, self._study.headers[key], self._study)
-        if modality or world_map is None:
-            # the reference has to be slices, which the maps refer to
-            series = self._series(name, modality or "MR", how)
+        if modality:
+            series = self._series(name, modality, how)
             slices = series_of_slices(image, key, self._planes, self._study, series, world_map)
             return self._save(slices, name, in_folder=True)
         quantity = Quantity(key, how, _UCUM.get(image.units, ("1", "no units")))

@@ -182,7 +182,7 @@ def headers_of(image: Image) -> list[Dataset]:
     path = Path(source.path)
     with suppress(OSError):
         if image.path and (source.is_dicom_choice or path.is_dir() or is_dicom(path)):
-            return series_headers(source, f"{image.key} ({image.path})")
+            return series_headers(source, f"{image.key} ({image.path})").headers
     return []
 
 
