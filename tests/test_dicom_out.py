@@ -357,7 +357,7 @@ class TestRefusals:
 @pytest.mark.slow
 def test_the_command_writes_a_folder_and_resumes(out, tmp_path, capsys):
     paths = [f"--{key}={out.paths[key]}" for key in ("ct", "mr")]
-    steps = ["--refine-steps", "0", "--fuse-steps", "0", "--transform", "none", "--resume"]
+    steps = ["--refine-steps", "0", "--fuse-steps", "0", "--transform", "rigid", "--resume"]
     command = ["run", *paths, *steps, "--id", "a", "--output", str(tmp_path)]
     folder = tmp_path / "a" / "dicom"
     assert main(command) == 0

@@ -38,8 +38,8 @@ def check_dicom_export(case: Case, options: DicomExport) -> None:
         options: whose the objects are.
 
     Raises:
-        InputError: pictures, a reference whose axes or acquisition DICOM cannot say, or options that
-            contradict a header.
+        InputError: pictures, a reference whose axes or acquisition DICOM cannot say, or options
+            that contradict a header.
     """
     _planes(case, case.fixed)
     study = Study(case, options, "")

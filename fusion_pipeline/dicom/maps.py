@@ -15,6 +15,7 @@ from fusion_pipeline.dicom.planes import Planes
 from fusion_pipeline.dicom.study import PRODUCT, SeriesOf, Study
 
 _LEVELS = 65535  # of 16 bits
+_PIXELS = 0x7FE0  # group of the pixel data
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,13 @@ def parametric_map(
 def _templates(planes: Planes, study: Study, references: list[Dataset]) -> list[Dataset]:
     """The reference's slices as the map's sources: our patient and study, their own UIDs."""
     own = SeriesOf("template", 1, "OT", "")
-    one_each = len(references) == len(planes.positions)
+    if "SharedFunctionalGroupsSequence" in references[0]:
+        whole = study.dataset(references[0].SOPClassUID, own)
+        kept = {e.tag: e for e in references[0] if e.tag not in whole and e.tag.group < _PIXELS}
+        whole.update(kept)
+        for name in ("SOPInstanceUID", "SeriesInstanceUID"):
+            setattr(whole, name, references[0].get(name))
+        return [whole]
     templates = []
     for header, position in zip(references, planes.positions.tolist(), strict=False):
         ds = study.dataset(header.SOPClassUID, own)
@@ -113,7 +120,7 @@ def _templates(planes: Planes, study: Study, references: list[Dataset]) -> list[
         ds.ImageOrientationPatient = planes.orientation.tolist()
         ds.ImagePositionPatient = position
         templates.append(ds)
-    return templates if one_each else templates[:1]
+    return templates
 
 
 def _follow(ds: Dataset, study: Study, series: SeriesOf) -> None:

@@ -14,7 +14,7 @@ from pydicom.valuerep import format_number_as_ds
 from skimage.measure import find_contours
 
 from fusion_pipeline.data.dicom import SeriesHeaders
-from fusion_pipeline.data.refusals import READ_ERRORS, one_line, refusal
+from fusion_pipeline.data.refusals import READ_ERRORS, one_line, quiet, refusal
 from fusion_pipeline.dicom.objects import check_same_patient, new_uid, read_object
 from fusion_pipeline.dicom.solid import Solid
 from fusion_pipeline.dicom.study import PRODUCT, instance_reference, save
@@ -132,7 +132,8 @@ class StructureSet:
             InputError: the series is of another patient.
         """
         check_same_patient(self.header, series.headers[0], f"RTSTRUCT ({self.path})")
-        ds = _fresh(self.header, series.headers)
+        with quiet():  # of values that are too long already
+            ds = _fresh(self.header, series.headers)
         frame = str(series.headers[0].get("FrameOfReferenceUID") or "")
         for item in ds.get("StructureSetROISequence") or []:
             item.ReferencedFrameOfReferenceUID = frame
