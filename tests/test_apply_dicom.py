@@ -319,6 +319,8 @@ class TestSegmentations:
         assert apply(case, "--seg", one, two, "--rtstruct", plan, *onto) == 0
         names = sorted(f.name for f in (tmp_path / "out").iterdir())
         assert names == ["a_warped.dcm", "b_warped.dcm", "c_warped.dcm"]
+        if shutil.which("dciodvfy"):
+            assert not errors_of(tmp_path / "out" / "a_warped.dcm") - errors_of(one)
 
 
 class TestRefusals:

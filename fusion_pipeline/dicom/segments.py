@@ -136,7 +136,6 @@ class SegmentedImage:
                 content_label=str(self.object.get("ContentLabel") or "SEG"),
                 series_description=f"{self.object.get('SeriesDescription') or 'SEG'} warped"[:64],
             )
-        ds.Laterality = ""
         save(ds, Path(path))
 
     def _pixels(
