@@ -1,4 +1,4 @@
-"""``fusion-pipeline apply``: a saved registration on other images, labels and points."""
+"""``fusion-pipeline apply``: a saved registration on other images, labels, points and contours."""
 
 import argparse
 from functools import partial
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands
     from fusion_pipeline.pipeline import Grid, SavedRegistration
 
-_SUMMARY = "bring other images, labels and points of a patient over with a saved result"
+_SUMMARY = "bring other images, labels, points and contours over with a saved result"
 _EPILOG = (
     "forward, as the run did, is from the moving image to the reference; --inverse is the way back"
 )
@@ -37,6 +37,8 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         ("images", "images, linear: NIfTI, NRRD, MetaImage, PNG or DICOM folders"),
         ("labels", "integer maps and masks, by the nearest voxel"),
         ("points", "points: CSV in RAS mm, or 3D Slicer's .fcsv and .mrk.json"),
+        ("rtstruct", "DICOM RT Structure Sets; --onto names the series that they go to"),
+        ("seg", "DICOM Segmentations; --onto names the series that they go to"),
     ):
         apply.add_argument(f"--{name}", nargs="+", default=[], metavar="PATH", help=what)
     apply.add_argument(
@@ -52,9 +54,13 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
 
 def _check(args: argparse.Namespace, *, parser: Parser) -> None:
     """Something to bring over, and no two results of one name."""
-    given = [*args.images, *args.labels, *args.points]
+    given = [*args.images, *args.labels, *args.points, *args.rtstruct, *args.seg]
     if not given:
-        parser.error("expected --images, --labels or --points, got none")
+        parser.error("expected --images, --labels, --points, --rtstruct or --seg, got none")
+    if (args.rtstruct or args.seg) and args.onto is None:
+        parser.error(
+            "expected --onto SERIES with --rtstruct and --seg, got none; name a DICOM folder"
+        )
     names = [_stem(path) for path in given]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -76,6 +82,8 @@ def _apply(args: argparse.Namespace) -> int:
         _bring(saved, path, onto, args, labels=True)
     for path in args.points:
         _bring_points(saved, path, args)
+    for path in (*args.rtstruct, *args.seg):
+        _bring_dicom(saved, path, args)
     return 0
 
 
@@ -111,6 +119,19 @@ def _bring_points(saved: "SavedRegistration", path: str, args: argparse.Namespac
     given = read_points(path)
     target = args.output / f"{_stem(path)}_warped{given.suffix}"
     given.write(saved.points(given.points, inverse=args.inverse), target)
+    logger.info("%s", target)
+
+
+def _bring_dicom(saved: "SavedRegistration", path: str, args: argparse.Namespace) -> None:
+    """One RT Structure Set or Segmentation."""
+    from fusion_pipeline.pipeline import warp_rtstruct, warp_seg
+
+    target = args.output / f"{_stem(path)}_warped.dcm"
+    if path in args.rtstruct:
+        for message in warp_rtstruct(saved, path, args.onto, target, inverse=args.inverse):
+            logger.warning(message)
+    else:
+        warp_seg(saved, path, args.onto, target, inverse=args.inverse)
     logger.info("%s", target)
 
 

@@ -23,9 +23,29 @@ def evaluator_of(
         "fuse_steps": args.fuse_steps,
         "colour_map": args.colour_map,
         "same_person": False if args.different_people else None,
+        **_dicom(args, spatial_dims),
     }
     evaluator: FusionEvaluator = from_config(path, overrides, "evaluator")["evaluator"]
     return evaluator
+
+
+def _dicom(args: argparse.Namespace, spatial_dims: int) -> dict[str, object]:
+    """The overrides for DICOM output; none of it leaves the bundle's."""
+    from fusion_pipeline.data import InputError
+
+    if not getattr(args, "dicom", False):
+        return {}
+    if spatial_dims != 3:
+        raise InputError(
+            "--dicom: expected volumes, got pictures, which have no position in a patient; leave "
+            "it out"
+        )
+    return {
+        "dicom": True,
+        "dicom_identity": args.dicom_identity,
+        "patient_id": args.patient_id,
+        "patient_name": args.patient_name,
+    }
 
 
 def bundle_of(args: argparse.Namespace, spatial_dims: int) -> Path:

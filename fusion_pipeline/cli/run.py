@@ -66,6 +66,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         action="store_true",
         help="leave with 3 where a registration is doubtful (CHECK), though all cases are done",
     )
+    _add_dicom(run)
     shared = run.add_mutually_exclusive_group()
     shared.add_argument(
         "--devices",
@@ -80,6 +81,29 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="CPU processes that share the cases (default: 1)",
     )
     add_inference(run)
+
+
+def _add_dicom(run: Parser) -> None:
+    """Arguments of DICOM output."""
+    run.add_argument(
+        "--dicom", action="store_true", help="write DICOM objects as well: OUTPUT/ID/dicom"
+    )
+    run.add_argument(
+        "--dicom-identity",
+        choices=("copy", "remove"),
+        help="patient and study of the DICOM objects: as the input's headers say, or none "
+        "(default: copy)",
+    )
+    run.add_argument(
+        "--patient-id",
+        metavar="ID",
+        help="PatientID, where no DICOM header says it (default: empty)",
+    )
+    run.add_argument(
+        "--patient-name",
+        metavar="NAME",
+        help="PatientName, Family^Given, where no DICOM header says it (default: empty)",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -186,7 +210,12 @@ def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def _check_source(args: argparse.Namespace, *, parser: Parser) -> None:
-    """Images or a datalist, not both and not neither."""
+    """Images or a datalist, not both and not neither; options of DICOM only with it."""
+    for name in ("dicom_identity", "patient_id", "patient_name"):
+        if getattr(args, name) is not None and not args.dicom:
+            parser.error(f"expected --dicom with --{name.replace('_', '-')}, got none; add it")
+    if args.datalist is not None and (args.patient_id or args.patient_name):
+        parser.error("expected --patient-id and --patient-name for one case, got a datalist")
     if args.datalist is None and not args.images:
         parser.error("expected images (--ct, --mr, --pet, --spect) or --datalist, got neither")
     names = ("images", "masks", "transforms", "id", "reference", "transform")

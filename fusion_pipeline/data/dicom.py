@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,14 @@ from fusion_pipeline.data.dicom_files import (
     without_copies,
 )
 from fusion_pipeline.data.dicom_pixels import check_rescale, ct_units, stored_pixels, volume_of
-from fusion_pipeline.data.frames import frames_of
+from fusion_pipeline.data.frames import Frame, frames_of
 from fusion_pipeline.data.image import Identity, InputError
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, quiet, refusal
 from fusion_pipeline.data.slices import stack_affine
 from fusion_pipeline.data.sources import Source
 from fusion_pipeline.data.suv import emission_scale
+from fusion_pipeline.geometry import lps_from_ras
+from fusion_pipeline.geometry.affines import Matrix
 
 _IDENTITY = {
     "patient_id": "PatientID",
@@ -88,8 +91,54 @@ def _understood(place: str) -> Iterator[None]:
         raise refusal(place, "whole DICOM slices", came, "copy the series again") from error
 
 
-def _read_series(source: Source, place: str) -> RawImage:
-    """The same, where a damaged header may raise anything."""
+@dataclass(frozen=True)
+class SeriesHeaders:
+    """A series without its pixels.
+
+    Attributes:
+        headers: in the order of the slices; one of a multi-frame file.
+        affine: ``(4, 4)`` world_from_voxel of (column, row, slice), RAS mm.
+        shape: columns, rows, slices.
+    """
+
+    headers: list[Dataset]
+    affine: Matrix
+    shape: tuple[int, ...]
+
+
+def series_headers(source: Source, place: str) -> SeriesHeaders:
+    """The headers of a series, and its grid.
+
+    Args:
+        source: as for `read_series`.
+        place: name of the image in messages.
+
+    Raises:
+        InputError: as for `read_series`.
+    """
+    with quiet(), _understood(place):
+        stack = _stack(source, place)
+    affine = lps_from_ras(3) @ stack.lps_affine
+    return SeriesHeaders(stack.headers, affine, (*stack.frames[0].size, len(stack.frames)))
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """The files of a series, its slices in order, and where they lie."""
+
+    files: list[DicomFile]
+    frames: list[Frame]
+    lps_affine: Matrix
+    messages: list[str]
+
+    @property
+    def headers(self) -> list[Dataset]:
+        """Of the files that hold the slices, in their order."""
+        return [self.files[n].header for n in dict.fromkeys(frame.file for frame in self.frames)]
+
+
+def _stack(source: Source, place: str) -> _Stack:
+    """The slices of a series, checked by their headers."""
     location = Path(source.path)
     files = choose_series(image_files(location, place), source.series, place)
     check_whole(location, files, place)
@@ -101,8 +150,15 @@ def _read_series(source: Source, place: str) -> RawImage:
         frames, place, selectors=source.selectors, name_of=lambda f: files[f.file].path.name
     )
     check_rescale(ordered, files, place)
-    headers = [files[n].header for n in dict.fromkeys(frame.file for frame in ordered)]
-    _check_one_space(headers, place)
+    stack = _Stack(files, ordered, lps_affine, messages)
+    _check_one_space(stack.headers, place)
+    return stack
+
+
+def _read_series(source: Source, place: str) -> RawImage:
+    """The same, where a damaged header may raise anything."""
+    stack = _stack(source, place)
+    files, ordered, headers = stack.files, stack.frames, stack.headers
     modality = str(headers[0].get("Modality", ""))
     units, notes = ct_units(headers, place) if modality == "CT" else ("", [])
     suv = emission_scale(headers, place) if modality == "PT" else None
@@ -111,9 +167,9 @@ def _read_series(source: Source, place: str) -> RawImage:
     values, padding = volume_of(files, ordered, place)
     return RawImage(
         values,
-        np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps_affine,
+        lps_from_ras(3) @ stack.lps_affine,
         units=units,
-        warnings=[*messages, *notes],
+        warnings=[*stack.messages, *notes],
         identity=_identity(headers[0]),
         dicom_modality=modality,
         suv=suv,
@@ -179,4 +235,4 @@ def _count_note(header: Dataset, count: int, place: str) -> list[str]:
     return [f"{place}: {count} slices of the {promised} that the header counts are in the folder."]
 
 
-__all__ = ["check_series_header", "read_series"]
+__all__ = ["SeriesHeaders", "check_series_header", "read_series", "series_headers"]

@@ -38,7 +38,7 @@ def modality_of(key: str) -> Modality:
 class Identity:
     """Whom an image shows and in which space, by its DICOM header; empty where that is silent.
 
-    It serves to compare the images of a case. Nothing of it is written, and ``repr`` hides the
+    It serves to compare the images of a case. Only DICOM output writes it, and ``repr`` hides the
     patient.
 
     Attributes:

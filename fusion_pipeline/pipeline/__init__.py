@@ -29,6 +29,7 @@ from fusion_pipeline.pipeline.launch import run_processes
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.pipeline.saved import Grid, SavedRegistration
+from fusion_pipeline.pipeline.saved_dicom import warp_rtstruct, warp_seg
 from fusion_pipeline.pipeline.shared_run import CaseQueue, SharedRun
 from fusion_pipeline.pipeline.study import Method, methods_against, run_study
 from fusion_pipeline.pipeline.summary import Outcome
@@ -72,5 +73,7 @@ __all__ = [
     "run_training",
     "spatial_dims_of_cases",
     "switch",
+    "warp_rtstruct",
+    "warp_seg",
     "write_bundle",
 ]

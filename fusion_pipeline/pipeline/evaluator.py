@@ -13,6 +13,7 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
 from fusion_pipeline.data import (
+    Case,
     CaseFiles,
     InputError,
     cause_of,
@@ -21,6 +22,7 @@ from fusion_pipeline.data import (
     one_line_refusals,
 )
 from fusion_pipeline.data.refusals import is_memory_error, no_memory
+from fusion_pipeline.dicom import DicomExport, IdentityOption, check_dicom_export
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.dataset import LoadedCase
@@ -40,14 +42,34 @@ class SaveResult:
 
     Args:
         output_dir: where the cases' folders go.
+        dicom: write DICOM objects as well, into the folder ``dicom`` of each case.
+        dicom_identity: ``copy`` or ``remove``, see `DicomExport`.
+        patient_id: of input without an identity; empty: none.
+        patient_name: the same.
     """
 
-    def __init__(self, output_dir: Path | str) -> None:
+    @one_line_refusals()
+    def __init__(
+        self,
+        output_dir: Path | str,
+        *,
+        dicom: bool | str = False,
+        dicom_identity: IdentityOption = "copy",
+        patient_id: str = "",
+        patient_name: str = "",
+    ) -> None:
         self.output_dir = Path(output_dir)
+        export = DicomExport(dicom_identity, str(patient_id), str(patient_name))
+        self.dicom = export if bundle.switch("dicom", dicom) else None
+
+    def check(self, case: Case) -> None:
+        """Refuse, before it runs, a case that cannot be written."""
+        if self.dicom is not None:
+            check_dicom_export(case, self.dicom)
 
     def __call__(self, result: PipelineResult) -> PipelineResult:
         """Write the files, whole or not at all."""
-        result.save(self.output_dir / result.case.id)
+        result.save(self.output_dir / result.case.id, dicom=self.dicom)
         return result
 
 
@@ -143,7 +165,8 @@ class FusionEvaluator(Evaluator):
 
         Here and not where a case is loaded: a worker cannot read weights that lie on a GPU.
         """
-        self._fingerprint = self.pipeline.run_fingerprint()
+        wanted = [str(step.dicom) for step in self._savers() if step.dicom is not None]
+        self._fingerprint = replace(self.pipeline.run_fingerprint(), files=" ".join(wanted))
         if self.resume:
             self.data_loader.dataset.skip = _WasRun(self.output_dir, self._fingerprint)
 
@@ -201,6 +224,10 @@ class FusionEvaluator(Evaluator):
         engine.state.batch = None  # the volumes of this case must not outlive it
         return outcome
 
+    def _savers(self) -> list[SaveResult]:
+        """The steps of the postprocessing that write folders."""
+        return [step for step in self.save.transforms if isinstance(step, SaveResult)]
+
     def _outcome(self, loaded: LoadedCase, start: float) -> Outcome:
         """The outcome of a case that can be used."""
         if loaded.error is not None:
@@ -209,6 +236,8 @@ class FusionEvaluator(Evaluator):
         if loaded.case is None:
             return Outcome.done(loaded.files.id, folder)
         check_case_folder(folder, loaded.files.series)
+        for step in self._savers():
+            step.check(loaded.case)
         result = self.pipeline.infer(loaded.case, loaded.clock)
         self.save(replace(result, input_digest=self._fingerprint(loaded.files)))
         return Outcome.done(loaded.files.id, folder, seconds=time.perf_counter() - start)

@@ -33,11 +33,13 @@ class RunFingerprint:
         settings: of the inferer.
         weights: digest of the network, see `weights_digest`.
         preprocessing: what each image goes through.
+        files: what is written beyond the files of every run; empty: nothing.
     """
 
     settings: Mapping[str, object]
     weights: str
     preprocessing: Compose
+    files: str = ""
 
     def __call__(self, case: Case | CaseFiles) -> str:
         """Digest of a case's content, the settings, preprocessing, weights and the package's code.
@@ -50,7 +52,7 @@ class RunFingerprint:
         digest = hashlib.blake2b(digest_size=16)
         parts = _of_case(case) if isinstance(case, Case) else _of_files(case)
         steps = [transform_settings(step) for step in self.preprocessing.transforms]
-        run = f"{code_digest()} {sorted(self.settings.items())} {steps} {self.weights}"
+        run = f"{code_digest()} {sorted(self.settings.items())} {steps} {self.weights}{self.files}"
         for part in (run.encode(), *parts):
             digest.update(part)
         return digest.hexdigest()

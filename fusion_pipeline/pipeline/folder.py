@@ -26,15 +26,17 @@ from fusion_pipeline.data import (
     write_transform,
     write_weights,
 )
+from fusion_pipeline.dicom import DicomExport, write_dicom
 from fusion_pipeline.pipeline.clock import Clock, announce, announce_end, peak_memory_mb
 from fusion_pipeline.report import FileNames, write_report
 from fusion_pipeline.result import CaseResult
 
 REPORT = "report.json"
+DICOM = "dicom"  # the folder of the DICOM objects
 _BEING_REPLACED = ".report.json.replaced"  # names of ours while a folder is neither old nor new
 _OURS = re.compile(
     r"(.+_(registered|displacement|harmonized)|fused|fused_colour|weights)\.(nii\.gz|png)"
-    r"|report\.(json|html)|.+_harmonization\.json|.+_transform(_inverse)?\.h5"
+    r"|report\.(json|html)|.+_harmonization\.json|.+_transform(_inverse)?\.h5|dicom"
 )
 _LOCK_S = 60.0  # seconds; files are moved within one file system, which takes far less
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
@@ -74,7 +76,13 @@ def check_case_folder(target: Path, keys: Iterable[str] = ()) -> Path:
     check_output_folder(target)
     if target.is_dir():
         roles = ("registered", "displacement", "harmonized", "transform", "transform_inverse")
-        stems = {"fused", "weights", "report", *(f"{k}_{role}" for k in keys for role in roles)}
+        stems = {
+            "fused",
+            "weights",
+            "report",
+            DICOM,
+            *(f"{k}_{role}" for k in keys for role in roles),
+        }
         names = {f.name for f in target.iterdir() if _OURS.fullmatch(f.name)}
         _refuse_foreign(target, {name for name in names if name.split(".")[0] in stems})
     return target
@@ -154,8 +162,11 @@ def _replace(aside: Path, target: Path) -> None:
     note = target / _BEING_REPLACED
     note.write_text(json.dumps({"files": sorted(earlier | new)}), encoding="utf-8")
     (target / REPORT).unlink(missing_ok=True)
-    for name in sorted(earlier - new):
-        (target / name).unlink(missing_ok=True)
+    for name in sorted(earlier):
+        if (target / name).is_dir():  # a folder does not give way to another one
+            shutil.rmtree(target / name)
+        elif name not in new:
+            (target / name).unlink(missing_ok=True)
     for name in sorted(new - {REPORT}):
         (aside / name).replace(target / name)
     if REPORT in new:
@@ -195,16 +206,20 @@ def _names_in(report: object) -> set[str]:
     return names
 
 
-def write_files(result: CaseResult, folder: Path) -> None:
+def write_files(result: CaseResult, folder: Path, dicom: DicomExport | None = None) -> None:
     """All files of a case: images, fields, weights and the report.
 
     Args:
         result: what the pipeline found, its evaluation included.
         folder: an existing folder.
+        dicom: write DICOM objects as well, into the folder ``dicom``.
     """
     clock = Clock(result.timings, case=result.case.id)
     with clock.stage("write"):
         files = _write_images(result, folder)
+        if dicom is not None:
+            write_dicom(result, folder / DICOM, dicom)
+            files = {**files, DICOM: DICOM}
     complete = replace(result, timings=clock.timings, peak_memory_mb=peak_memory_mb())
     announce("report", result.case.id)
     write_report(complete, folder, files)

@@ -23,6 +23,7 @@ from fusion_pipeline.data import (
     prepare_image,
 )
 from fusion_pipeline.data.image import meta_tensor
+from fusion_pipeline.dicom import DicomExport, check_dicom_export
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
@@ -128,8 +129,13 @@ class FusionPipeline:
         """Run a case that `load` has prepared."""
         return self.inferer(case, self.network, normalize=self._normalize, clock=clock)
 
-    def run(self, case: CaseLike, output: Path | str) -> Path:
+    def run(self, case: CaseLike, output: Path | str, *, dicom: DicomExport | None = None) -> Path:
         """Run one case and write its folder ``<output>/<id>/``, whole or not at all.
+
+        Args:
+            case: as for a call.
+            output: gets the folder.
+            dicom: write DICOM objects as well, into its folder ``dicom``; None: none.
 
         Returns:
             The folder.
@@ -138,8 +144,13 @@ class FusionPipeline:
         folder = Path(output) / files.id
         check_output_folder(output)
         check_case_folder(folder, files.series)
-        result = self(files)
-        return replace(result, input_digest=self.fingerprint(files)).save(folder)
+        clock = Clock()
+        with clock.stage("load"):
+            loaded = self.load(files)
+        if dicom is not None:
+            check_dicom_export(loaded, dicom)
+        result = replace(self.infer(loaded, clock), input_digest=self.fingerprint(files))
+        return result.save(folder, dicom=dicom)
 
     def load(self, case: CaseLike) -> Case:
         """Read, check and prepare the images of a case."""

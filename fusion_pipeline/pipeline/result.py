@@ -7,6 +7,7 @@ from pathlib import Path
 from monai.data import MetaTensor
 
 from fusion_pipeline.data.image import meta_tensor
+from fusion_pipeline.dicom import DicomExport
 from fusion_pipeline.evaluation import evaluate
 from fusion_pipeline.pipeline.folder import check_case_folder, deliver, write_files
 from fusion_pipeline.result import CaseResult
@@ -51,11 +52,12 @@ class PipelineResult(CaseResult):
             for key, found in self.registrations.items()
         }
 
-    def save(self, folder: Path | str) -> Path:
+    def save(self, folder: Path | str, *, dicom: DicomExport | None = None) -> Path:
         """Write the folder of the case, whole or not at all.
 
         Args:
             folder: made if needed; files of an earlier run in it are replaced.
+            dicom: write DICOM objects as well, into its folder ``dicom``; None: none.
 
         Returns:
             The folder.
@@ -66,7 +68,7 @@ class PipelineResult(CaseResult):
         folder = check_case_folder(Path(folder), self.modalities)
         result = self if self.evaluation else replace(self, evaluation=_scores(self))
         with deliver(folder) as aside:
-            write_files(result, aside)
+            write_files(result, aside, dicom)
         return folder
 
 
