@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from fusion_pipeline.cli.arguments import Parser, add_inference, key_of, new_com
 from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.process import run_command
 from fusion_pipeline.cli.terminal import logger
+from fusion_pipeline.modalities import KEY_WORDS, other_kind
 
 if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands
     from fusion_pipeline.data import CaseFiles
 
 _KEYED = re.compile(
-    r"((?P<option>transform|mask)_)?(?P<key>(ct|mr|pet|spect)(?P<name>_\w+)?)"
+    rf"((?P<option>transform|mask)_)?(?P<key>({'|'.join(KEY_WORDS)})(?P<name>_\w+)?)"
     r"(?<!_label)(?<!_landmarks)(?<!_displacement)(?<!_transform)(?<!_mask)"
 )
 _SUMMARY = "register, harmonize and fuse the images of one or many patients"
@@ -25,6 +27,7 @@ _EPILOG = (
     "per image KEY (ct, mr_t1, ...): --transform-KEY KIND, and --mask-KEY PATH, a mask of where to "
     "look; pictures (PNG, 2D NIfTI) go through the 2D bundle"
 )
+_WORDS = defaultdict(str, cbct="cone-beam CT, read as a CT: ")
 _TRANSFORMS = ("none", "rigid", "affine", "deformable")
 
 
@@ -37,14 +40,15 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     """
     run = new_command(commands, "run", _run, summary=_SUMMARY, epilog=_EPILOG)
     run.set_defaults(images={}, masks={}, transforms={}, check=partial(_check_source, parser=run))
-    for key in ("ct", "mr", "pet", "spect"):
+    for key in KEY_WORDS:
         run.add_argument(
             f"--{key}",
             dest=f"images:{key}",
             action=_Once,
             metavar="PATH",
             default=argparse.SUPPRESS,
-            help=f"NIfTI, NRRD, MetaImage, PNG or DICOM folder; --{key}-NAME for another one",
+            help=f"{_WORDS[key]}NIfTI, NRRD, MetaImage, PNG or DICOM folder; --{key}-NAME for "
+            "another one",
         )
     _add_keyed(run, argv)
     run.add_argument(
@@ -54,11 +58,14 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="the image that stays in place (default: the CT, else the first MR)",
     )
     run.add_argument("--id", help="name of the case and of its folder (default: case)")
-    run.add_argument("--datalist", type=Path, help="JSON list of cases, in place of images")
+    run.add_argument(
+        "--datalist", type=Path, metavar="DATALIST", help="JSON list of cases, in place of images"
+    )
     run.add_argument(
         "--transform",
         choices=_TRANSFORMS,
-        help="how far the registration may go (default: deformable); --transform-KEY for one image",
+        help="how far the registration may go (default: deformable); --transform-KEY for one "
+        "image; with a datalist: where an entry has no KEY_transform",
     )
     run.add_argument("--resume", action="store_true", help="skip cases that are done")
     shared = run.add_mutually_exclusive_group()
@@ -128,7 +135,7 @@ def _cases(args: argparse.Namespace) -> "list[CaseFiles]":
     from fusion_pipeline.data import case_from_paths, read_datalist
 
     if args.datalist is not None:
-        return read_datalist(args.datalist)
+        return read_datalist(args.datalist, transform=args.transform or "deformable")
     transforms = dict(args.transforms)
     if args.transform is not None:
         transforms = dict.fromkeys(args.images, args.transform) | transforms
@@ -162,10 +169,27 @@ class _Once(argparse.Action):
         entries[key] = values
 
 
+class _OtherKind(argparse.Action):
+    """Refuse an image of a kind that is not read, such as ``--us``, and say what to do."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - argparse's signature
+        option_string: str | None = None,
+    ) -> None:
+        """Leave with the reason."""
+        what, advice = other_kind(self.dest) or ("", "")
+        parser.error(f"{option_string}: expected CT, MR, PET or SPECT, got {what}; {advice}")
+
+
 def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Arguments whose names the user makes: ``--mr_t1``, ``--transform-pet``, ``--mask-mr-t1``."""
     for option in dict.fromkeys(word.partition("=")[0] for word in argv if word.startswith("--")):
         named = _KEYED.fullmatch(key_of(option[2:]))
+        if named is None and other_kind(option[2:]) is not None:
+            parser.add_argument(option, action=_OtherKind, help=argparse.SUPPRESS)
         if named is None or (not named["option"] and not named["name"]):
             continue
         parser.add_argument(
@@ -181,10 +205,14 @@ def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 def _check_source(args: argparse.Namespace, *, parser: Parser) -> None:
     """Images or a datalist, not both and not neither."""
     if args.datalist is None and not args.images:
-        parser.error("expected images (--ct, --mr, --pet, --spect) or --datalist, got neither")
-    names = ("images", "masks", "transforms", "id", "reference", "transform")
+        options = ", ".join(f"--{key}" for key in KEY_WORDS)
+        parser.error(f"expected images ({options}) or --datalist, got neither")
+    names = ("images", "masks", "transforms", "id", "reference")
     if args.datalist is not None and any(getattr(args, name) for name in names):
-        parser.error("expected images or --datalist, got both; a datalist names its own options")
+        parser.error(
+            "expected images or --datalist, got both; of the options of a case only --transform "
+            "goes with a datalist, which names the others itself"
+        )
 
 
 __all__ = ["add_command"]
