@@ -389,7 +389,8 @@ class TestInfo:
 
     def test_it_says_what_an_image_is_read_as(self, paths, capsys):
         assert main(["info", f"ct={paths['ct']}", f"mr-t1={paths['mr']}"]) == 0
-        first, second = capsys.readouterr().out.splitlines()
+        lines = capsys.readouterr().out.splitlines()
+        first, second = [line for line in lines if not line.startswith("  ")]
         assert ": ct, 26 x 30 x 18 voxels, 1.5 x 1.2 x 3 mm, axes LAS, HU, " in first
         assert second.startswith(f"mr_t1 ({paths['mr']}): mr, 24 x 20 x 26 voxels")
 
