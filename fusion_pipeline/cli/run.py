@@ -81,28 +81,60 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         metavar="N",
         help="CPU processes that share the cases (default: 1)",
     )
+    run.add_argument(
+        "--bids",
+        type=Path,
+        metavar="FOLDER",
+        help="lay the results out there as well, named as a BIDS derivative",
+    )
     add_inference(run)
 
 
 def _run(args: argparse.Namespace) -> int:
     """``fusion-pipeline run``."""
     from fusion_pipeline.data import check_output_folder
-    from fusion_pipeline.pipeline import FusionPipeline, run_processes, spatial_dims_of_cases
+    from fusion_pipeline.pipeline import (
+        FusionPipeline,
+        check_bids_labels,
+        run_processes,
+        spatial_dims_of_cases,
+    )
 
     count = _process_count(args)
     cases = _cases(args)
     check_output_folder(args.output)
+    if args.bids is not None:
+        check_bids_labels(case.id for case in cases)
+        check_output_folder(args.bids)
     dims = spatial_dims_of_cases(cases)
     if count > 1 and len(cases) > 1:
         # what is wrong with the bundle is said once, and no GPU is woken
         FusionPipeline.from_bundle(bundle_of(args, dims), weights=args.weights, device="cpu")
-        alone = argparse.Namespace(**vars(args) | {"devices": None, "jobs": None, "check": None})
-        return run_processes(run_command, alone, min(count, len(cases)))
+        alone = argparse.Namespace(
+            **vars(args) | {"devices": None, "jobs": None, "check": None, "bids": None}
+        )
+        code = run_processes(run_command, alone, min(count, len(cases)))
+        _write_bids(args, cases)
+        return code
     evaluator = evaluator_of(args, dims, cases=cases, resume=args.resume)
     evaluator.run()
     if len(cases) == 1 and not evaluator.exit_code:
         logger.info("report: %s", args.output / cases[0].id / "report.html")
+    _write_bids(args, cases)
     return evaluator.exit_code
+
+
+def _write_bids(args: argparse.Namespace, cases: "list[CaseFiles]") -> None:
+    """``--bids``: of every case that has a result, at the end and by one process."""
+    from fusion_pipeline.pipeline import write_bids
+
+    if args.bids is None:
+        return
+    for case in cases:
+        folder = args.output / case.id
+        if (folder / "report.json").is_file():
+            write_bids(folder, args.bids)
+    logger.info("BIDS derivative: %s", args.bids)
 
 
 def _process_count(args: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """The whole: one object that registers, harmonizes and fuses a case, alone or many in a row."""
 
+from fusion_pipeline.pipeline.bids import bids_label, check_bids_labels, write_bids
 from fusion_pipeline.pipeline.bundle import (
     CheckpointLoader,
     bundle_for,
@@ -58,9 +59,11 @@ __all__ = [
     "SyntheticCases",
     "TraditionalInferer",
     "TrainingFacts",
+    "bids_label",
     "bundle_for",
     "bundle_in_use",
     "case_list",
+    "check_bids_labels",
     "check_bundle_folder",
     "from_config",
     "load_weights",
@@ -72,5 +75,6 @@ __all__ = [
     "run_training",
     "spatial_dims_of_cases",
     "switch",
+    "write_bids",
     "write_bundle",
 ]
