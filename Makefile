@@ -9,7 +9,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
 
-.PHONY: help install demo test lint check wheel
+.PHONY: help install demo test lint check wheel docs
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make test    all tests, fast and slow, with branch coverage (at least 90 %)'
 	@echo 'make check   ruff, mypy, import-linter and the fast tests'
 	@echo 'make lint    the same without tests'
+	@echo 'make docs    build the site to out/site, strict'
 	@echo 'make wheel   build the wheel, look into it and import it'
 
 # torch first and alone: pip then keeps that build for all that depend on it
@@ -42,6 +43,9 @@ lint: install
 
 check: lint
 	$(PYTEST) -m 'not slow'
+
+docs: install
+	$(BIN)/mkdocs build --quiet
 
 wheel: install
 	rm -rf dist build

@@ -417,7 +417,15 @@ def test_the_help_says_what_each_option_is_without_a_value(capsys, command):
     """A default, or that it is needed; a switch is off. What names a case has none."""
     no_default = {"--help", "--output", "--ct", "--cbct", "--mr", "--pet", "--spect", "--datalist"}
     no_default |= {"--folds", "--fold", "--override", "--different-people", "--debug"}
-    no_default |= {"--result", "--images", "--labels", "--points", "--inverse"}
+    no_default |= {
+        "--result",
+        "--images",
+        "--labels",
+        "--points",
+        "--inverse",
+        "--bids",
+        "--weights-url",
+    }
     if command != "train":
         no_default |= {"--resume"}
     assert main([command, "--help"]) == 0

@@ -27,6 +27,7 @@ from fusion_pipeline.pipeline.evaluator import FusionEvaluator, SaveResult
 from fusion_pipeline.pipeline.handlers import EvaluationHandler, ProgressHandler, SummaryHandler
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.launch import run_processes
+from fusion_pipeline.pipeline.model_zoo import pack_for_model_zoo
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.pipeline.saved import Grid, SavedRegistration
@@ -68,6 +69,7 @@ __all__ = [
     "from_config",
     "load_weights",
     "methods_against",
+    "pack_for_model_zoo",
     "refuse_unknown_overrides",
     "refuse_wrong_values",
     "run_processes",
