@@ -22,7 +22,8 @@ def summary(f: Figures) -> str:
 
     return table(
         "Mean error over the body in mm after a known strong elastic move of patients never "
-        "trained on. In brackets the 95 % interval of the mean over patients (t, spread of the cases).",
+        "trained on. In brackets the 95 % interval of the mean over patients (t, spread of the "
+        "cases).",
         ["register", "patients, cases", "before", "after"],
         [row(key, *named) for key, named in pairs.items()],
     )

@@ -8,9 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
-from pipeline_cases import ShiftRegister, small_evaluator, write_case
+from pipeline_cases import (
+    ShiftRegister,
+    brief_report,  # noqa: F401 - a fixture
+    small_evaluator,
+    write_case,
+)
 
 import fusion_pipeline.pipeline as pipeline_package
 import fusion_pipeline.pipeline.inferer as inferer_module
@@ -36,6 +43,17 @@ def clean_logging():
 def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("patient")
     return {key: str(path) for key, path in write_case(folder, ("ct", "mr", "pet")).items()}
+
+
+@pytest.fixture(scope="module")
+def images_of(paths, tmp_path_factory):
+    """By their dimensions the CT and MR of a case; of pictures, small ones."""
+    folder = tmp_path_factory.mktemp("pictures")
+    pictures = {key: str(folder / f"{key}.png") for key in ("ct", "mr")}
+    for number, path in enumerate(pictures.values()):
+        grey = np.random.default_rng(number).integers(0, 255, (24, 20), dtype=np.uint8)
+        PIL.Image.fromarray(grey).save(path)
+    return {2: pictures, 3: {key: paths[key] for key in ("ct", "mr")}}
 
 
 @pytest.fixture
@@ -144,6 +162,7 @@ def test_transforms_for_all_and_for_one(no_run, paths, tmp_path):
     assert masks == {"ct": None, "mr_t1": Source(paths["mr"]), "pet": None}
 
 
+@pytest.mark.usefixtures("brief_report")
 def test_a_datalist_goes_on_past_a_bad_case_and_leaves_with_1(made, paths, tmp_path, capsys):
     datalist = tmp_path / "cases.json"
     good = f'{{"id": "good", "ct": "{paths["ct"]}", "mr": "{paths["mr"]}"}}'
@@ -267,26 +286,18 @@ class TestTrain:
         assert trained["overrides"].get("data#shape") == meant
 
     @pytest.mark.parametrize("spatial_dims", [2, 3])
-    def test_the_datalist_chooses_the_bundle(self, trained, tmp_path, spatial_dims):
-        datalist = synthetic_patient(3, size="small", spatial_dims=spatial_dims).save(tmp_path)
-        content = json.loads(datalist.read_text())
+    def test_the_datalist_chooses_the_bundle(self, trained, images_of, tmp_path, spatial_dims):
         name = "lost.png" if spatial_dims == 2 else "lost.nii"
         lost = {"id": "lost", "ct": name, "mr": name}
-        datalist.write_text(json.dumps({"training": [lost, *content["testing"]]}))
+        datalist = tmp_path / "cases.json"
+        good = {"id": "good", **images_of[spatial_dims]}
+        datalist.write_text(json.dumps({"training": [lost, good]}))
         assert main(["train", "--datalist", str(datalist), "--output", str(tmp_path / "o")]) == 0
         assert trained["bundle"] == bundle_for(spatial_dims)
         assert trained["overrides"]["datalist"] == str(datalist)
 
-    def test_the_kind_of_most_cases_chooses_the_bundle(self, trained, tmp_path):
-        made = {d: synthetic_patient(3, size="small", spatial_dims=d) for d in (2, 3)}
-        (picture,), (volume,) = (
-            json.loads(one.save(tmp_path / str(d)).read_text())["testing"]
-            for d, one in made.items()
-        )
-        entries = []
-        for name, (d, entry) in {"a": (2, picture), "b": (3, volume), "c": (3, volume)}.items():
-            files = {key: f"{d}/{entry[key]}" for key in ("ct", "mr")}
-            entries.append({"id": name, **files})
+    def test_the_kind_of_most_cases_chooses_the_bundle(self, trained, images_of, tmp_path):
+        entries = [{"id": name, **images_of[d]} for name, d in (("a", 2), ("b", 3), ("c", 3))]
         datalist = tmp_path / "mixed.json"
         datalist.write_text(json.dumps({"training": entries}))
         assert main(["train", "--datalist", str(datalist), "--output", str(tmp_path / "o")]) == 0
