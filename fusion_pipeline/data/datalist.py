@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fusion_pipeline.data.decathlon import from_decathlon, is_decathlon
 from fusion_pipeline.data.image import (
     TRANSFORMS,
     InputError,
@@ -84,7 +85,8 @@ def read_datalist(
     """Read a section of a datalist.
 
     Args:
-        path: JSON; the paths in it are relative to its folder.
+        path: JSON, ours or the Decathlon's with several files in ``image``; the paths in it are
+            relative to its folder.
         section: ``testing``, ``training`` or ``validation``.
         may_be_empty: the section may list nothing (``[]``); left out, it may be misspelt.
         may_be_mixed: cases of pictures may stand beside cases of volumes; each case is of one kind.
@@ -102,7 +104,12 @@ def read_datalist(
     content = _json(path, place)
     if may_be_empty and isinstance(content, dict) and content.get(section) == []:
         return []
-    entries = _section(content, section, place)
+    entries = [
+        from_decathlon(entry, content.get("modality"), _entry_name(entry, n, section, place))
+        if is_decathlon(entry) and isinstance(content, dict)
+        else entry
+        for n, entry in enumerate(_section(content, section, place))
+    ]
     cases = [
         _case(entry, path.parent, _entry_name(entry, n, section, place), transform)
         for n, entry in enumerate(entries)
