@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 OUTPUT ?= out/demo
+STUDY ?= out/study
+PATIENTS ?= 200
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # one worker for each core, each of about 1 GB; torch must not start further threads in them
@@ -9,7 +11,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
 
-.PHONY: help install demo test lint check wheel docs
+.PHONY: help install demo study test lint check wheel docs
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +19,8 @@ help:
 	@echo 'make test    all tests, fast and slow, with branch coverage (at least 90 %)'
 	@echo 'make check   ruff, mypy, import-linter and the fast tests'
 	@echo 'make lint    the same without tests'
+	@echo 'make study   the study of docs/study.md, on generated patients (hours; goes on after a stop);'
+	@echo '             with OPEN=folder of the open data on real patients as well, PATIENTS=24 in minutes'
 	@echo 'make docs    build the site to out/site, strict'
 	@echo 'make wheel   build the wheel, look into it and import it'
 
@@ -31,6 +35,10 @@ install: $(INSTALLED)
 
 demo: install
 	$(BIN)/fusion-pipeline demo --output $(OUTPUT)
+
+study: install
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py --output $(STUDY) --patients $(PATIENTS) \
+		--page docs/study.md $(if $(OPEN),--open $(OPEN))
 
 test: install
 	$(PYTEST) --cov --cov-branch --cov-report=term --cov-fail-under=90

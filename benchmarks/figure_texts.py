@@ -205,46 +205,48 @@ def sts026(f: Figures) -> str:
 
 
 def harmonization(f: Figures) -> str:
-    """Agreement between modalities."""
+    """How far two protocols of one anatomy lie apart."""
+    methods = ("zscore", "nyul", "n4_nyul", "power")
 
     def row(key: str) -> list[str]:
-        cells = []
-        for what in ("correlation", "ssim_levelled", "ssim", "distance"):
-            before, after = (
-                rounded(f.value("harmonization", f"{what}/{key}", c), 2)
-                for c in ("zscore", "network")
-            )
-            cells.append(f"{before} → {after}")
-        return [SOURCES[key], *cells]
+        cells = [spread(f.numbers("harmonization", f"residual/{key}", "network"), 3)]
+        cells += [rounded(f.value("harmonization", f"residual/{key}", m), 3) for m in methods]
+        cells.append(rounded(f.value("harmonization", f"oracle/{key}", "network"), 3))
+        smooth = [
+            rounded(f.value("harmonization", f"smoothed/{key}", c), 3)
+            for c in ("network", "zscore")
+        ]
+        return [key.upper(), *cells, " / ".join(smooth)]
 
     return table(
-        f"Agreement between modalities, z-score → ours, mean over "
-        f"{f.n('harmonization', 'correlation/ct-mr')} held-out sarcoma patients. Distance is the "
-        "root mean square difference over the standard deviation (lower is better).",
-        ["pair", "correlation", "SSIM, equal contrast", "SSIM", "distance"],
-        [row(key) for key in ("ct-mr", "ct-pet", "mr-pet")],
+        "Difference between two protocols of one anatomy over the body, in standard deviations of "
+        f"the output (lower is better); mean over {f.n('harmonization', 'residual/ct')} held-out "
+        "sarcoma patients. Oracle: what the best increasing curve and smooth bias leave.",
+        [
+            *("image", "ours", "z-score", "Nyúl", "N4 + Nyúl", "power curve", "oracle"),
+            "after 2 mm of smoothing: ours / z-score",
+        ],
+        [row(key) for key in ("ct", "mr", "pet")],
     )
 
 
 def harmonization_kept(f: Figures) -> str:
-    """What each image keeps, and how far two protocols of it lie apart."""
+    """What each image keeps of its input."""
 
     def row(key: str) -> list[str]:
-        edges, kept = (
-            f"{rounded(100 * f.value('harmonization', f'{what}/{key}', 'network'), 0)} %"
-            for what in ("edges", "information")
-        )
-        apart = [
-            rounded(f.value("harmonization", f"protocol/{key}", c), 2)
-            for c in ("zscore", "network", "nyul")
+        kept = [
+            rounded(f.value("harmonization", f"{what}/{key}", "network"), 2)
+            for what in ("separation", "rank", "direction")
         ]
-        return [key.upper(), edges, kept, *apart]
+        lesion = rounded(f.value("harmonization", "tumour/pet", "network"), 2)
+        return [key.upper(), *kept, lesion if key == "pet" else "–"]
 
     return table(
-        "Edges and information that a harmonized image keeps of its input, mean over "
-        f"{f.n('harmonization', 'edges/ct')} held-out sarcoma patients. Protocol: difference "
-        "between two protocols of one anatomy (lower is better).",
-        ["image", "edges", "information", "protocol: z-score", "ours", "Nyúl"],
+        "What a harmonized image keeps of its input, mean over "
+        f"{f.n('harmonization', 'separation/ct')} held-out sarcoma patients: separation of "
+        "tissues and contrast-to-noise of the tumour over the input's, rank correlation in blocks "
+        "of 24 voxels, and cosine of the gradients.",
+        ["image", "separation", "rank", "gradients", "tumour"],
         [row(key) for key in ("ct", "mr", "pet")],
     )
 

@@ -4,8 +4,9 @@
 
 Small DICOM series and files, NIfTI, NRRD and MetaImage files are written, and each case changes one
 of them: elements and fields get odd values, bytes are changed, cut out, doubled or cut off. What is
-read must have finite numbers; whatever else than a refusal is raised, takes over 10 s or over 2 GB
-is listed with its seed, and the exit code is 1. ``--first SEED --cases 1 --keep`` makes one anew.
+read must have finite numbers; whatever else than a refusal is raised, takes over 10 CPU seconds or
+over 2 GB is listed with its seed, and the exit code is 1. ``--first SEED --cases 1 --keep`` makes
+one anew.
 """
 
 import argparse
@@ -262,11 +263,11 @@ def run_case(seed: int, folder: Path) -> tuple[str, str]:
     path = write(folder, kind, rng)
     mutate(path, kind, rng)
     key = {"pet": "pet", "nm": "spect", "enhanced": "mr"}.get(kind, "ct")
-    start = time.monotonic()
-    faulthandler.dump_traceback_later(6 * LIMIT_S, exit=True)
+    start = time.process_time()  # other programs of the machine count for no case
+    faulthandler.dump_traceback_later(60 * LIMIT_S, exit=True)
     said = outcome(path, key)
     faulthandler.cancel_dump_traceback_later()
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     if said in ("read", "refused") and seconds > LIMIT_S:
         said = f"{seconds:.1f} s"
     return kind, said

@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--patients", nargs="+", default=EVALUATION)
     options = parser.parse_args(argv)
     pipeline = FusionPipeline.from_bundle()
-    register = Register(pipeline.network.registration, **pipeline.settings)
+    register = pipeline.inferer.register_stage(pipeline.network)
     rows = {}
     print("Fat, skin, bone: mm between the contours of CT and MR; moved: from the headers, mm.\n")
     print(

@@ -16,7 +16,7 @@ from scipy import ndimage as ndi
 
 from fusion_pipeline.geometry import apply_affine, rigid_matrix
 
-Severity = Literal["rigid", "mild", "strong", "far"]
+Severity = Literal["rigid", "mild", "strong", "far", "still"]
 Array = npt.NDArray[np.float64]
 
 
@@ -36,6 +36,7 @@ RANGES: dict[Severity, Ranges] = {
     "mild": Ranges((1, 4), (2, 5), 0.0, (3, 5), 12),
     "strong": Ranges((8, 20), (10, 25), 0.08, (6, 12), 18),
     "far": Ranges((15, 30), (20, 40), 0.0, (0, 0), 18),
+    "still": Ranges((0, 0), (0, 0), 0.0, (0, 0), 18),
 }
 
 
@@ -57,7 +58,9 @@ class KnownMap:
         q = apply_affine(np.linalg.inv(self.matrix), points)
         x = q.copy()
         for _ in range(25):
-            x = q - self._shift(self.field, x)
+            before, x = x, q - self._shift(self.field, x)
+            if np.abs(x - before).max() < 1e-3:  # mm; no further step moves it by more
+                break
         return x
 
     def _shift(self, field: Array, points: Array) -> Array:

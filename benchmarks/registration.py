@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +34,7 @@ from fusion_pipeline.data import Image, written_whole
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.metrics import target_registration_error
 from fusion_pipeline.pipeline import FusionPipeline
-from fusion_pipeline.register import Register, Registration
+from fusion_pipeline.register import Registration
 
 _DECIDING = ("register", "networks", "geometry", "transforms", "losses", "metrics")
 
@@ -72,15 +71,13 @@ def ours(
         working_spacing=working_spacing,
         denoise=denoise,
     )
-    settings: Any = pipeline.settings
-    network = pipeline.network.registration
-    stage = Register(network, **settings)
+    stage = pipeline.inferer.register_stage(pipeline.network)
     limit = "" if transform == "deformable" else f", {transform}"
     limit += "" if same_person else ", different people"
     limit += ", denoised" if denoise else ""
     return Method(
-        f"ours, {settings['refine_steps']} steps{limit}",
-        _version(_package_sources(), network),
+        f"ours, {stage.refine_steps} steps{limit}",
+        _version(_package_sources(), stage.network),
         lambda fixed, moving: stage(
             pipeline.prepare(fixed),
             pipeline.prepare(moving),

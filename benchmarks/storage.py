@@ -12,7 +12,6 @@ that the optimiser takes.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +21,6 @@ from registration_cases import Spec, make, pairs
 
 from fusion_pipeline.data import Image, read_image, write_image
 from fusion_pipeline.pipeline import FusionPipeline
-from fusion_pipeline.register import Register
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,8 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     fixed = {"as it is": case.fixed, "LPS": _copy(case.fixed, "LPS", options.output)}
     moving = {name: _copy(whole, name, options.output) for name in _WAYS}
     pipeline = FusionPipeline.from_bundle()
-    settings: Any = pipeline.settings
-    register = Register(pipeline.network.registration, **settings)
+    register = pipeline.inferer.register_stage(pipeline.network)
     first, shown = None, None
     runs = [("as it is", name) for name in _WAYS] + [("LPS", "RAS")]
     for fixed_way, way in runs:

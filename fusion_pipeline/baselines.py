@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.data import Image, TransformKind
-from fusion_pipeline.fuse import Fusion
+from fusion_pipeline.fuse import Fusion, scores_of_fusion
 from fusion_pipeline.geometry import WorldMap, lps_from_ras, rescaled_affine, resize
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register import Evidence, Registration
@@ -32,14 +32,29 @@ class FuseBy:
         self._rule = rule
 
     def __call__(
-        self, harmonized: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
+        self,
+        harmonized: Mapping[str, Image],
+        fields_of_view: Mapping[str, Tensor],
+        displayed: Mapping[str, Image] | None = None,
     ) -> Fusion:
-        """See `Fuse`; no scores."""
+        """See `Fuse`; the harmonized images are fused, and judged by the displayed ones.
+
+        So every method is judged by the same sources: the images as a reader displays them.
+        """
         images = torch.cat([image.array for image in harmonized.values()])
         view = torch.cat([(fields_of_view[key] > 0.5).float() for key in harmonized])
         fused, weights = self._rule(images * view, view)
+        fused = fused.clamp(0, 1)
+        shown = harmonized if displayed is None else displayed
+        sources = {
+            key: shown[key].array[0] * one for key, one in zip(harmonized, view, strict=True)
+        }
         reference = next(iter(harmonized.values()))
-        return Fusion(Image(fused.clamp(0, 1), reference.affine, key="fused"), weights, {})
+        return Fusion(
+            Image(fused, reference.affine, key="fused"),
+            weights,
+            scores_of_fusion(fused, weights, sources),
+        )
 
 
 def average(images: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:

@@ -182,6 +182,30 @@ class _Small:
         return cls(shrunk(normalized), shrunk(harmonized), inside.float(), (inside & held).float())
 
 
+def scores_of_harmonization(
+    images: Mapping[str, Image],
+    harmonized: Mapping[str, Tensor],
+    fields_of_view: Mapping[str, Tensor],
+) -> dict[str, dict[str, float]]:
+    """What `Harmonization.scores` tells, of any other way to harmonize.
+
+    Args:
+        images: in their own units, the reference first; all on one grid.
+        harmonized: per key ``(1, *S)`` in 0..1.
+        fields_of_view: per key ``(1, *S)``.
+    """
+    small = {}
+    for key, image in images.items():
+        view = fields_of_view[key] > 0.5
+        kind = {"modality": image.modality, "units": image.units}
+        body = body_mask(image.array, image.spacing.tolist(), **kind) & view
+        body = body if body.any() else view
+        normalized, _ = NormalizeModality().scaled(image.array, body, **kind)
+        small[key] = _Small.of(normalized, harmonized[key], view, body)
+    first = next(iter(small))
+    return {key: _scores(one, None if key == first else small[first]) for key, one in small.items()}
+
+
 def _scores(own: _Small, reference: _Small | None) -> dict[str, float]:
     """How much of itself an image kept, and how it agrees with the reference."""
     inside = own.harmonized[own.body > 0]

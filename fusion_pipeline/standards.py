@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.harmonize import Harmonization
+from fusion_pipeline.harmonize import Harmonization, scores_of_harmonization
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 _LEVELS = 1024
@@ -79,7 +79,7 @@ class HarmonizeBy:
     def __call__(
         self, images: Mapping[str, Image], fields_of_view: Mapping[str, Tensor]
     ) -> Harmonization:
-        """See `Harmonize`; no scores and no mappings."""
+        """See `Harmonize`; no mappings."""
         out = {}
         for key, image in images.items():
             view = fields_of_view[key] > 0.5
@@ -87,7 +87,8 @@ class HarmonizeBy:
             body = body_mask(image.array, image.spacing.tolist(), **kind) & view
             mapped = self._standard(image, view, body if body.any() else view)
             out[key] = image.with_array(mapped, units="a.u.")
-        return Harmonization(images=out, scores={})
+        arrays = {key: image.array for key, image in out.items()}
+        return Harmonization(out, scores_of_harmonization(images, arrays, fields_of_view))
 
 
 def z_score_in_body(image: Image, view: Tensor, body: Tensor) -> Tensor:

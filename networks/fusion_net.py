@@ -130,6 +130,36 @@ class FusionNet(nn.Module):
         back = sorted(range(len(order)), key=order.__getitem__)
         return FusionOutput(fused, torch.stack([weights[:, m] for m in back], 1))
 
+    def features(
+        self, images: Tensor, kinds: str | Sequence[str], field_of_view: Tensor | None = None
+    ) -> Tensor:
+        """The fused features, ``F = Σ_k w_k F_k``: what other heads may read (METHOD 5.1).
+
+        Args:
+            images: as in `forward`.
+            kinds: as in `forward`.
+            field_of_view: as in `forward`.
+
+        Returns:
+            ``(B, C, *S)``, C the features at full resolution; ``F_k`` are the decoder's of image k,
+            ``w_k`` the weights of `forward`.
+
+        Raises:
+            ValueError: as in `forward`.
+        """
+        index, images, kept = self._check(images, kinds, field_of_view)
+        order = canonical_order(images, index)
+        picked, share = (torch.stack([x[:, m] for m in order], 1) for x in (images, kept))
+        names = [KINDS[index[m]] for m in order]
+        weights = self._fuse(picked, picked, names, share, None)[1]
+        padded = _padded_to_stride(picked)
+        in_view = (_padded_to_stride(share) > 0).to(images.dtype)
+        decoded = self._decoded(padded, names, in_view, None)
+        within = (slice(None), slice(None), *(slice(n) for n in images.shape[2:]))
+        return torch.stack(
+            [weights[:, m : m + 1] * one[within] for m, one in enumerate(decoded)]
+        ).sum(0)
+
     def summarize(
         self,
         images: Tensor,
@@ -175,17 +205,7 @@ class FusionNet(nn.Module):
         shape = images.shape[2:]
         images, displayed, kept = (_padded_to_stride(x) for x in (images, displayed, kept))
         in_view = (kept > 0).to(images.dtype)
-        filled = _filled(images, in_view)
-        levels = [self.encoders[kind](filled[:, m : m + 1]) for m, kind in enumerate(kinds)]
-        del filled
-        coarse = torch.stack([level[-1] for level in levels], 1)
-        if summary is None:
-            summary = _summary(coarse, images, in_view)
-        gates = self._gates(summary, kinds)
-        coarse = coarse * gates.view(*gates.shape, *[1] * self.spatial_dims)
-        mixed = self.modality_attention(coarse, _attention_mask(in_view))
-        features = [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
-        del levels  # most of the memory, where no gradient needs them
+        features = self._decoded(images, kinds, in_view, summary)
         details = _details(displayed, in_view)
         salience = [
             displayed,
@@ -210,6 +230,21 @@ class FusionNet(nn.Module):
         fused = torch.minimum(torch.maximum(fused, low), high)
         within = [slice(None)] * 2 + [slice(n) for n in shape]
         return fused[tuple(within)], mean[tuple(within)]
+
+    def _decoded(
+        self, images: Tensor, kinds: Sequence[str], in_view: Tensor, summary: Tensor | None
+    ) -> list[Tensor]:
+        """Per image the decoder's features ``(B, C, *S)``, of a shape that the stride divides."""
+        filled = _filled(images, in_view)
+        levels = [self.encoders[kind](filled[:, m : m + 1]) for m, kind in enumerate(kinds)]
+        del filled
+        coarse = torch.stack([level[-1] for level in levels], 1)
+        if summary is None:
+            summary = _summary(coarse, images, in_view)
+        gates = self._gates(summary, kinds)
+        coarse = coarse * gates.view(*gates.shape, *[1] * self.spatial_dims)
+        mixed = self.modality_attention(coarse, _attention_mask(in_view))
+        return [self.decoder([*level[:-1], mixed[:, m]]) for m, level in enumerate(levels)]
 
     def _gates(self, summary: Tensor, kinds: Sequence[str]) -> Tensor:
         """``(B, M, C)`` in 0..1, by the mean channels of each image."""

@@ -38,6 +38,8 @@ _BIAS_CLASSES = 3
 _BIAS_ROUNDS = 4
 _LEAST_SIGNAL = 0.05  # of the body's 90th percentile: darker voxels do not tell the bias
 _LARGEST_LOG_BIAS = 1.0
+_BEYOND = 1e30  # above every value; exported graphs do not take an infinity alike
+_LEAST_WIDTH = 1e-6  # of black: eight steps of a float32
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def standard_map(lattice: Lattice, kinds: Tensor, log_bias: Tensor) -> Intensity
     black = torch.where(in_hu, _CURVE_HU[0] + shift, black)
     width = torch.where(in_hu, torch.full_like(width, span), width)
     exponent = torch.where(in_hu, torch.ones_like(exponent), exponent)
+    # an image of one value has no contrast: white still has to be another number than black
+    width = torch.maximum(width, _LEAST_WIDTH * black.abs()).clamp_min(1e-20)
     hu = black.new_tensor([(v - _CURVE_HU[0]) / span for v in _CURVE_HU])
     line = torch.linspace(0, 1, len(_CURVE), device=hu.device, dtype=hu.dtype)
     curve = black.new_tensor(_CURVE)
@@ -131,7 +135,7 @@ def standard_map(lattice: Lattice, kinds: Tensor, log_bias: Tensor) -> Intensity
 
 def is_hounsfield(lattice: Lattice) -> Tensor:
     """Whether the values can be HU, ``(B,)``: air near −1000, the body's median near water."""
-    lowest = lattice.values.masked_fill(lattice.view < 0.5, torch.inf).flatten(1).amin(1)
+    lowest = lattice.values.masked_fill(lattice.view < 0.5, _BEYOND).flatten(1).amin(1)
     middle = weighted_quantiles(lattice.values, lattice.body, (0.5,), lattice.order)[:, 0]
     return (lowest < -200) & (lowest > -4000) & (middle.abs() < 600)
 

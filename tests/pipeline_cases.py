@@ -82,7 +82,7 @@ def small_pipeline(spatial_dims=3, seed=0, window_hu=None, **settings):
     return FusionPipeline(small_network(spatial_dims, seed), steps, inferer)
 
 
-def small_evaluator(cases, output, *, seed=0, resume=False, save=None, evaluate=False):
+def small_evaluator(cases, output, *, seed=0, save=None, evaluate=False, **switches):
     """As the bundle's config builds it, with an untrained small network."""
     steps = preprocessing()
     dataset = CaseDataset(cases, steps)
@@ -98,7 +98,7 @@ def small_evaluator(cases, output, *, seed=0, resume=False, save=None, evaluate=
         postprocessing=Compose([save or SaveResult(output)]),
         val_handlers=handlers,
         output_dir=output,
-        resume=resume,
+        **switches,
     )
 
 
@@ -114,8 +114,10 @@ def brief_report(monkeypatch):
             "registration": {
                 key: {
                     "ok": found.ok,
+                    "reason": found.reason,
                     "transform": found.transform,
                     "error_mm": None,
+                    "over_5_mm": None,
                     "folded_fraction": 0.0,
                     "similarity_before": dict(found.evidence.similarity_before),
                     "similarity_after": dict(found.evidence.similarity_after),

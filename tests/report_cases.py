@@ -83,6 +83,7 @@ def result_3d() -> CaseResult:
                 similarity_after={"nmi": 1.2, "mind": 0.4},
                 folded_fraction=0.001,
                 error_mm=1.6,
+                over_5_mm=0.034,
                 error_map_mm=smooth_field(shape, 1.0)[0].abs(),
                 details={"offset_mm": float("nan"), "engine": "features"},
             ),

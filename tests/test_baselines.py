@@ -15,8 +15,10 @@ from fusion_pipeline.baselines import (
 )
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, identity_points, rigid_matrix
+from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.standards import HarmonizeBy
 
+KEYS = ("mr", "pet")
 RULES = (average, maximum, pca, laplacian_pyramid)
 
 
@@ -132,3 +134,29 @@ def test_none_trusts_the_headers():
     found = RegisterByMutualInformation()(fixed, moving, transform="none")
     np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(4))
     assert float(found.map.ddf_mm.abs().max()) == 0
+
+
+def test_a_rule_is_judged_by_the_displayed_images_whatever_it_fused():
+    affine = np.diag([-1.0, -1.0, 1.0])
+    harmonized = {key: Image(_blobs((40, 30), n)[None], affine, key) for n, key in enumerate(KEYS)}
+    shown = {key: one.with_array(one.array**2) for key, one in harmonized.items()}
+    fields = {key: torch.ones(1, 40, 30) for key in KEYS}
+    found = FuseBy(average)(harmonized, fields, shown)
+    expected = fusion_scores(found.fused.array[0], {k: one.array[0] for k, one in shown.items()})
+    assert {name: found.scores[name] for name in expected} == pytest.approx(expected)
+    assert found.scores["weight_mr"] == pytest.approx(0.5)
+
+
+def test_a_z_score_keeps_all_and_agrees_as_before():
+    """The scores of harmonization compare with the image's own z-score, which this is."""
+    affine = np.diag([-1.0, -1.0, 1.0])
+    images = {
+        key: Image(200 * _blobs((40, 30), n)[None] + 20, affine, key)
+        for n, key in enumerate(("mr", "mr_t2"))
+    }
+    found = HarmonizeBy()(images, {key: torch.ones(1, 40, 30) for key in images}).scores
+    assert found["mr"]["edges_kept"] == pytest.approx(1, abs=1e-5)
+    assert found["mr_t2"]["agreement_after"] == pytest.approx(
+        found["mr_t2"]["agreement_before"], abs=1e-5
+    )
+    assert "agreement_after" not in found["mr"]

@@ -77,8 +77,8 @@ def made(monkeypatch):
     def from_config(path, overrides, name):
         seen.update(overrides, path=path)
         cases = overrides.get("cases") or SyntheticCases(overrides["output_dir"])
-        resume = overrides.get("resume", False)
-        return {name: small_evaluator(cases, overrides["output_dir"], resume=resume)}
+        switches = {k: overrides.get(k, False) for k in ("resume", "fail_on_check")}
+        return {name: small_evaluator(cases, overrides["output_dir"], **switches)}
 
     monkeypatch.setattr(inferer_module, "Register", ShiftRegister)
     monkeypatch.setattr(pipeline_package, "from_config", from_config)
@@ -117,6 +117,30 @@ def test_two_files_become_a_folder(made, paths, tmp_path, capsys):
     assert "[1/1] case: ok" in out
     assert str(tmp_path / "case" / "report.html") in out
     assert err == ""
+
+
+class TestADoubtfulRegistration:
+    """`ShiftRegister` does not trust an affine."""
+
+    LINE = "CHECK case: mr: an affine is not trusted here"
+
+    @pytest.mark.parametrize(("options", "code"), [((), 0), (("--fail-on-check",), 3)])
+    def test_it_is_said_and_fails_on_request(self, made, paths, tmp_path, capsys, options, code):
+        images = ["--ct", paths["ct"], "--mr", paths["mr"], "--pet", paths["pet"]]
+        images += ["--transform-mr", "affine"]
+        assert run(*images, *options, output=tmp_path) == code
+        out, err = capsys.readouterr()
+        assert [line for line in out.splitlines() if "CHECK" in line] == [self.LINE]
+        assert str(tmp_path / "case" / "report.html") in out
+        assert err == ""
+        # a case that is skipped is as doubtful as before
+        assert run(*images, *options, "--resume", output=tmp_path) == code
+        assert self.LINE in capsys.readouterr().out
+
+    def test_a_result_without_doubt_has_no_check(self, made, paths, tmp_path, capsys):
+        images = ["--ct", paths["ct"], "--mr", paths["mr"]]
+        assert run(*images, "--fail-on-check", output=tmp_path) == 0
+        assert "CHECK" not in capsys.readouterr().out
 
 
 def test_the_options_reach_the_bundle(no_run, paths, tmp_path):
@@ -428,6 +452,7 @@ def test_the_help_says_what_each_option_is_without_a_value(capsys, command):
     """A default, or that it is needed; a switch is off. What names a case has none."""
     no_default = {"--help", "--output", "--ct", "--cbct", "--mr", "--pet", "--spect", "--datalist"}
     no_default |= {"--folds", "--fold", "--override", "--different-people", "--debug"}
+    no_default |= {"--fail-on-check", "--diagnosis", "--lesion"}
     no_default |= {
         "--result",
         "--images",

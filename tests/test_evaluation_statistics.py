@@ -99,6 +99,12 @@ class TestComparison:
         assert found.p == pytest.approx(0.25)
         assert found.verdict(higher_is_better=True) == "no difference shown"
 
+    def test_three_patients_of_which_two_tie(self):
+        a, b = [5.0, 5.0, 6.0], [1.0, 1.0, 1.0]
+        found = compare(single(a), single(b))
+        assert found.p == pytest.approx(stats.wilcoxon(np.array(a) - b).pvalue)
+        assert (found.patients, found.effect) == (3, 1.0)
+
     def test_which_end_is_better(self):
         lower = compare(single(np.arange(10.0)), single(np.arange(10.0) + 2))
         assert lower.verdict(higher_is_better=False) == "better"

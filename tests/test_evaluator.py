@@ -32,7 +32,7 @@ from fusion_pipeline.pipeline import (
     spatial_dims_of_cases,
 )
 from fusion_pipeline.pipeline.handlers import averaged
-from fusion_pipeline.pipeline.summary import as_table
+from fusion_pipeline.pipeline.summary import as_table, exit_code
 
 
 @pytest.fixture(autouse=True)
@@ -221,8 +221,30 @@ def test_the_table_shows_every_moving_image():
     good = Outcome("a", "ok", numbers={**cells, "seconds": 3.0})
     table = as_table([good, Outcome("b", "failed")])
     lines = [line.split() for line in table.splitlines()]
-    assert lines[1] == ["a", "ok", "mr", "rigid", "(doubtful)", "1.200", "1.3", "3.0"]
+    assert lines[1] == ["a", "ok", "mr", "rigid", "CHECK", "1.200", "1.3", "3.0"]
     assert lines[2] == ["b", "failed"]
+
+
+class TestExitCode:
+    GOOD = Outcome("a", "ok")
+    DOUBTFUL = Outcome("b", "skipped", checks={"mr": "far off"})
+    FAILED = Outcome("c", "failed", error=InputError("no such file"))
+
+    @pytest.mark.parametrize(
+        ("outcomes", "code", "with_check"),
+        [
+            ([GOOD], 0, 0),
+            ([GOOD, DOUBTFUL], 0, 3),
+            ([DOUBTFUL, FAILED], 1, 1),
+            ([FAILED], 2, 2),
+        ],
+    )
+    def test_a_failure_goes_before_a_check(self, outcomes, code, with_check):
+        assert exit_code(outcomes) == code
+        assert exit_code(outcomes, fail_on_check=True) == with_check
+
+    def test_checks_pass_between_processes(self):
+        assert Outcome.from_json(self.DOUBTFUL.as_json()).checks == {"mr": "far off"}
 
 
 def test_dimensions_come_from_the_headers(paths, tmp_path):

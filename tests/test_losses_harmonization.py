@@ -304,6 +304,14 @@ class TestParts:
         spoilt = mr + 300 * torch.randn(mr.shape, generator=torch.Generator().manual_seed(2))
         assert float(separation_lost(spoilt, mr, body).min()) > 0.3
 
+    def test_what_has_no_contrast_loses_none(self):
+        """A share of next to nothing would rule the sum of a batch."""
+        even = torch.full((1, 1, 20, 20), 3.0)
+        even[..., 4, 4] += 1e-6
+        body, other = torch.ones_like(even), torch.rand(even.shape)
+        assert float(separation_lost(other, even, body)) == 0
+        assert float(lesion_contrast_lost(other, torch.ones_like(even), body)) == 0
+
     def test_range(self):
         """100 voxels from 0.01 to 1: the brightest hundredth begins at 0.99."""
         line = torch.linspace(0.01, 1, 100).view(1, 1, 10, 10)

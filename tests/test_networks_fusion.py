@@ -338,3 +338,25 @@ def test_images_that_show_nothing_are_fused_to_nothing(dims):
         out = _trained(dims)(images, "mr")
     assert float(out.fused.abs().max()) == 0
     assert bool(out.weights.isfinite().all())
+
+
+class TestFusedFeatures:
+    def test_their_order_and_what_lies_out_of_view_change_nothing(self, dims):
+        net, (images, view) = _trained(dims), _case(dims, 3)
+        kinds = ["ct", "mr", "emission"]
+        with torch.no_grad():
+            found = net.features(images, kinds, view)
+            order = [2, 0, 1]
+            turned = net.features(images[:, order], [kinds[m] for m in order], view[:, order])
+            hidden = net.features(torch.where(view > 0, images, 0.7), kinds, view)
+        assert found.shape == (2, 12, *SHAPES[dims])
+        assert torch.equal(found, turned)
+        assert torch.equal(found, hidden)
+
+    def test_nothing_is_fused_where_no_image_has_data(self, dims):
+        net, (images, view) = _trained(dims), _case(dims, 2)
+        view[:, :, -3:] = 0
+        with torch.no_grad():
+            found = net.features(images, ["ct", "mr"], view)
+        assert not found[:, :, -3:].any()
+        assert found[:, :, 4:8].any()

@@ -165,6 +165,16 @@ class TestStandard:
                 out = HarmonizationNet(dims)(torch.zeros(1, 1, *SHAPES[dims]), kind)
             assert bool(torch.isfinite(out).all())
 
+    @pytest.mark.parametrize("value", [-1000.0, 3e4])
+    def test_one_value_everywhere_is_finite_and_can_be_learned_from(self, dims, value):
+        """White is then as near to black as float32 allows, but another number."""
+        for kind in KINDS:
+            network = HarmonizationNet(dims)
+            out = network(torch.full((1, 1, *SHAPES[dims]), value), kind)
+            out.sum().backward()
+            assert bool(torch.isfinite(out).all())
+            assert all(bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+
 
 class TestMapping:
     """The mapping of one image."""

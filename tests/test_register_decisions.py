@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import rigid_matrix
@@ -15,6 +17,8 @@ from fusion_pipeline.register.criteria import Criterion
 from fusion_pipeline.register.doubt import doubt_about
 from fusion_pipeline.register.initial_alignment import _pose_gains_too_little
 from fusion_pipeline.register.pose import Pose
+from fusion_pipeline.register.risk import probability_over_5_mm
+from fusion_pipeline.register.settings import RISK
 from fusion_pipeline.register.stage import _estimate_falls, _less_similar
 
 IMAGE = Image(torch.zeros(1, 40, 33), np.diag([-1.0, -1.0, 1.0]), "mr")
@@ -56,6 +60,11 @@ class TestDoubt:
         assert bool(reason) == doubted
         assert ("look at it" in reason) == doubted
 
+    def test_a_probable_error_is_doubtful_though_the_estimate_is_below_its_limit(self):
+        for over_5_mm, doubted in ((0.9 * RISK.limit, False), (1.1 * RISK.limit, True)):
+            reason = doubt_about(self.SAME, self.SAME, 3.0, 1.0, over_5_mm)
+            assert ("more than 5 mm with a probability of" in reason) == doubted
+
     def test_no_estimate_is_no_doubt(self):
         assert doubt_about(self.SAME, self.SAME, math.nan, 1.0) == ""
 
@@ -70,6 +79,26 @@ class TestDoubt:
     def test_both_similarities_have_to_fall(self, nmi, mind, doubted):
         reason = doubt_about(self.SAME, Shown(nmi, mind).similarity, 1.0, 1.0)
         assert ("less similar" in reason) == doubted
+
+
+class TestProbabilityOver5Mm:
+    def test_it_is_the_logistic_function_of_the_measures(self):
+        total = RISK.offset + RISK.estimate * math.log(3) + RISK.information * math.log(0.08)
+        for emission in (False, True):
+            found = probability_over_5_mm(3.0, {"nmi": 1.08}, emission=emission)
+            expected = expit(total + RISK.emission * emission)
+            assert found == pytest.approx(float(expected), rel=1e-9)
+
+    def test_it_rises_with_the_estimate_and_stays_between_0_and_1(self):
+        errors = (0.0, 0.5, 1.5, 3.0, 6.0, 100.0)
+        found = [probability_over_5_mm(e, {"nmi": 1.05}, emission=False) for e in errors]
+        assert found[0] <= found[1]
+        assert all(a < b for a, b in pairwise(found[1:]))
+        assert found[0] >= 0
+        assert found[-1] <= 1
+
+    def test_without_an_estimate_there_is_none(self):
+        assert math.isnan(probability_over_5_mm(math.nan, {"nmi": 1.1}, emission=False))
 
 
 class TestCriterion:

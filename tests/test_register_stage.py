@@ -235,6 +235,8 @@ def test_none_leaves_the_headers(d, volumes):
     assert found.evidence.similarity_before == found.evidence.similarity_after
     np.testing.assert_allclose(found.map.points(pair.points), pair.points, atol=1e-9)
     assert found.evidence.error_mm > 0  # trusted by the user, and looked at all the same
+    # the probability was fitted to volumes
+    assert 0 < found.evidence.over_5_mm < 1 if d == 3 else np.isnan(found.evidence.over_5_mm)
 
 
 class TestMasks:

@@ -63,6 +63,7 @@ def test_registration_says_what_was_found():
     found = case_report(result, FILES)["registration"]
     mr, pet = found["mr_t1"], found["pet"]
     assert (mr["ok"], mr["transform"], mr["error_mm"]) == (True, "deformable", 1.6)
+    assert (mr["over_5_mm"], pet["over_5_mm"]) == (0.034, None)
     assert mr["similarity_before"] == {"nmi": 1.1, "mind": 0.3}
     assert mr["similarity_after"] == {"nmi": 1.2, "mind": 0.4}
     assert mr["folded_fraction"] == 0.001

@@ -31,12 +31,13 @@ REPORT = {
             "similarity_before": {"nmi": 1.1},
             "similarity_after": {"nmi": 1.2},
             "folded_fraction": 0.0,
+            "ok": False,
             "error_mm": None,
         }
     },
     "evaluation": {"mr": {"tre_mm_before": 8.0, "tre_mm_after": 2.0, "dice_label_3_after": 0.7}},
     "harmonization": {"mr": {"agreement_before": 0.1, "agreement_after": 0.4}},
-    "fusion": {"q_ct": 0.6, "q_min": 0.5, "weight_ct": 0.4},
+    "fusion": {"q_ct": 0.6, "ssim_mr": 0.3, "q_min": 0.5, "weight_ct": 0.4},
     "timings": {"load": {"wall_s": 1.0, "cpu_s": 0.5}, "fuse": {"wall_s": 2.0, "cpu_s": 1.5}},
     "peak_memory_mb": 900.0,
 }
@@ -58,6 +59,8 @@ class TestScores:
         assert rows["ours", "ct-mr", "mr", "3", "dice"] == 0.7
         assert rows["ours", "ct-mr", "ct", "", "q"] == 0.6
         assert rows["ours", "ct-mr", "", "", "q_min"] == 0.5
+        assert rows["ours", "ct-mr", "mr", "", "ssim"] == 0.3
+        assert rows["ours", "ct-mr", "mr", "", "doubtful"] == 1.0
         assert rows["ours", "ct-mr", "", "", "wall_s"] == 3.0
         assert rows["ours", "ct-mr", "mr", "", "agreement"] == 0.4
 
@@ -74,6 +77,13 @@ def many(method, values, name="tre_mm", label=""):
 
 
 class TestTables:
+    def test_scores_of_each_source_and_the_share_of_failures_are_in_the_table(self):
+        of_mr = [Score(f"c{n}", f"p{n}", "ct-mr", "ours", "mr", "", "ssim", 0.5) for n in (1, 2)]
+        found = summary_rows([*of_mr, *many("ours", [1.0, 2, 3, 4]), *many("other", [1.0])])
+        assert [row.image for row in found if row.name == "ssim"] == ["mr"]
+        other = next(row for row in found if row.method == "other")
+        assert other.summary.failures == 0.75
+
     def test_a_case_that_one_method_lacks_is_missing_there(self):
         rows = summary_rows([*many("ours", [1.0, 2, 3]), *many("other", [4.0, 5])])
         found = {row.method: row.summary for row in rows}
@@ -111,7 +121,8 @@ class TestTables:
         assert content["comparison"][0]["verdict"] == "no difference shown"
         text = as_markdown(summaries, comparisons)
         assert (
-            "| ct-mr | target registration error, mm | ours | 2 | 2 | 0 | 1.50 (– to –) |" in text
+            "| ct-mr | target registration error, mm | ours | 2 | 2 | 0 | 0 % | 1.50 (– to –) |"
+            in text
         )
         latex = as_latex(summaries, comparisons)
         assert latex.count(r"\begin{tabular}") == 2

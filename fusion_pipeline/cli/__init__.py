@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None: those of the process.
 
     Returns:
-        0: done; 1: some cases failed; 2: bad arguments or bad input.
+        0: done; 1: some cases failed; 2: bad arguments or bad input; 3: see ``run``.
     """
     try:
         args = _parsed(sys.argv[1:] if argv is None else list(argv))

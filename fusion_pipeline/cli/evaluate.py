@@ -1,21 +1,23 @@
 """``fusion-pipeline evaluate``: a datalist with truths, its scores, statistics and a page."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_pipeline.cli.arguments import add_inference, new_command
-from fusion_pipeline.cli.evaluator import evaluator_of
+from fusion_pipeline.cli.arguments import add_inference, new_command, positive, whole_number
+from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.terminal import logger
 
 if TYPE_CHECKING:
-    from fusion_pipeline.cli.arguments import Commands
+    from fusion_pipeline.cli.arguments import Commands, Parser
+    from fusion_pipeline.data import CaseFiles
     from fusion_pipeline.pipeline import FusionEvaluator, Method
 
 _SUMMARY = "run the cases of a datalist and write their scores with statistics"
 _EPILOG = (
     "labels, landmarks and true fields of the datalist are the truth; 'patient' tells whose case "
-    "it is"
+    "it is, 'target' its class"
 )
 
 
@@ -49,26 +51,139 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="fusion of the traditional chain",
     )
     evaluate.add_argument("--resume", action="store_true", help="skip cases that are done")
+    _add_cross_validation(evaluate)
+    evaluate.add_argument(
+        "--diagnosis",
+        type=whole_number,
+        metavar="K",
+        help="train a small classifier of 'target' on each input, under K folds by patient",
+    )
+    evaluate.add_argument(
+        "--diagnosis-steps",
+        type=positive,
+        default=150,
+        metavar="N",
+        help="optimizer steps of each of these classifiers",
+    )
+    evaluate.add_argument(
+        "--lesion-label",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="of the reference's label map, for the segmentation of --diagnosis",
+    )
     add_inference(evaluate)
+
+
+def _add_cross_validation(evaluate: "Parser") -> None:
+    """What is trained, and how long."""
+    evaluate.add_argument(
+        "--folds",
+        type=whole_number,
+        metavar="K",
+        help="cross-validate: train on K - 1 parts, evaluate on the rest, by patient",
+    )
+    evaluate.add_argument(
+        "--fold",
+        type=whole_number,
+        metavar="I",
+        help="train for part I alone, 0 to K - 1, and stop: for several machines, one after all of "
+        "them without it",
+    )
+    evaluate.add_argument(
+        "--phase",
+        default="registration",
+        choices=("registration", "harmonization", "fusion", "all"),
+        help="which networks each part trains",
+    )
+    evaluate.add_argument(
+        "--max-steps",
+        type=whole_number,
+        default=200,
+        metavar="N",
+        help="optimizer steps of each part",
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     """``fusion-pipeline evaluate``."""
-    from fusion_pipeline.data import check_output_folder, read_datalist
+    from fusion_pipeline.data import InputError, check_output_folder, read_datalist
     from fusion_pipeline.pipeline import methods_against, run_study, spatial_dims_of_cases
 
+    if args.fold is not None and args.folds is None:
+        raise InputError("--fold: expected --folds K beside it, got none; add it")
+    if args.folds is not None and args.diagnosis is not None:
+        # each part has its own network, and features of different networks are no one input
+        raise InputError(
+            "--diagnosis: expected it without --folds, got both; run the command twice, into two "
+            "folders"
+        )
     cases = read_datalist(args.datalist, args.section)
     check_output_folder(args.output)
     dims = spatial_dims_of_cases(cases)
+    if args.fold is not None:
+        _trained(args, cases, dims, args.fold)
+        return 0
 
-    def runner(method: "Method", folder: Path) -> "FusionEvaluator":
-        into = argparse.Namespace(**vars(args) | {"output": folder})
-        overrides = {"cases": cases, "resume": args.resume, **method.overrides}
-        return evaluator_of(into, dims, **overrides)
+    def runners(method: "Method", folder: Path) -> "Iterator[FusionEvaluator]":
+        replaced = method.overrides.get("inferer#stages", ())
+        networks = isinstance(replaced, Sequence) and len(replaced) < 3
+        if args.folds is None or not networks:
+            yield _runner(args, cases, dims, method, folder)
+            return
+        for number in range(args.folds):
+            bundle, outside = _trained(args, cases, dims, number)
+            own = argparse.Namespace(**vars(args) | {"bundle": bundle, "weights": None})
+            yield _runner(own, outside, dims, method, folder)
 
-    code = run_study(cases, methods_against(args.against, args.rule), runner, args.output)
+    code = run_study(cases, methods_against(args.against, args.rule), runners, args.output)
+    if args.diagnosis is not None:
+        _diagnose(args, cases, dims)
     logger.info("study: %s", args.output / "study.html")
     return code
+
+
+def _runner(
+    args: argparse.Namespace,
+    cases: "Sequence[CaseFiles]",
+    dims: int,
+    method: "Method",
+    folder: Path,
+) -> "FusionEvaluator":
+    """What runs some cases by one method."""
+    into = argparse.Namespace(**vars(args) | {"output": folder})
+    return evaluator_of(into, dims, **{"cases": cases, "resume": args.resume, **method.overrides})
+
+
+def _trained(
+    args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int, number: int
+) -> "tuple[Path, list[CaseFiles]]":
+    """The bundle of one part, and the cases it was not trained on."""
+    from fusion_pipeline.training.cross_validation import FoldTraining, train_fold
+
+    training = FoldTraining(
+        bundle_of(args, dims),
+        args.phase,
+        args.max_steps,
+        args.device,
+        {} if args.weights is None else {"ckpt_path": str(args.weights)},
+    )
+    return train_fold(cases, args.folds, number, training, args.output)
+
+
+def _diagnose(args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int) -> None:
+    """The diagnostic part of the study."""
+    from fusion_pipeline.evaluation.classifier import Recipe
+    from fusion_pipeline.pipeline import FusionPipeline
+    from fusion_pipeline.pipeline.diagnosis import DiagnosisPlan, run_diagnosis
+    from fusion_pipeline.training.folds import fold_numbers
+
+    pipeline = FusionPipeline.from_bundle(
+        bundle_of(args, dims), weights=args.weights, device=args.device
+    )
+    recipe = Recipe(steps=args.diagnosis_steps)
+    plan = DiagnosisPlan(fold_numbers(cases, args.diagnosis), args.lesion_label, recipe)
+    run_diagnosis(cases, pipeline, args.output, plan)
 
 
 __all__ = ["add_command"]

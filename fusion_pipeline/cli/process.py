@@ -13,7 +13,8 @@ def run_command(args: argparse.Namespace) -> int:
         args: with ``command``, which takes them and returns its exit code.
 
     Returns:
-        0: done; 1: some cases failed; 2: bad input.
+        0: done; 1: some cases failed; 2: bad input; 3: done, and a registration is doubtful
+        (``--fail-on-check``).
     """
     log_to_terminal(debug=args.debug)
     with warnings.catch_warnings():

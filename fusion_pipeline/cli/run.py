@@ -68,6 +68,11 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         "image; with a datalist: where an entry has no KEY_transform",
     )
     run.add_argument("--resume", action="store_true", help="skip cases that are done")
+    run.add_argument(
+        "--fail-on-check",
+        action="store_true",
+        help="leave with 3 where a registration is doubtful (CHECK), though all cases are done",
+    )
     shared = run.add_mutually_exclusive_group()
     shared.add_argument(
         "--devices",
@@ -116,9 +121,11 @@ def _run(args: argparse.Namespace) -> int:
         code = run_processes(run_command, alone, min(count, len(cases)))
         _write_bids(args, cases)
         return code
-    evaluator = evaluator_of(args, dims, cases=cases, resume=args.resume)
+    evaluator = evaluator_of(
+        args, dims, cases=cases, resume=args.resume, fail_on_check=args.fail_on_check
+    )
     evaluator.run()
-    if len(cases) == 1 and not evaluator.exit_code:
+    if len(cases) == 1 and evaluator.exit_code in (0, 3):
         logger.info("report: %s", args.output / cases[0].id / "report.html")
     _write_bids(args, cases)
     return evaluator.exit_code

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,7 @@ def _loaded(data: Mapping[str, Any], key: str, path: str, prefix: str) -> Loaded
     return LoadedImage(given, prepared, native_affine, warnings, data)
 
 
+@cache  # making MONAI's loader takes as long as reading a small file
 def reading() -> Compose:
     """Only read and check, in the file's own axes: the first part of every `preprocessing`."""
     return Compose([LoadImaged("image"), CheckImaged("image")])

@@ -36,10 +36,15 @@ KINDS: Mapping[str, Kind] = {
     "mind": Kind("MIND distance", "", False, "registration"),
     "folded_fraction": Kind("folded share", "", False, "registration"),
     "sd_log_jacobian": Kind("SD of the log Jacobian", "", False, "registration"),
+    "inverse_consistency_mm": Kind("inverse consistency", "mm", False, "registration"),
+    "doubtful": Kind("share called doubtful by the method", "", False, "registration"),
     "edges_kept": Kind("edges kept", "", True, "harmonization"),
     "information_kept": Kind("information kept", "", True, "harmonization"),
     "agreement": Kind("agreement with the reference", "", True, "harmonization"),
     "q": Kind("Q^AB/F", "", True, "fusion"),
+    "ssim": Kind("SSIM", "", True, "fusion"),
+    "vif": Kind("VIF", "", True, "fusion"),
+    "mi": Kind("MI", "bit", True, "fusion"),
     "q_min": Kind("Q of the weaker source", "", True, "fusion"),
     "ssim_min": Kind("SSIM of the weaker source", "", True, "fusion"),
     "vif_min": Kind("VIF of the weaker source", "", True, "fusion"),
@@ -109,6 +114,7 @@ def _numbers(report: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
     for key, one in report["registration"].items():
         after = {**one["similarity_after"], **report.get("evaluation", {}).get(key, {})}
         yield from ((key, name, one[name]) for name in ("folded_fraction", "error_mm"))
+        yield key, "doubtful", float(not one["ok"])
         yield from ((key, f"{n}_before", v) for n, v in one["similarity_before"].items())
         yield from ((key, name, value) for name, value in after.items())
     for key, values in report["harmonization"].items():

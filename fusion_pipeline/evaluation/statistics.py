@@ -42,6 +42,12 @@ class Summary:
     sd: float
     worst: float
 
+    @property
+    def failures(self) -> float:
+        """Share of the cases that have no value; NaN of none."""
+        total = self.cases + self.missing
+        return self.missing / total if total else float("nan")
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -131,7 +131,7 @@ def as_latex(summaries: Sequence[SummaryRow], comparisons: Sequence[ComparisonRo
 
 SUMMARY_HEAD = (
     "group", "score", "method", "patients", "cases", "missing",
-    "mean (95 % interval)", "SD", "median", "worst 30 %",
+    "failures", "mean (95 % interval)", "SD", "median", "worst 30 %",
 )  # fmt: skip
 COMPARISON_HEAD = (
     "group", "score", "method", "against", "patients", "missing",
@@ -147,6 +147,7 @@ def summary_cells(row: SummaryRow) -> list[str]:
         _title(row),
         row.method,
         *(str(n) for n in (one.patients, one.cases, one.missing)),
+        "–" if math.isnan(one.failures) else f"{100 * one.failures:.0f} %",
         f"{short(one.mean)} ({short(one.low)} to {short(one.high)})",
         *(short(value) for value in (one.sd, one.median, one.worst)),
     ]

@@ -19,6 +19,7 @@ from fusion_pipeline.result import CaseResult
 from fusion_pipeline.transforms import body_mask
 
 _POINTS = 20_000  # voxels at most; a spread as large as the mean then errs by 0.7 %
+_INVERTED_SHARE = 10  # of these points one is mapped forth and back
 
 Scores = dict[str, float]
 
@@ -37,8 +38,9 @@ def evaluate(result: CaseResult) -> dict[str, Scores]:
         Names are ``tre_mm_before``, ``tre_mm_after`` and ``tre_mm_after_max`` (true field),
         ``landmarks_mm_before`` and ``…_after``, ``dice_before`` and ``…_after``, ``hd95_mm_before``
         and ``…_after`` (mean over the labels that both images have), and the same of each label
-        as ``dice_label_<n>_before`` and so on; beside any of them ``sd_log_jacobian`` of the field.
-        Empty without a truth.
+        as ``dice_label_<n>_before`` and so on; beside any of them ``sd_log_jacobian`` of the field
+        and ``inverse_consistency_mm``: the mean ``|φ⁻¹(φ(x)) − x|`` in the reference's body, with
+        the inverse as it is written. Empty without a truth.
     """
     found = {
         key: {
@@ -49,7 +51,7 @@ def evaluate(result: CaseResult) -> dict[str, Scores]:
         for key in result.registrations
     }
     return {
-        key: {**scores, **_regularity(result.registrations[key].map)} if scores else {}
+        key: {**scores, **_regularity(result, key)} if scores else {}
         for key, scores in found.items()
     }
 
@@ -143,10 +145,17 @@ def _overlap(result: CaseResult, key: str) -> Scores:
     return scores
 
 
-def _regularity(found: WorldMap) -> Scores:
-    """How unevenly the field changes volume."""
+def _regularity(result: CaseResult, key: str) -> Scores:
+    """How unevenly the field changes volume, and how well its inverse leads back."""
+    found = result.registrations[key].map
     voxels = ddf_from_ddf_mm(found.ddf_mm[None].float(), torch.from_numpy(found.working_affine))
-    return {"sd_log_jacobian": float(log_jacobian_std(voxels)[0])}
+    body = _body_voxels(result.case.series[result.case.reference])[::_INVERTED_SHARE]
+    points = apply_affine(result.case.fixed.affine, body)
+    back = found.inverse().points(found.points(points))
+    return {
+        "sd_log_jacobian": float(log_jacobian_std(voxels)[0]),
+        "inverse_consistency_mm": float(np.linalg.norm(back - points, axis=1).mean()),
+    }
 
 
 def _values(labels: Image) -> list[int]:

@@ -3,6 +3,14 @@
 from fusion_pipeline.fuse.display import displayed, displayed_images
 from fusion_pipeline.fuse.refinement import refined
 from fusion_pipeline.fuse.shares import faded
-from fusion_pipeline.fuse.stage import Fuse, Fusion
+from fusion_pipeline.fuse.stage import Fuse, Fusion, scores_of_fusion
 
-__all__ = ["Fuse", "Fusion", "displayed", "displayed_images", "faded", "refined"]
+__all__ = [
+    "Fuse",
+    "Fusion",
+    "displayed",
+    "displayed_images",
+    "faded",
+    "refined",
+    "scores_of_fusion",
+]

@@ -5,6 +5,7 @@ from math import cos, pi
 
 import torch
 import torch.nn.functional as F
+from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_around, dilated
@@ -21,7 +22,10 @@ _BETAS = (0.8, 0.95)
 _BEYOND = 10.0  # weight of values beyond 0..1
 _BRIGHTER, _DARKER = 1.15, 0.7  # of the sources' range
 _AROUND = 8  # voxels around what several images show that are optimized as well
-_WHOLE_STEPS = 3  # of a large image, at full resolution; the others run at half
+# Of a large image: at full resolution, in one piece and window by window. The others run before, on
+# half of it or less.
+_WHOLE_STEPS, _WINDOW_STEPS = 8, 4
+_OVERLAP = 0.25  # of windows, whose changes are blended
 _SMALL = 100_000  # voxels, up to which all steps run at full resolution
 
 
@@ -38,8 +42,8 @@ def refined(
 
     The fused image is the network's plus a sum of free maps at five scales, each half as fine as
     the one before: coarse maps let a dozen steps of Adam do what some fifty on voxels do. Above
-    100,000 voxels all but the last three steps run at half resolution; above ``largest`` all steps
-    run on the finest lattice of at most so many.
+    100,000 voxels all but the last eight steps run at half resolution; above ``largest`` all but
+    the last four on a lattice of at most so many, and those in windows of so many.
 
     Args:
         fused: ``(1, *S)`` in [0, 1], the network's.
@@ -48,7 +52,7 @@ def refined(
         kept: ``(M, *S)``: 0 outside each image's field of view, inside the share of its weight that
             it keeps, up to 1.
         steps: of Adam; 0 leaves the image as it is.
-        largest: voxels of the largest lattice that steps are made on.
+        largest: voxels of the largest lattice or window that steps are made on.
 
     Returns:
         ``(1, *S)`` in [0, 1].
@@ -64,11 +68,13 @@ def refined(
     start, given, shares = (x[box][None] for x in (fused, given, shares))
     free = ((shares > 0).sum(1, keepdim=True) > 1).float()
     free = free * dilated((given > _SHOWN).any(1, keepdim=True).float(), _AROUND)
-    factors = _factors(start.shape[2:], steps, largest)
+    factor, coarse, whole = _schedule(start.shape[2:], steps, largest)
     change = torch.zeros_like(start)
     with torch.enable_grad():
-        for factor, count in factors:
-            change = _lowered(start, change, given, kinds, shares, free, factor, count)
+        if coarse:
+            change = _lowered(start, change, given, kinds, shares, free, factor, coarse)
+        if whole:
+            change = _in_windows(start, change, given, kinds, shares, free, whole, largest)
     result = fused.clone()
     result[box] = _within_sources(start + change * free, given, shares)[0]
     return result.clamp(0, 1)
@@ -85,14 +91,46 @@ def _within_sources(fused: Tensor, images: Tensor, kept: Tensor) -> Tensor:
     )
 
 
-def _factors(shape: Sequence[int], steps: int, largest: int) -> list[tuple[int, int]]:
-    """How much coarser than the image each run of steps is, and its steps."""
-    size, factor = torch.Size(shape).numel(), 1
+def _schedule(shape: Sequence[int], steps: int, largest: int) -> tuple[int, int, int]:
+    """The coarser lattice's factor, steps on it, and steps at full resolution."""
+    size, factor = torch.Size(shape).numel(), 2
+    if size <= min(_SMALL, largest):
+        return 1, 0, steps
     while size / factor ** len(shape) > largest:
         factor *= 2
-    if factor > 1 or size <= _SMALL or steps <= _WHOLE_STEPS:
-        return [(factor, steps)]
-    return [(2, steps - _WHOLE_STEPS), (1, _WHOLE_STEPS)]
+    whole = min(steps, _WHOLE_STEPS if size <= largest else _WINDOW_STEPS)
+    return factor, steps - whole, whole
+
+
+def _in_windows(
+    start: Tensor,
+    change: Tensor,
+    images: Tensor,
+    kinds: Sequence[str],
+    shares: Tensor,
+    free: Tensor,
+    steps: int,
+    largest: int,
+) -> Tensor:
+    """The change after some steps at full resolution, in windows of at most so many voxels."""
+    size = list(start.shape[2:])
+    while torch.Size(size).numel() > largest:
+        longest = size.index(max(size))
+        size[longest] = -(-size[longest] // 2)
+    if size == list(start.shape[2:]):
+        return _lowered(start, change, images, kinds, shares, free, 1, steps)
+    count = len(kinds)
+
+    def lowered(window: Tensor) -> Tensor:
+        begun, given, kept, mask = window.split([1, count, count, 1], 1)
+        unchanged = torch.zeros_like(begun)
+        if not bool(mask.any()):
+            return unchanged
+        return _lowered(begun, unchanged, given, kinds, kept, mask, 1, steps).detach()
+
+    whole = torch.cat([start + change * free, images, shares, free], 1)
+    more = sliding_window_inference(whole, size, 1, lowered, overlap=_OVERLAP, mode="gaussian")
+    return change + torch.as_tensor(more)
 
 
 def _lowered(

@@ -146,7 +146,7 @@ class Fuse:
         return Fusion(
             fused=image,
             weights=weights.cpu(),
-            scores=_scores(fused, weights, dict(zip(keys, shown, strict=True))),
+            scores=scores_of_fusion(fused, weights, dict(zip(keys, shown, strict=True))),
             colour=None if colour is None else replace(image, colour=colour.cpu()),
         )
 
@@ -249,8 +249,19 @@ def _by_shares(images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     return fused, weights
 
 
-def _scores(fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean weights, and the measures of fusion: of a volume the means over a few slices."""
+def scores_of_fusion(
+    fused: Tensor, weights: Tensor, sources: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Mean weights, and the measures of fusion: of a volume the means over a few slices.
+
+    Args:
+        fused: ``(1, *S)`` in 0..1.
+        weights: ``(M, *S)``.
+        sources: per key ``(*S)`` in 0..1, what was fused; in the order of the weights.
+
+    Returns:
+        See `Fusion.scores`.
+    """
     shown = torch.zeros_like(fused[0], dtype=torch.bool)
     for source in sources.values():
         shown |= source > _SHOWN

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from fusion_pipeline.geometry.filters import box_sum_adjoint, dilated, gradients
+from fusion_pipeline.geometry.filters import dilated, gradients
+from fusion_pipeline.losses.fusion_regions import Boxes, Region, regions_of
 
 _WINDOW = 7  # voxels, as SSIM's
 _WIDE = 21  # voxels: what surrounds a lesion or a bone
@@ -24,11 +25,14 @@ _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
 
 # of a source's brightness: leaves room for what the others show in bone, and for uptake beside fat
-_OF_BONE, _OF_FAT = 0.7, 0.65
+_OF_BONE, _OF_FAT = 0.85, 0.65
 # what structure and edges of uptake count beside two anatomical images: they are a blur's, which
 # asks for darkness around it
 _OF_BLURRED = 0.4
-_CT_TONE = 1.8  # what the order of HU counts beside that of uptake
+# what the order of HU counts beside that of uptake, and what that of an MR beside a CT
+_CT_TONE, _MR_TONE = 1.8, 1.5
+_FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an MR, in logits
+_SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
 _BINS = 128  # of the histogram by which values are ranked
 
@@ -43,7 +47,8 @@ class FusionLossTerms:
         structure: one minus SSIM.
         information: one minus the visual information kept.
         edges: one minus the edge transfer Q of Xydeas and Petrovic.
-        tone: one minus the rank correlation with uptake, and a little with HU.
+        tone: one minus the rank correlation with uptake, with HU, and in soft tissue with an MR
+            beside a CT.
         contrast: share of a source's contrast between 7 and 21 voxels that is lost, sign kept.
         gradient: distance from the strongest source gradient.
         intensity: distance from the more salient source.
@@ -113,21 +118,22 @@ class FusionLoss:
         self._inside = in_view.amax(1, keepdim=True)
         # where all end, the fused image has to
         self._within = self._inside * _surrounded(self._inside)
-        self._regions = _regions(in_view, self._share)
+        self._regions = regions_of(in_view, self._share)
         self._bounds = _lowest(images, in_view), images.amax(1, keepdim=True)
         edged = self._share * _surrounded(in_view)
         self._vector, self._strongest = _strongest_gradient(images, edged)
-        self._boxes = _Boxes(images, _WINDOW), _Boxes(images, _WIDE)
+        self._boxes = Boxes(images, _WINDOW), Boxes(images, _WIDE)
         shown = torch.where(images.amax(1, keepdim=True) > _SHOWN, 1.0, _IN_AIR)
         near, wide = (box.mean(in_view) > _WHOLE_WINDOW for box in self._boxes)
         ordered = _asked_of_order(images, kinds, self._share)
+        soft = _soft_tissue(images, kinds, self._share)
         asked = _asked_of_contrast(images, kinds, self._share, self._boxes[0])
         self._sources = [
             _Source(
                 image=images[:, m : m + 1],
                 judged=self._share[:, m : m + 1] * near[:, m : m + 1],
                 asked=asked[:, m : m + 1],
-                ordered=ordered,
+                ordered=soft if kinds[m] == "mr" else ordered,
                 surrounded=wide[:, m : m + 1].to(images.dtype),
                 edged=edged[:, m : m + 1],
                 shown=shown,
@@ -140,9 +146,12 @@ class FusionLoss:
         self._structure_counts = [
             _OF_BLURRED if kind == "emission" and not few else 1.0 for kind in kinds
         ]
-        self._in_units = [m for m, kind in enumerate(kinds) if kind != "mr"]
-        self._tone_counts = [_CT_TONE if kinds[m] == "ct" else 1.0 for m in self._in_units]
-        self._salient = _salient(images, in_view, self._share, self._boxes[0])
+        both = {"ct", "mr"} <= set(kinds)
+        self._intensity_counts = _SOFT_INTENSITY if both else 1.0
+        counts = {"ct": _CT_TONE, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
+        self._in_units = [m for m, kind in enumerate(kinds) if counts[kind]]
+        self._tone_counts = [counts[kinds[m]] for m in self._in_units]
+        self._salient = _salient(images, kinds, in_view, self._share, self._boxes[0])
 
     def __call__(self, fused: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
         """The weighted sum of the parts.
@@ -184,7 +193,7 @@ class FusionLoss:
             tone=self._lost_tone(fused),
             contrast=self._lost_contrast(band),
             gradient=_mean((mine - self._vector).abs().mean(1, keepdim=True), self._within),
-            intensity=_mean((fused - self._salient).abs(), self._inside),
+            intensity=self._intensity_counts * _mean((fused - self._salient).abs(), self._inside),
             bright=self._bright_lost(fused),
             added=_mean(excess, self._within) + _mean(beyond, self._inside),
         )
@@ -209,7 +218,7 @@ class FusionLoss:
         return total
 
     def _weighed(
-        self, scores: Tensor, region: "_Region", which: Sequence[int] | None = None
+        self, scores: Tensor, region: Region, which: Sequence[int] | None = None
     ) -> Tensor:
         """``(B, M)`` scores of a region to its part of the loss."""
         counts = region.counts
@@ -254,17 +263,14 @@ class FusionLoss:
         return lost
 
 
-def _asked_of_contrast(
-    images: Tensor, kinds: Sequence[str], share: Tensor, near: "_Boxes"
-) -> Tensor:
+def _asked_of_contrast(images: Tensor, kinds: Sequence[str], share: Tensor, near: Boxes) -> Tensor:
     """How far each source asks for its contrast.
 
     Fat is bright in an MR and dark in a CT, and a reader looks at soft tissue in the MR: where one
     is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks
     four times.
     """
-    mrs = [share[:, m : m + 1] for m, kind in enumerate(kinds) if kind == "mr"]
-    by_mr = torch.cat(mrs, 1).amax(1, keepdim=True) if mrs else torch.zeros_like(share[:, :1])
+    by_mr = _share_of_mr(kinds, share)
     parts = []
     for m, kind in enumerate(kinds):
         own = share[:, m : m + 1]
@@ -283,6 +289,21 @@ def _asked_of_order(images: Tensor, kinds: Sequence[str], share: Tensor) -> Tens
     return 1 - torch.cat(mrs, 1).amax(1, keepdim=True) ** 2
 
 
+def _soft_tissue(images: Tensor, kinds: Sequence[str], share: Tensor) -> Tensor:
+    """Where no CT shows bone."""
+    shown = images * share
+    cts = [shown[:, m : m + 1] for m, kind in enumerate(kinds) if kind == "ct"]
+    if not cts:
+        return torch.ones_like(images[:, :1])
+    return 1 - torch.cat(cts, 1).amax(1, keepdim=True) ** 3
+
+
+def _share_of_mr(kinds: Sequence[str], share: Tensor) -> Tensor:
+    """``(B, 1, *S)``: how far an MR is in view."""
+    mrs = [share[:, m : m + 1] for m, kind in enumerate(kinds) if kind == "mr"]
+    return torch.cat(mrs, 1).amax(1, keepdim=True) if mrs else torch.zeros_like(share[:, :1])
+
+
 def _bright(
     images: Tensor, kinds: Sequence[str], share: Tensor
 ) -> list[tuple[float, Tensor, Tensor]]:
@@ -299,7 +320,7 @@ def _bright(
     ]
 
 
-def _centred(values: Tensor, weight: Tensor, region: "_Region", size: Tensor) -> Tensor:
+def _centred(values: Tensor, weight: Tensor, region: Region, size: Tensor) -> Tensor:
     """Less their mean over a region."""
     mean = region.sum(values * weight) / size
     return values - mean.view(-1, *[1] * (values.ndim - 1))
@@ -353,7 +374,7 @@ class _Source:
         surrounded: Tensor,
         edged: Tensor,
         shown: Tensor,
-        boxes: "tuple[_Boxes, _Boxes]",
+        boxes: tuple[Boxes, Boxes],
     ) -> None:
         near, wide = boxes
         self.image, self.mean = image, near.mean(image)
@@ -400,61 +421,6 @@ class _Source:
         return torch.minimum(band * self._asked, self._contrast), self._contrast
 
 
-class _Boxes:
-    """Means over a window around each voxel, over fewer voxels at the border."""
-
-    def __init__(self, like: Tensor, window: int) -> None:
-        self._window = min(window, *(n - 1 + n % 2 for n in like.shape[2:]))
-        ones = torch.ones_like(like[:1, :1])
-        self._inverse = 1 / box_sum_adjoint(ones, self._window)
-
-    def mean(self, image: Tensor) -> Tensor:
-        """``(B, C, *S)`` to the same shape."""
-        return box_sum_adjoint(image, self._window) * self._inverse
-
-
-@dataclass(frozen=True)
-class _Region:
-    """Where the same sources see something.
-
-    Attributes:
-        mask: ``(B, 1, *S)`` 0/1; None: everything.
-        size: ``(B,)`` voxels.
-        part: ``(B,)`` its share of all that any source sees.
-        counts: ``(B, M)`` what each source keeps of its weight, on average.
-    """
-
-    mask: Tensor | None
-    size: Tensor
-    part: Tensor
-    counts: Tensor
-
-    def sum(self, values: Tensor) -> Tensor:
-        """``(B, 1, *S)`` summed over the region, ``(B,)``."""
-        return self.of(values).flatten(1).sum(1)
-
-    def of(self, values: Tensor) -> Tensor:
-        """The values inside, 0 outside."""
-        return values if self.mask is None else values * self.mask
-
-
-def _regions(in_view: Tensor, share: Tensor) -> list[_Region]:
-    """Where the same sources see something; not where none does."""
-    number = torch.zeros_like(in_view[:, :1])
-    for m in range(in_view.shape[1]):
-        number = 2 * number + in_view[:, m : m + 1]
-    every = (number > 0).flatten(1).sum(1).clamp_min(1)
-    numbers = [n for n in number.unique().tolist() if n > 0]
-    regions = []
-    for n in numbers:
-        mask = (number == n).to(in_view.dtype)
-        size = mask.flatten(1).sum(1)
-        counts = (share * mask).flatten(2).sum(2) / size.clamp_min(1)[:, None]
-        whole = bool((mask > 0).all())
-        regions.append(_Region(None if whole else mask, size, size / every, counts))
-    return regions
-
-
 def _surrounded(in_view: Tensor) -> Tensor:
     """Where the next voxels are in view as well, so that a difference is one of the image."""
     return 1 - dilated(1 - in_view, 1)
@@ -472,12 +438,21 @@ def _strongest_gradient(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     return best, longest
 
 
-def _salient(images: Tensor, in_view: Tensor, share: Tensor, boxes: _Boxes) -> Tensor:
-    """The intensity of the more salient source: bright, and rich in local contrast."""
+def _salient(
+    images: Tensor, kinds: Sequence[str], in_view: Tensor, share: Tensor, boxes: Boxes
+) -> Tensor:
+    """The intensity of the more salient source: bright, and rich in local contrast.
+
+    A reader looks at soft tissue in the MR: beside one, a CT's counts for less.
+    """
     covered = boxes.mean(in_view).clamp_min(1e-3)
     mean, square = (boxes.mean(t) / covered for t in (images, images * images))
     contrast = (square - mean * mean).clamp_min(1e-8).sqrt()
     score = 8.0 * (images + 2.0 * contrast) + share.clamp_min(1e-12).log()
+    by_mr = _share_of_mr(kinds, share)
+    soft = _FOR_SOFT_TISSUE * by_mr * (1 - mean**3)
+    of_ct = [float(kind == "ct") for kind in kinds]
+    score = score - soft * score.new_tensor(of_ct).view(1, -1, *[1] * (images.ndim - 2))
     return (score.softmax(1) * images).sum(1, keepdim=True)
 
 

@@ -13,6 +13,7 @@ _WINDOW = 7  # voxels, as SSIM's
 _HOT_SHARE = 0.02  # of the body: what counts as a lesion in an emission image
 # How much of the input's separation of tissues and contrast of lesions an output has to have.
 _LEAST_SEPARATION, _LEAST_CONTRAST = 0.95, 0.8
+_LEAST_TO_LOSE = 0.1  # deviations: what lies closer together is noise
 _LEAST_WHITE = 0.85  # what the brightest hundredth of a body reaches: the range is used
 
 HARMONIZATION_WEIGHTS: Mapping[str, float] = MappingProxyType(
@@ -336,7 +337,7 @@ def separation_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor:
         body: ``(B, 1, *S)`` 0/1.
 
     Returns:
-        ``(B,)`` ≥ 0: 0 where 95 % are kept.
+        ``(B,)`` in [0, 1]: 0 where 95 % are kept.
     """
     with torch.no_grad():
         level = _mean(source, body)
@@ -345,8 +346,8 @@ def separation_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor:
             level = (_mean(source, high) + _mean(source, body - high)) / 2
         high = body * (source > _column(level, source))
         low = body - high
-        before = _separation(source, high, low).clamp_min(1e-3)
-    return (_LEAST_SEPARATION - _separation(output, high, low) / before).clamp_min(0)
+        before = _separation(source, high, low)
+    return _short_of(_LEAST_SEPARATION, _separation(output, high, low), before)
 
 
 def lesion_contrast_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor:
@@ -358,7 +359,7 @@ def lesion_contrast_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor
         body: ``(B, 1, *S)`` 0/1.
 
     Returns:
-        ``(B,)`` ≥ 0.
+        ``(B,)`` in [0, 1].
     """
     with torch.no_grad():
         ordered = torch.where(body > 0.5, source, -torch.inf).flatten(1).sort(1, descending=True)
@@ -366,8 +367,14 @@ def lesion_contrast_lost(output: Tensor, source: Tensor, body: Tensor) -> Tensor
         level = ordered.values.gather(1, count[:, None])[:, 0]
         hot = body * (source > _column(level, source))
         rest = body - hot
-        before = _contrast(source, hot, rest).clamp_min(1e-3)
-    return (_LEAST_CONTRAST - _contrast(output, hot, rest) / before).clamp_min(0)
+        before = _contrast(source, hot, rest)
+    return _short_of(_LEAST_CONTRAST, _contrast(output, hot, rest), before)
+
+
+def _short_of(share: float, after: Tensor, before: Tensor) -> Tensor:
+    """How far ``after`` falls short of a share of ``before``; an image that had none loses none."""
+    lost = (share - after / before.clamp_min(1e-3)).clamp(0, 1)
+    return lost * (before > _LEAST_TO_LOSE)
 
 
 def _separation(image: Tensor, high: Tensor, low: Tensor) -> Tensor:

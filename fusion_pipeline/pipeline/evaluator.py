@@ -68,6 +68,7 @@ class FusionEvaluator(Evaluator):
         val_handlers: MONAI's or ours.
         output_dir: where `SaveResult` puts the cases' folders.
         resume: skip what is done.
+        fail_on_check: `exit_code` is 3 where no case failed and a registration is doubtful.
 
     Attributes:
         state.outcomes: an `Outcome` for each case so far; at the end those of all processes.
@@ -75,7 +76,7 @@ class FusionEvaluator(Evaluator):
     """
 
     @one_line_refusals()
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a component or switch that the config names
         self,
         *,
         val_data_loader: DataLoader[Any],
@@ -86,6 +87,7 @@ class FusionEvaluator(Evaluator):
         output_dir: Path | str,
         val_handlers: Sequence[Any] = (),
         resume: bool | str = False,
+        fail_on_check: bool | str = False,
     ) -> None:
         if getattr(val_data_loader, "batch_size", 1) != 1:
             raise InputError(
@@ -103,6 +105,7 @@ class FusionEvaluator(Evaluator):
         self.save = postprocessing
         self.output_dir = Path(output_dir)
         self.resume = bundle.switch("resume", resume)
+        self.fail_on_check = bundle.switch("fail_on_check", fail_on_check)
         self.state.outcomes = []
         self.shared = SharedRun()
         # behind the checkpoint loader, and before the DataLoader starts its workers
@@ -124,11 +127,11 @@ class FusionEvaluator(Evaluator):
 
     @property
     def exit_code(self) -> int:
-        """Of a process that ran this: 0 all went well, 2 one case with bad input, else 1."""
-        return exit_code(self.state.outcomes)
+        """Of a process that ran this, see `summary.exit_code`."""
+        return exit_code(self.state.outcomes, fail_on_check=self.fail_on_check)
 
     def leave(self) -> None:
-        """End ``python -m monai.bundle`` with `exit_code` if a case failed; the log has said why.
+        """End ``python -m monai.bundle`` with `exit_code` unless it is 0; the log has said why.
 
         Any other program goes on, and may ask for `exit_code`.
         """

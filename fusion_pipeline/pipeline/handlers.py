@@ -16,7 +16,11 @@ logger = logging.getLogger("fusion_pipeline.run")
 
 
 class ProgressHandler:
-    """One line in the log for each case: done (``INFO``), or why not (``ERROR``)."""
+    """A line in the log for each case: done (``INFO``), or why not (``ERROR``).
+
+    Each doubtful registration of a case that is done has a line of its own (``WARNING``), which
+    begins with ``CHECK``.
+    """
 
     def attach(self, engine: Engine) -> None:
         """Be called after each case."""
@@ -33,6 +37,8 @@ class ProgressHandler:
         took = f" in {seconds:.1f} s" if isinstance(seconds, float) else ""
         done = f"[{engine.state.ended}/{engine.state.cases}]"
         logger.info("%s %s: %s%s", done, outcome.id, outcome.status, took)
+        for key, reason in outcome.checks.items():
+            logger.warning("CHECK %s: %s: %s", outcome.id, key, reason)
 
 
 class SummaryHandler:

@@ -119,11 +119,11 @@ class FusionInferer(Inferer):
         with _repeatable(self.device):
             return self._result(inputs, network, normalize or NormalizeModality(), clock)
 
-    def register(
-        self, case: Case, network: MultimodalNet, normalize: NormalizeModality
-    ) -> dict[str, Registration]:
-        """The register stage, per moving key."""
-        stage = Register(
+    def register_stage(
+        self, network: MultimodalNet, normalize: NormalizeModality | None = None
+    ) -> Register:
+        """The stage that registers one pair, with these settings."""
+        return Register(
             network.registration,
             refine_steps=self.refine_steps,
             working_spacing=self.working_spacing,
@@ -131,6 +131,12 @@ class FusionInferer(Inferer):
             device=self.device,
             normalize=normalize,
         )
+
+    def register(
+        self, case: Case, network: MultimodalNet, normalize: NormalizeModality
+    ) -> dict[str, Registration]:
+        """The register stage, per moving key."""
+        stage = self.register_stage(network, normalize)
         fixed = case.series[case.reference]
         reference = _prepared(case, case.reference).to(self.device)
         return {

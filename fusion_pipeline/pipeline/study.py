@@ -1,7 +1,7 @@
 """A study: the cases of a datalist by one or several methods, and what their scores say."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fusion_pipeline.evaluation import page, tables
 from fusion_pipeline.evaluation.scores import START, Score, as_csv, scores_of
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator
 from fusion_pipeline.pipeline.summary import Outcome, read_report
+from fusion_pipeline.pipeline.summary import as_csv as as_csv_of_outcomes
 from fusion_pipeline.pipeline.traditional import STAGES
 
 logger = logging.getLogger("fusion_pipeline.run")
@@ -73,7 +74,7 @@ def _replacing(stages: Sequence[str], name: str, rule: str) -> Method:
 def run_study(
     cases: Sequence[CaseFiles],
     methods: Sequence[Method],
-    evaluator_of: Callable[[Method, Path], FusionEvaluator],
+    evaluators_of: Callable[[Method, Path], Iterable[FusionEvaluator]],
     output: Path,
 ) -> int:
     """Run all cases by all methods, and write what their scores say.
@@ -84,7 +85,8 @@ def run_study(
     Args:
         cases: of a datalist.
         methods: the first one is compared with the others.
-        evaluator_of: method and folder → what runs it.
+        evaluators_of: method and folder → what runs it; several where each has its own cases and
+            weights (cross-validation), which together run every case once.
         output: the folder.
 
     Returns:
@@ -96,9 +98,13 @@ def run_study(
     for method in methods:
         logger.info("method: %s", method.name)
         folder = output / CASES / method.name
-        evaluator = evaluator_of(method, folder)
-        evaluator.run()
-        for outcome in evaluator.state.outcomes:
+        outcomes: list[Outcome] = []
+        for evaluator in evaluators_of(method, folder):
+            evaluator.run()
+            outcomes += evaluator.state.outcomes
+        with written_whole(folder / "summary.csv") as aside:  # of all parts, not of the last one
+            aside.write_text(as_csv_of_outcomes(outcomes), encoding="utf-8")
+        for outcome in outcomes:
             if outcome.status == "failed":
                 failed[f"{outcome.id} ({method.name})"] = outcome.message
                 continue
@@ -107,7 +113,7 @@ def run_study(
             # where the headers place the images is the same for all methods
             scores += [one for one in found if one.method != START or method is methods[0]]
         if method is methods[0]:
-            ours: list[Outcome] = evaluator.state.outcomes
+            ours = outcomes
     _write(scores, methods, failed, _reports(ours, output, methods[0].name), patients, output)
     return 1 if failed else 0
 

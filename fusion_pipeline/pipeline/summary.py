@@ -25,6 +25,7 @@ class Outcome:
         message: why it failed.
         error: what was raised.
         numbers: cells of its row in the table.
+        checks: per moving key why its registration is doubtful; those that are not are left out.
         evaluation: per moving key what the truth says, where the case brings one.
     """
 
@@ -33,6 +34,7 @@ class Outcome:
     message: str = ""
     error: Exception | None = None
     numbers: Mapping[str, Cell] = field(default_factory=dict)
+    checks: Mapping[str, str] = field(default_factory=dict)
     evaluation: Mapping[str, Scores] = field(default_factory=dict)
 
     @classmethod
@@ -50,6 +52,9 @@ class Outcome:
             case_id,
             "skipped" if seconds is None else "ok",
             numbers={**took, **numbers_of(report)},
+            checks={
+                key: one["reason"] for key, one in report["registration"].items() if not one["ok"]
+            },
             evaluation=report.get("evaluation", {}),
         )
 
@@ -69,7 +74,7 @@ class Outcome:
 
     def as_json(self) -> str:
         """All but the traceback of the error."""
-        names = ("id", "status", "message", "numbers", "evaluation", "bad_input")
+        names = ("id", "status", "message", "numbers", "checks", "evaluation", "bad_input")
         return json.dumps({name: getattr(self, name) for name in names})
 
     @property
@@ -78,12 +83,23 @@ class Outcome:
         return isinstance(self.error, InputError)
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """Of a process that ran these cases: 0 all went well, 2 one case with bad input, else 1."""
+def exit_code(outcomes: Sequence[Outcome], *, fail_on_check: bool = False) -> int:
+    """Of a process that ran these cases.
+
+    Args:
+        outcomes: of all cases.
+        fail_on_check: a doubtful registration is not done well.
+
+    Returns:
+        0: all went well; 2: one case with bad input; 1: another failure; 3: none failed, and a
+        registration is doubtful.
+    """
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if len(outcomes) == 1 and failed:
         return 2 if failed[0].bad_input else 1
-    return 1 if failed else 0
+    if failed:
+        return 1
+    return 3 if fail_on_check and any(outcome.checks for outcome in outcomes) else 0
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -96,7 +112,7 @@ def numbers_of(report: Mapping[str, Any]) -> dict[str, Cell]:
     """The cells of a case, from its report."""
     cells: dict[str, Cell] = {"modalities": " ".join(report["modalities"])}
     for key, found in report["registration"].items():
-        for name in ("ok", "transform", "error_mm", "folded_fraction"):
+        for name in ("ok", "transform", "error_mm", "over_5_mm", "folded_fraction"):
             cells[f"{key}_{name}"] = found[name]
         for when in ("before", "after"):
             for name, value in found[f"similarity_{when}"].items():
@@ -150,7 +166,7 @@ def _lines(outcome: Outcome) -> Iterable[tuple[str, ...]]:
     cells = outcome.numbers
     keys = [name.removesuffix("_transform") for name in cells if name.endswith("_transform")]
     for key in keys:
-        doubt = "" if cells[f"{key}_ok"] else " (doubtful)"
+        doubt = "" if cells[f"{key}_ok"] else " CHECK"
         yield (
             outcome.id,
             outcome.status,

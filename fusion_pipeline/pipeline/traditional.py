@@ -93,7 +93,7 @@ class TraditionalInferer(FusionInferer):
         """See `FusionInferer`; a rule fuses the harmonized images."""
         if "fuse" not in self.stages:
             return super().fuse(images, fields_of_view, network, displayed)
-        return baselines.FuseBy(_RULES[self.rule])(images, fields_of_view)
+        return baselines.FuseBy(_RULES[self.rule])(images, fields_of_view, displayed)
 
 
 __all__ = ["STAGES", "TraditionalInferer"]

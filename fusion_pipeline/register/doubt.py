@@ -1,6 +1,8 @@
 """Put the parts of a registration together, and doubt them where there is reason to."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +15,21 @@ from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair
 from fusion_pipeline.register.chosen_pose import ChosenPose
 from fusion_pipeline.register.evidence import Evidence, Registration
 from fusion_pipeline.register.lattice import Lattice
-from fusion_pipeline.register.settings import DECISION
+from fusion_pipeline.register.risk import probability_over_5_mm
+from fusion_pipeline.register.settings import DECISION, RISK
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the doubts have to know of the images.
+
+    Attributes:
+        body_mm: how much body the moving image shows, see `body_mm3`.
+        emission: one of the images is a PET or SPECT.
+    """
+
+    body_mm: float
+    emission: bool
 
 
 def registration_of(
@@ -24,7 +40,7 @@ def registration_of(
     reason: str = "",
     doubt: str = "",
     estimated_on: AlignedPair,
-    body_mm: float,
+    shown: Shown,
     aligned_already: bool = False,
 ) -> Registration:
     """Put the parts together and doubt them where there is reason to.
@@ -36,7 +52,7 @@ def registration_of(
         reason: why it did not go further, or nothing.
         doubt: why the result is probably wrong, or nothing; `doubt_about` may add to it.
         estimated_on: what the error is estimated on: ``end``, or what it was before its polish.
-        body_mm: how much body the moving image shows, see `body_mm3`.
+        shown: what the doubts have to know of the images.
         aligned_already: whether nothing was moved because the images are aligned as they came.
     """
     lattice = start.lattice
@@ -44,8 +60,12 @@ def registration_of(
     field = _field(end, lattice)
     before, after = start.undeformed.similarity, end.similarity
     fixed_mm = float(end.fixed.arrays.body.sum()) * lattice.spacing**d
-    shared = after["overlap"] * max(1.0, fixed_mm / body_mm)
-    doubts = [doubt, doubt_about(before, after, estimated_on.error_mm, shared)]
+    shared = after["overlap"] * max(1.0, fixed_mm / shown.body_mm)
+    # fitted to volumes: an error in a slice is in the pixels of a picture as often as in mm
+    risk = math.nan
+    if d == 3:
+        risk = probability_over_5_mm(estimated_on.error_mm, after, emission=shown.emission)
+    doubts = [doubt, doubt_about(before, after, estimated_on.error_mm, shared, risk)]
     evidence = Evidence(
         transform=chosen.kind,
         ok=not any(doubts),
@@ -55,6 +75,7 @@ def registration_of(
         similarity_after=after,
         folded_fraction=float((jacobian_determinant(field) <= 0).float().mean()),
         error_mm=estimated_on.error_mm,
+        over_5_mm=risk,
         error_map_mm=estimated_on.error_map_mm.cpu(),
         details={**chosen.details, "working_spacing_mm": lattice.spacing},
     )
@@ -87,7 +108,11 @@ def body_mm3(given: Prepared, field_of_view: Tensor) -> float:
 
 
 def doubt_about(
-    before: Mapping[str, float], after: Mapping[str, float], error_mm: float, shared: float
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    error_mm: float,
+    shared: float,
+    over_5_mm: float = math.nan,
 ) -> str:
     """Why a result is probably wrong; empty where nothing speaks against it.
 
@@ -96,6 +121,7 @@ def doubt_about(
         after: similarity of the result.
         error_mm: the network's estimate.
         shared: how much of the smaller body both images show.
+        over_5_mm: probability of an error over 5 mm; NaN where there is none.
     """
     if shared < DECISION.least_overlap:
         return f"the images share only {shared:.0%} of the smaller body"
@@ -103,4 +129,6 @@ def doubt_about(
         return "the images are less similar than before"
     if error_mm > DECISION.doubtful_mm:
         return f"the network would move the result by another {error_mm:.0f} mm: look at it"
+    if over_5_mm > RISK.limit:
+        return f"it is off by more than 5 mm with a probability of {over_5_mm:.0%}: look at it"
     return ""

@@ -27,7 +27,9 @@ class Evidence:
         similarity_after: the same names.
         folded_fraction: share of voxels with a Jacobian determinant ≤ 0.
         error_mm: estimated mean remaining error in mm; NaN when there is no estimate.
-        error_map_mm: ``(*W)`` the same per voxel of the map's working lattice, or None.
+        over_5_mm: probability (0..1) that it exceeds 5 mm, see `risk.probability_over_5_mm`; NaN in
+            2D and where there is no estimate.
+        error_map_mm: ``(*W)`` the estimate per voxel of the map's working lattice, or None.
         details: other numbers for the report.
     """
 
@@ -39,6 +41,7 @@ class Evidence:
     similarity_after: Mapping[str, float] = field(default_factory=dict)
     folded_fraction: float = 0.0
     error_mm: float = float("nan")
+    over_5_mm: float = float("nan")
     error_map_mm: Tensor | None = None
     details: Mapping[str, float | str] = field(default_factory=dict)
 

@@ -191,6 +191,21 @@ class StandingSettings:
     resolved_mm: float = 3.0
 
 
+@dataclass(frozen=True)
+class RiskSettings:
+    """Of the probability that a volume's error exceeds 5 mm.
+
+    Fitted to 38 results of 20 training patients, to be fitted anew with the network:
+    ``python benchmarks/doubt.py --rows docs/history/doubt_training.csv`` (docs/history/doubt.md).
+    """
+
+    offset: float = -4.260  # logit
+    estimate: float = 3.120  # logit per e-fold of the network's estimate in mm
+    information: float = -0.076  # logit per e-fold of NMI - 1
+    emission: float = -2.335  # logit, beside a PET or SPECT
+    limit: float = 0.42  # probability; 12 % of the training results under 5 mm lie above
+
+
 LATTICE = LatticeSettings()
 VIEW = ViewSettings()
 POSE = PoseSettings()
@@ -199,3 +214,4 @@ REFINEMENT = RefinementSettings()
 DEFORMATION = DeformationSettings()
 DECISION = DecisionSettings()
 STANDING = StandingSettings()
+RISK = RiskSettings()

@@ -13,7 +13,7 @@ from fusion_pipeline.networks.registration_net import RegistrationNet
 from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair, LatticeImage
 from fusion_pipeline.register.chosen_pose import ChosenPose, choose_pose, mean_move
 from fusion_pipeline.register.criteria import Criterion
-from fusion_pipeline.register.doubt import body_mm3, registration_of
+from fusion_pipeline.register.doubt import Shown, body_mm3, registration_of
 from fusion_pipeline.register.evidence import Registration
 from fusion_pipeline.register.initial_alignment import initial_alignment_suffices
 from fusion_pipeline.register.lattice import Lattice, blurred_for, read_on_lattice, working_lattice
@@ -109,19 +109,19 @@ class Register:
         )
         align = self._aligner(images, fields_of_view)
         start = align(None)
-        body_mm = body_mm3(given[1], fields_of_view[1])
+        shown = Shown(body_mm3(given[1], fields_of_view[1]), has_emission(*images))
         if transform == "none":
-            return left_as_it_was(start, Verdict(), body_mm=body_mm)
+            return left_as_it_was(start, Verdict(), shown=shown)
         found, pair = self._posed(start, align, images, fields_of_view, transform)
         if self.same_person and of_one_session(*images) and not found.undisputed:
-            return left_as_it_was(start, SESSION, body_mm=body_mm, details=found.details)
+            return left_as_it_was(start, SESSION, shown=shown, details=found.details)
         deforms = transform == "deformable"
         end, reason = self._end(found, pair, images) if deforms else (pair.undeformed, "")
         # masks cut the outlines off, which a gain in information mostly comes from
         asked = self.same_person and fixed_mask is None and moving_mask is None
         verdict = judged(found, end, start, images) if asked else Verdict()
         if verdict.stays:
-            return left_as_it_was(start, verdict, body_mm=body_mm, details=found.details)
+            return left_as_it_was(start, verdict, shown=shown, details=found.details)
         matrix = found.matrix
         estimated_on = end  # not made anew after a polish, which moves by less than it can tell
         if found.kind == "rigid" and end.ddf is None and _can_be_polished(end, images):
@@ -133,7 +133,7 @@ class Register:
             reason=NOT_MOVED if found.kind == "none" and end.ddf is None else reason,
             doubt=verdict.doubt,
             estimated_on=estimated_on,
-            body_mm=body_mm,
+            shown=shown,
         )
 
     def _end(

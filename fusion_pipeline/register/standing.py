@@ -9,7 +9,7 @@ from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import WorldMap, apply_affine
 from fusion_pipeline.register.aligned_pair import AlignedPair, ImagePair
 from fusion_pipeline.register.chosen_pose import ChosenPose
-from fusion_pipeline.register.doubt import registration_of, world_map
+from fusion_pipeline.register.doubt import Shown, registration_of, world_map
 from fusion_pipeline.register.evidence import Registration
 from fusion_pipeline.register.settings import STANDING
 from fusion_pipeline.register.views import has_emission
@@ -104,7 +104,7 @@ def left_as_it_was(
     start: ImagePair,
     verdict: Verdict,
     *,
-    body_mm: float,
+    shown: Shown,
     details: Mapping[str, float] | None = None,
 ) -> Registration:
     """The registration that moves nothing.
@@ -112,7 +112,7 @@ def left_as_it_was(
     Args:
         start: the images in their initial alignment, on the working lattice.
         verdict: why; says nothing where the user wants no registration.
-        body_mm: how much body the moving image shows, see `doubt.body_mm3`.
+        shown: what the doubts have to know of the images.
         details: numbers for the report.
     """
     still = start.undeformed
@@ -123,7 +123,7 @@ def left_as_it_was(
         reason=verdict.aligned or (NOT_MOVED if verdict.stays else ""),
         doubt=verdict.doubt,
         estimated_on=still,
-        body_mm=body_mm,
+        shown=shown,
         aligned_already=bool(verdict.aligned),
     )
 

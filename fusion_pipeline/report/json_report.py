@@ -79,6 +79,7 @@ def _registration(registration: Registration, fixed: Image) -> dict[str, Any]:
         "similarity_after": evidence.similarity_after,
         "folded_fraction": evidence.folded_fraction,
         "error_mm": evidence.error_mm,
+        "over_5_mm": evidence.over_5_mm,
         **_pose(registration.map.moving_from_fixed, fixed),
         "displacement_mm": {"mean": length.mean(), "max": length.max()},
         "details": evidence.details,

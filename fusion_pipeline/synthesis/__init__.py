@@ -9,6 +9,11 @@ For training, everything is torch, without a batch, and drawn from a `torch.Gene
 
 from fusion_pipeline.synthesis.anatomy import Body, body_label_map
 from fusion_pipeline.synthesis.deformation import Deformation, random_deformation
+from fusion_pipeline.synthesis.diagnosis import (
+    DiagnosticPatient,
+    diagnostic_patient,
+    save_cohort,
+)
 from fusion_pipeline.synthesis.frame import Tissue
 from fusion_pipeline.synthesis.painting import (
     STYLES,
@@ -33,12 +38,14 @@ __all__ = [
     "STYLES",
     "Body",
     "Deformation",
+    "DiagnosticPatient",
     "ProtocolRanges",
     "Style",
     "SyntheticPatient",
     "Tissue",
     "any_contrast",
     "body_label_map",
+    "diagnostic_patient",
     "in_own_units",
     "narrower_field_of_view",
     "other_contrast",
@@ -48,6 +55,7 @@ __all__ = [
     "random_field_of_view",
     "random_label_map",
     "random_velocity",
+    "save_cohort",
     "synthetic_patient",
     "tissue_means",
     "tissue_values",

@@ -175,7 +175,7 @@ def synthetic_patient(
     if size not in ("small", "full"):
         raise ValueError(f"expected a size of small or full, got {size!r}")
     generator = torch.Generator().manual_seed(seed)
-    canvas = _canvas(_Plan(body, size, spatial_dims), generator)
+    canvas = draw_canvas(Plan(body, size, spatial_dims), generator)
     contrasts: tuple[Contrast, ...] = ("ct", "mr", "mr_t2", "pet") if mr_t2 else ("ct", "mr", "pet")
     motions = {key: random_motion(canvas.lattice, _MOTION[key], generator) for key in ("mr", "pet")}
     motions["mr_t2"] = motions["mr"]
@@ -184,7 +184,7 @@ def synthetic_patient(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What was ordered.
 
     Attributes:
@@ -219,7 +219,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Canvas:
+class Canvas:
     """The undisplaced patient on a fine lattice that is larger than any image of it.
 
     Attributes:
@@ -229,7 +229,7 @@ class _Canvas:
         middle: of the reference's field of view, world units.
     """
 
-    plan: _Plan
+    plan: Plan
     lattice: Lattice
     labels: Tensor
     middle: Matrix
@@ -256,8 +256,14 @@ class _Scan:
     aligned: Tensor
 
 
-def _canvas(plan: _Plan, generator: torch.Generator) -> _Canvas:
-    """Draw the patient."""
+def draw_canvas(plan: Plan, generator: torch.Generator, *, lesions: bool = True) -> Canvas:
+    """Draw a patient.
+
+    Args:
+        plan: what was ordered.
+        generator: the randomness.
+        lesions: with one or two lesions that every image shows.
+    """
     d, step = plan.d, plan.step
     if d == 3:
         middle = np.array([uniform(generator, -20, 20) for _ in range(3)])
@@ -271,11 +277,13 @@ def _canvas(plan: _Plan, generator: torch.Generator) -> _Canvas:
     spacing = [step * plan.unit] * d
     points = slab_points(shape, spacing, torch.eye(3)[:, :d], centre)
     frame = Frame(points, spacing, generator, bend=3.0)
-    labels = with_lesions(frame, draw_body(frame, plan.body), plan.body)
-    return _Canvas(plan, Lattice(shape, affine), labels, middle)
+    labels = draw_body(frame, plan.body)
+    if lesions:
+        labels = with_lesions(frame, labels, plan.body)
+    return Canvas(plan, Lattice(shape, affine), labels, middle)
 
 
-def _lattice(canvas: _Canvas, contrast: Contrast) -> Lattice:
+def lattice_of(canvas: Canvas, contrast: Contrast) -> Lattice:
     """The lattice of an image: resolution, field of view and orientation of its own."""
     plan = canvas.plan
     if plan.d == 2:
@@ -293,12 +301,12 @@ def _lattice(canvas: _Canvas, contrast: Contrast) -> Lattice:
 
 
 def _scan(
-    canvas: _Canvas, contrast: Contrast, motion: Motion | None, generator: torch.Generator
+    canvas: Canvas, contrast: Contrast, motion: Motion | None, generator: torch.Generator
 ) -> _Scan:
     """Image the patient, after a motion where there is one."""
     plan = canvas.plan
     ideal = tissue_image(canvas.labels, contrast, plan.step * plan.unit, generator)
-    lattice, fixed = _lattice(canvas, contrast), _lattice(canvas, "ct")
+    lattice, fixed = lattice_of(canvas, contrast), lattice_of(canvas, "ct")
     points = lattice.world()
     source = points if motion is None else motion.backward(points)
     values = acquire(canvas.read(ideal, source), contrast, generator)
@@ -319,14 +327,14 @@ def _picture(values: Tensor, contrast: Contrast, body: str) -> Tensor:
 
 def _assembled(
     case_id: str,
-    canvas: _Canvas,
+    canvas: Canvas,
     scans: Mapping[Contrast, _Scan],
     motions: Mapping[str, Motion],
     generator: torch.Generator,
 ) -> SyntheticPatient:
     """Put images and truth together."""
     fixed = scans["ct"]
-    world = _lattice(canvas, "ct").world()
+    world = lattice_of(canvas, "ct").world()
     moving: list[Contrast] = [key for key in scans if key != "ct"]
     shown = np.argwhere(fixed.labels.array[0].numpy() > 0)
     order = torch.randperm(len(shown), generator=generator).numpy()
@@ -339,7 +347,7 @@ def _assembled(
                 image=scan.image,
                 labels=scan.labels,
                 landmarks=points if key == "ct" else motions[key].forward(points),
-                displacement=None if key == "ct" else _displacement(motions[key], world),
+                displacement=None if key == "ct" else true_displacement(motions[key], world),
             )
             for key, scan in scans.items()
         },
@@ -365,7 +373,7 @@ def _seen_by_all(
     return points[seen][:_LANDMARKS]
 
 
-def _displacement(motion: Motion, world: Matrix) -> Tensor:
+def true_displacement(motion: Motion, world: Matrix) -> Tensor:
     """The true field ``(d, *S)`` in RAS mm at points ``(*S, d)``."""
     return torch.from_numpy(motion.forward(world) - world).movedim(-1, 0).float()
 

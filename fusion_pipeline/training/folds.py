@@ -50,6 +50,14 @@ def fold(
     return training, validation
 
 
+def fold_numbers(cases: Sequence[CaseFiles], folds: int) -> dict[str, int]:
+    """Per id of a case the fold that holds it out; see `fold`."""
+    held_out: dict[str, int] = {}
+    for number in range(folds):
+        held_out |= {case.id: number for case in fold(cases, folds, number)[1]}
+    return held_out
+
+
 def patient_of(case: CaseFiles) -> str:
     """Whose case it is; a case without a patient never shares that of another by its id."""
     return f"patient {case.patient}" if case.patient else f"case {case.id}"
@@ -89,4 +97,4 @@ def _draw(patient: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {patient}".encode()).digest()
 
 
-__all__ = ["fold", "patient_of"]
+__all__ = ["fold", "fold_numbers", "patient_of"]

@@ -144,6 +144,8 @@ class PaintedSamples(Dataset[Sample]):
         if kind < _GIVEN and self.label_maps:
             given = self.label_maps[choice(generator, len(self.label_maps))]
             labels = crop(given[None].float(), self.shape, generator, nearest=True)[0].long()
+            if not bool(labels.any()):  # a window beside the anatomy shows nothing to learn from
+                labels = body_label_map(self.shape, generator, _BODIES[choice(generator, 3)])
         elif kind < _GIVEN + _BODY:
             labels = body_label_map(self.shape, generator, _BODIES[choice(generator, 3)])
         else:

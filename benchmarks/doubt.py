@@ -1,0 +1,282 @@
+r"""How likely is a result off by more than 5 mm? Fit that probability, and judge it.
+
+    python benchmarks/doubt.py --data ../shared/data/open --out out/doubt           # fit
+    python benchmarks/doubt.py --data ../shared/data/open --out out/doubt --judge   # held-out
+    python benchmarks/doubt.py --rows docs/history/doubt_training.csv --out out     # fit to a table
+
+Fit: sarcoma training patients and painted training heads, as they are and after known moves
+(``registration.py``, whose rows it takes or makes: about 20 CPU s each). A logistic model of
+`register.risk.risk_measures`, with a ridge. It prints `RiskSettings` for ``register/settings.py``,
+and how the model judges patients that it was not fitted on (each is left out in turn). Judge: the
+model of the package on the held-out patients, to be done once. Both write ``training`` or
+``held-out`` ``.csv`` (the rows), ``.md`` (the table) and ``.png`` (the reliability). To be repeated
+when the registration network changes, since the model rests on its estimate.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from registration import Results, ours, run
+from registration_cases import EVALUATION, SEVERITIES, TRAINING, Pair, pairs, specs
+from scipy.optimize import minimize
+
+from fusion_pipeline.register.risk import probability_over_5_mm, risk_measures
+from fusion_pipeline.register.settings import RISK
+
+LIMIT_MM = 5.0
+FALSE_ALARMS = 0.15  # at most, of the results under 5 mm
+_HELD_OUT = (*EVALUATION, "sts008")
+_RIDGE = 1.0  # penalty of a squared weight of a standardized measure, in results
+_BINS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result of known truth.
+
+    Attributes:
+        patient: whose images they are.
+        moving: key of the moving image.
+        severity: how far it was moved; ``still``: not at all.
+        estimate_mm: the network's estimate of the error.
+        nmi: of the result.
+        error_mm: mean distance to the truth over the body.
+    """
+
+    patient: str
+    moving: str
+    severity: str
+    estimate_mm: float
+    nmi: float
+    error_mm: float
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What the model reads."""
+        similarity, emission = {"nmi": self.nmi}, self.moving == "pet"
+        return risk_measures(self.estimate_mm, similarity, emission=emission)
+
+    @property
+    def probability(self) -> float:
+        """What the package says."""
+        similarity, emission = {"nmi": self.nmi}, self.moving == "pet"
+        return probability_over_5_mm(self.estimate_mm, similarity, emission=emission)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Results of known truth with what a model says of each.
+
+    Attributes:
+        probability: of an error over 5 mm, ``(n,)``.
+        wrong: whether it is, ``(n,)``.
+    """
+
+    probability: Array
+    wrong: NDArray[np.bool_]
+
+    @property
+    def auroc(self) -> float:
+        """Share of pairs of a wrong and a right result that are in the right order."""
+        wrong, right = self.probability[self.wrong], self.probability[~self.wrong]
+        above = wrong[:, None] - right[None]
+        return float(((above > 0) + 0.5 * (above == 0)).mean())
+
+    @property
+    def limit(self) -> float:
+        """The lowest limit with at most `FALSE_ALARMS` among the right results."""
+        right = np.sort(self.probability[~self.wrong])[::-1]
+        return float(right[int(FALSE_ALARMS * len(right))])
+
+    def flagged(self, limit: float) -> tuple[float, float]:
+        """Shares of the wrong and of the right results that lie above a limit."""
+        above = self.probability > limit
+        return float(above[self.wrong].mean()), float(above[~self.wrong].mean())
+
+    def bins(self) -> list[tuple[float, float, NDArray[np.bool_]]]:
+        """Limits of each bin of probability that holds results, and which those are."""
+        p = self.probability
+        edges = pairwise(_BINS)
+        inside = [(low, high, (p >= low) & ((p < high) | (high == 1))) for low, high in edges]
+        return [one for one in inside if one[2].any()]
+
+
+def measures(rows: Sequence[Row]) -> Array:
+    """What the model reads, ``(n, m)``."""
+    return np.array([[*row.measures.values()] for row in rows])
+
+
+def wrong(rows: Sequence[Row]) -> NDArray[np.bool_]:
+    """Which results are off by more than 5 mm on average over the body."""
+    return np.array([row.error_mm > LIMIT_MM for row in rows])
+
+
+def fitted(x: Array, y: NDArray[np.bool_]) -> Array:
+    """Offset and weights ``(1 + m,)`` of a logistic model with a ridge on standardized measures."""
+    mean, spread = x.mean(0), x.std(0) + 1e-9
+    z = np.column_stack([np.ones(len(x)), (x - mean) / spread])
+
+    def loss(w: Array) -> float:
+        total = z @ w
+        likelihood = np.logaddexp(0, total) - y * total
+        return float(likelihood.sum() + 0.5 * _RIDGE * (w[1:] ** 2).sum())
+
+    w = minimize(loss, np.zeros(z.shape[1]), method="BFGS").x
+    weights = w[1:] / spread
+    return np.array([w[0] - weights @ mean, *weights])
+
+
+def judged_on_others(rows: Sequence[Row]) -> Judged:
+    """Each patient's results by a model of the others'."""
+    x, y = measures(rows), wrong(rows)
+    patients = np.array([row.patient for row in rows])
+    out = np.zeros(len(rows))
+    for patient in np.unique(patients):
+        mine = patients == patient
+        w = fitted(x[~mine], y[~mine])
+        out[mine] = 1 / (1 + np.exp(-(w[0] + x[mine] @ w[1:])))
+    return Judged(out, y)
+
+
+def markdown(judged: Judged, limit: float, title: str) -> str:
+    """What was asked for, and a line per bin of probability."""
+    caught, alarms = judged.flagged(limit)
+    n, m = int(judged.wrong.sum()), int((~judged.wrong).sum())
+    lines = [
+        f"{title}: {n} results over 5 mm, {m} under. AUROC {judged.auroc:.2f}. Above a probability "
+        f"of {limit:.2f}: {caught:.0%} of the first, {alarms:.0%} of the second.",
+        "",
+        "| probability | results | mean probability | share over 5 mm |",
+        "|---|---|---|---|",
+    ]
+    for low, high, inside in judged.bins():
+        said, were = judged.probability[inside].mean(), judged.wrong[inside].mean()
+        lines.append(f"| {low:.2f} to {high:.2f} | {inside.sum()} | {said:.2f} | {were:.2f} |")
+    return "\n".join([*lines, ""])
+
+
+def plot(judged: Judged, path: Path) -> None:
+    """The reliability: how often results are over 5 mm, by what the model says."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4, 4))
+    axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+    for _, _, inside in judged.bins():
+        said, were = judged.probability[inside].mean(), judged.wrong[inside].mean()
+        n = inside.sum()
+        spread = np.sqrt((were * (1 - were) + 0.25 / n) / n)  # not 0 where all are alike
+        axes.errorbar(said, were, spread, fmt="o", color="C0")
+        axes.annotate(f"n {n}", (said, were), (5, 5), textcoords="offset points")
+    axes.set(xlabel="probability of an error over 5 mm", ylabel="share of results over 5 mm")
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """A table that an earlier call has written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(r["patient"], r["moving"], r["severity"], *(float(r[k]) for k in _NUMBERS))
+            for r in csv.DictReader(file)
+        ]
+
+
+_NUMBERS = ("estimate_mm", "nmi", "error_mm")
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """The table of all results."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [one.name for one in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def made_rows(data: Path, path: Path, *, training: bool, draws: int) -> list[Row]:
+    """The rows of a set, after those that are missing were made."""
+    method = ours(None, None, "deformable")
+    results = Results(path, [method], any_version=False)
+    chosen = pairs(data, training=training)
+    if training:
+        chosen += _further_pet(data)
+    else:
+        chosen = [pair for pair in chosen if "sarcoma" in pair.group]
+    run(list(specs(chosen, (*SEVERITIES[:3], "still"), draws)), [method], results)
+    return [
+        Row(
+            str(row["patient"]),
+            str(row["moving"]),
+            str(row["severity"]),
+            float(row["error_mm"]),
+            float(row["similarity_after"]["nmi"]),
+            float(row["after"]["mean"]),
+        )
+        for row in results.rows
+        if row["error_mm"] is not None
+    ]
+
+
+def _further_pet(data: Path) -> list[Pair]:
+    """CT and PET of the other training patients: one scanner made both, so their truth is good."""
+    entries = json.loads((data / "datalist.json").read_text(encoding="utf-8"))["ct_mr_pet_3d"]
+    return [
+        Pair(
+            "sarcoma CT-PET (training)",
+            one["id"],
+            ("ct", data / one["ct"]),
+            ("pet", data / one["pet"]),
+        )
+        for one in entries
+        if one["id"].startswith("sts") and one["id"] not in (*_HELD_OUT, *TRAINING)
+    ]
+
+
+def main() -> None:
+    """Fit or judge."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/open"))
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--rows", type=Path, help="a table of results in place of registrations")
+    parser.add_argument("--judge", action="store_true", help="the held-out patients, once")
+    parser.add_argument("--draws", type=int, default=1, help="moves of each pair and severity")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = "held-out" if args.judge else "training"
+    if args.rows:
+        rows = read_rows(args.rows)
+    else:
+        path = args.out / f"{name}.json"
+        rows = made_rows(args.data, path, training=not args.judge, draws=args.draws)
+        write_rows(rows, args.out / f"{name}.csv")
+    if args.judge:
+        judged, limit = Judged(np.array([row.probability for row in rows]), wrong(rows)), RISK.limit
+    else:
+        judged = judged_on_others(rows)
+        limit = judged.limit
+        names, weights = ("offset", *rows[0].measures), fitted(measures(rows), wrong(rows))
+        numbers = zip(names, weights, strict=True)
+        print(", ".join(f"{k}={v:.3f}" for k, v in numbers), f"limit={limit:.2f}", sep=", ")
+    text = markdown(judged, limit, name)
+    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
+    plot(judged, args.out / f"{name}.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The diagnostic part of a study for people: tables and two figures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torchmetrics.functional.classification import binary_roc
+
+from fusion_pipeline.evaluation.diagnosis import (
+    SCORES,
+    Diagnosis,
+    Difference,
+    Estimate,
+    Prediction,
+)
+from fusion_pipeline.evaluation.statistics import Comparison, Summary
+from fusion_pipeline.evaluation.tables import short
+
+_BINS = 5  # of the calibration curve: some 40 cases in each of 200
+
+Segmentation = Mapping[str, Summary]  # Dice of each input
+
+
+def diagnosis_json(
+    diagnoses: Sequence[Diagnosis],
+    differences: Sequence[Difference],
+    segmentation: Segmentation,
+    compared: Mapping[str, Comparison],
+    facts: Mapping[str, Any],
+) -> str:
+    """Everything, for programs; null where there is no number."""
+    content = {
+        **facts,
+        "diagnosis": [asdict(one) for one in diagnoses],
+        "auroc_difference": [{**asdict(one), "verdict": one.verdict} for one in differences],
+        "segmentation_dice": {name: asdict(one) for name, one in segmentation.items()},
+        "dice_difference": {
+            name: {**asdict(one), "verdict": one.verdict(higher_is_better=True)}
+            for name, one in compared.items()
+        },
+    }
+    return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
+
+
+def diagnosis_markdown(
+    diagnoses: Sequence[Diagnosis],
+    differences: Sequence[Difference],
+    segmentation: Segmentation,
+    compared: Mapping[str, Comparison],
+) -> str:
+    """Tables with a caption each."""
+    first = diagnoses[0]
+    of = f"{first.cases} cases of {first.patients} patients, {first.positive} cases positive"
+    parts = [
+        f"Diagnosis, {of}; value (95 % interval over patients).",
+        _table(
+            ["input", *SCORES, "calibration error", "Brier"],
+            [
+                [
+                    one.input,
+                    *(_estimate(one.scores[name]) for name in SCORES),
+                    short(one.calibration_error),
+                    short(one.brier),
+                ]
+                for one in diagnoses
+            ],
+        ),
+    ]
+    if differences:
+        parts += [
+            f"Difference of AUROC, paired, {first.patients} patients; intervals are not corrected "
+            f"for the {len(differences)} comparisons. Not worse: the interval lies above −0.05.",
+            _table(
+                ["input", "against", "difference (95 % interval)", "verdict"],
+                [
+                    [one.input, one.against, _estimate(one.auroc), one.verdict]
+                    for one in differences
+                ],
+            ),
+        ]
+    if segmentation:
+        parts += [
+            "Dice of the lesion where there is one, by a small head on the input; mean (95 % "
+            "interval), median, worst 30 %.",
+            _table(
+                ["input", "patients", "mean (95 % interval)", "median", "worst 30 %"],
+                [[name, *_summary(one)] for name, one in segmentation.items()],
+            ),
+        ]
+    if compared:
+        parts += [
+            "Difference of Dice, paired; Wilcoxon's test with Holm's correction over this table.",
+            _table(
+                ["compared", "patients", "difference (95 % interval)", "p (Holm)", "verdict"],
+                [[name, *_comparison(one)] for name, one in compared.items()],
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_roc(predictions: Mapping[str, Sequence[Prediction]], path: Path) -> None:
+    """ROC curves of all inputs."""
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, some in predictions.items():
+        false, true, _ = binary_roc(*_tensors(some))
+        axes.plot(false, true, label=name, linewidth=1.2)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=0.8)
+    axes.set_xlabel("1 − specificity")
+    axes.set_ylabel("sensitivity")
+    axes.legend(fontsize=7)
+    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+
+
+def draw_calibration(predictions: Mapping[str, Sequence[Prediction]], path: Path) -> None:
+    """Share of positive cases over the predicted probability, in five groups of equal size."""
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, some in predictions.items():
+        probability, target = (part.numpy() for part in _tensors(some))
+        groups = np.array_split(np.argsort(probability, kind="stable"), min(_BINS, len(some)))
+        points = [(probability[g].mean(), target[g].mean()) for g in groups]
+        axes.plot(*zip(*points, strict=True), marker=".", label=name, linewidth=1.2)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=0.8)
+    axes.set_xlabel("predicted probability")
+    axes.set_ylabel("share of positive cases")
+    axes.legend(fontsize=7)
+    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+
+
+def _tensors(predictions: Sequence[Prediction]) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        torch.tensor([one.probability for one in predictions]),
+        torch.tensor([one.target for one in predictions]),
+    )
+
+
+def _estimate(one: Estimate) -> str:
+    return f"{short(one.value)} ({short(one.low)} to {short(one.high)})"
+
+
+def _summary(one: Summary) -> list[str]:
+    mean = f"{short(one.mean)} ({short(one.low)} to {short(one.high)})"
+    return [str(one.patients), mean, short(one.median), short(one.worst)]
+
+
+def _comparison(one: Comparison) -> list[str]:
+    mean = f"{short(one.mean)} ({short(one.low)} to {short(one.high)})"
+    return [str(one.patients), mean, short(one.p_holm), one.verdict(higher_is_better=True)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Null for NaN, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+__all__ = [
+    "Segmentation",
+    "diagnosis_json",
+    "diagnosis_markdown",
+    "draw_calibration",
+    "draw_roc",
+]

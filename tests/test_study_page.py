@@ -1,0 +1,81 @@
+"""The study's driver: slices of real patients, and the quick form from patients to the page."""
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from fusion_pipeline.data import read_datalist, read_image
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import study
+import study_page
+
+
+def write_patient(folder, name):
+    """A CT of 20 slices with a tumour in five of them; MR and PET show all but two slices."""
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    shape = (24, 30, 20)
+    body = np.zeros(shape, np.float32)
+    body[4:20, 5:25] = 1
+    tumour = np.zeros(shape, np.uint8)
+    tumour[8:12, 10:16, 6:11] = 1
+    images = {
+        "ct": body * 1040 - 1000 + 20 * tumour,
+        "mr": (body * 300)[..., 1:-1],
+        "pet": (body + 6 * tumour)[..., 1:-1],
+        "gtv_ct": tumour,
+    }
+    entry = {"id": name}
+    for key, array in images.items():
+        moved = affine.copy()
+        moved[2, 3] = 3.0 * (array.shape[2] == 18)
+        entry[key] = f"{name}_{key}.nii.gz"
+        nib.save(nib.Nifti1Image(array.astype(np.float32), moved), folder / entry[key])
+    return entry
+
+
+def test_a_real_patient_gives_two_slices_of_each_class_that_all_images_show(tmp_path):
+    listed = {"ct_mr_pet_3d": [write_patient(tmp_path, "sts1")]}
+    (tmp_path / "datalist.json").write_text(json.dumps(listed))
+    cases = read_datalist(study.sarcoma(tmp_path, tmp_path / "out"))
+    assert [case.target for case in cases] == [1, 1, 0, 0]
+    assert {case.patient for case in cases} == {"sts1"}
+    heights = [int(case.id[-3:]) for case in cases]
+    assert all(6 <= height <= 10 for height in heights[:2])
+    assert all(height in range(1, 19) and not 6 <= height <= 10 for height in heights[2:])
+    labels = [read_image(str(case.series["ct"].label), "mr")[0].array for case in cases]
+    assert [int(one.max()) for one in labels] == [2, 2, 1, 1]
+    pet = read_image(str(cases[0].series["pet"].image), "pet")[0]
+    assert float(pet.array.max()) == pytest.approx(7 / 10 * 255, abs=1)  # SUV 7 of 10
+
+
+def test_findings_say_good_and_bad_alike():
+    auroc = {"value": -0.1, "low": -0.2, "high": -0.02}
+    one = {"input": "ours: fused", "against": "x", "patients": 9, "auroc": auroc}
+    diagnosis = {
+        "auroc_difference": [{**one, "verdict": "worse"}],
+        "dice_difference": {},
+    }
+    found = study_page.findings(diagnosis, {"comparison": []})
+    assert found == [
+        "AUROC from *ours: fused* against *x*: **worse** (-0.100, -0.200 to -0.0200, n = 9)"
+    ]
+
+
+@pytest.mark.slow
+def test_the_quick_form_from_patients_to_the_page(tmp_path):
+    arguments = ["--output", str(tmp_path / "out"), "--page", str(tmp_path / "study.md")]
+    arguments += ["--patients", "8", "--folds", "2", "--steps", "3"]
+    study.main(arguments)
+    page = (tmp_path / "study.md").read_text()
+    assert "8 cases of 8 patients; 0 runs failed, 0 cases left out" in page
+    assert "| traditional: channels | " in page
+    assert "| mr-pet | tre_mm | start | 8 |" in page
+    for name in ("roc", "calibration"):
+        assert (tmp_path / "figures" / f"study_generated_{name}.png").is_file()
+    study.main(arguments)  # goes on where it was: nothing is left to do
+    assert (tmp_path / "study.md").read_text() == page
