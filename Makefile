@@ -11,7 +11,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
 
-.PHONY: help install demo study test lint check wheel
+.PHONY: help install demo study test lint check wheel docs
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make lint    the same without tests'
 	@echo 'make study   the study of docs/study.md, on generated patients (hours; goes on after a stop);'
 	@echo '             with OPEN=folder of the open data on real patients as well, PATIENTS=24 in minutes'
+	@echo 'make docs    build the site to out/site, strict'
 	@echo 'make wheel   build the wheel, look into it and import it'
 
 # torch first and alone: pip then keeps that build for all that depend on it
@@ -51,6 +52,9 @@ lint: install
 
 check: lint
 	$(PYTEST) -m 'not slow'
+
+docs: install
+	$(BIN)/mkdocs build --quiet
 
 wheel: install
 	rm -rf dist build

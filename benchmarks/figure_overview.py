@@ -1,32 +1,40 @@
 """The stages at a glance, in the README and at the top of docs/results.md."""
 
-from figure_tables import Figures, rounded, spread, table
+from figure_tables import Figures, rounded, table
+from scipy import stats
 
 
 def summary(f: Figures) -> str:
-    """README: a few figures with n and spread."""
+    """README: a few figures with n and interval."""
+    # name, and how many patients the cases are of; each was moved in three draws
     pairs = {
-        "ct-mr": "register CT–MR, limb and trunk, error in mm",
-        "ct-pet": "register CT–PET, limb and trunk, error in mm",
-        "tcga-t1-t2": "register MR–MR, brain, error in mm",
+        "ct-mr": ("CT–MR, limb and trunk", 6),
+        "ct-pet": ("CT–PET, limb and trunk", 6),
+        "tcga-t1-t2": ("MR–MR, brain", 1),
     }
-    rows = [
-        [
-            name,
-            str(f.n("registration", f"{key}/strong")),
-            rounded(f.value("registration", f"{key}/strong", "before"), 1),
-            spread(f.numbers("registration", f"{key}/strong", "after")),
-        ]
-        for key, name in pairs.items()
-    ]
+
+    def row(key: str, name: str, patients: int) -> list[str]:
+        one = f"{key}/strong"
+        mean, deviation = f.numbers("registration", one, "after")
+        before = rounded(f.value("registration", one, "before"), 1)
+        after = f"{rounded(mean, 1)} ({_interval(mean, deviation, patients)})"
+        return [name, f"{patients}, {f.n('registration', one)}", before, after]
+
     return table(
-        "Patients never trained on; mean ± standard deviation over n cases: error over the body "
-        "after a known, strong, elastic move; patients are moved several times. Before is the "
-        "moved image. Harmonization and fusion are new and were measured on few patients: "
-        "[history](docs/history).",
-        ["stage", "n", "before", "after"],
-        rows,
+        "Mean error over the body in mm after a known strong elastic move of patients never "
+        "trained on. In brackets the 95 % interval of the mean over patients (t, spread of the "
+        "cases).",
+        ["register", "patients, cases", "before", "after"],
+        [row(key, *named) for key, named in pairs.items()],
     )
+
+
+def _interval(mean: float, deviation: float, patients: int) -> str:
+    """The 95 % interval of a mean over patients; of one patient there is none."""
+    if patients < 2:
+        return "–"
+    half = stats.t.ppf(0.975, patients - 1) * deviation / patients**0.5
+    return f"{rounded(mean - half, 1)} to {rounded(mean + half, 1)}"
 
 
 def stages(f: Figures) -> str:

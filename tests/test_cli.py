@@ -8,13 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
-from pipeline_cases import ShiftRegister, small_evaluator, write_case
+import torch
+from pipeline_cases import (
+    ShiftRegister,
+    brief_report,  # noqa: F401 - a fixture
+    small_evaluator,
+    write_case,
+)
 
 import fusion_pipeline.pipeline as pipeline_package
 import fusion_pipeline.pipeline.inferer as inferer_module
 from fusion_pipeline.cli import main
-from fusion_pipeline.data import Source, read_datalist
+from fusion_pipeline.data import Source, read_datalist, read_image
 from fusion_pipeline.pipeline import SyntheticCases, bundle_for
 from fusion_pipeline.synthesis import synthetic_patient
 
@@ -35,6 +43,17 @@ def clean_logging():
 def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("patient")
     return {key: str(path) for key, path in write_case(folder, ("ct", "mr", "pet")).items()}
+
+
+@pytest.fixture(scope="module")
+def images_of(paths, tmp_path_factory):
+    """By their dimensions the CT and MR of a case; of pictures, small ones."""
+    folder = tmp_path_factory.mktemp("pictures")
+    pictures = {key: str(folder / f"{key}.png") for key in ("ct", "mr")}
+    for number, path in enumerate(pictures.values()):
+        grey = np.random.default_rng(number).integers(0, 255, (24, 20), dtype=np.uint8)
+        PIL.Image.fromarray(grey).save(path)
+    return {2: pictures, 3: {key: paths[key] for key in ("ct", "mr")}}
 
 
 @pytest.fixture
@@ -175,6 +194,7 @@ def test_transforms_for_all_and_for_one(no_run, paths, tmp_path):
     assert masks == {"ct": None, "mr_t1": Source(paths["mr"]), "pet": None}
 
 
+@pytest.mark.usefixtures("brief_report")
 def test_a_datalist_goes_on_past_a_bad_case_and_leaves_with_1(made, paths, tmp_path, capsys):
     datalist = tmp_path / "cases.json"
     good = f'{{"id": "good", "ct": "{paths["ct"]}", "mr": "{paths["mr"]}"}}'
@@ -222,7 +242,9 @@ def test_an_unexpected_error_leaves_with_1_and_shows_its_traceback_when_asked(
     [
         ([], "got neither"),
         (["--datalist", "a.json", "--ct", "a.nii"], "got both"),
-        (["--datalist", "a.json", "--transform", "none"], "got both"),
+        (["--datalist", "a.json", "--transform-pet", "none"], "only --transform goes with a"),
+        (["--ct", "a.nii", "--us", "b.nii"], "--us: expected CT, MR, PET or SPECT, got ultrasound"),
+        (["--ct", "a.nii", "--rtstruct-b=c.dcm"], "bring contours over with `fusion-pipeline appl"),
         (["--datalist", "a.json"], "no such file"),
         (["--ct", "a.nii"], "two or more images"),
         (["--ct", "a.nii", "--ct", "b.nii"], "--ct is given twice"),
@@ -300,26 +322,18 @@ class TestTrain:
         assert trained["overrides"].get("data#shape") == meant
 
     @pytest.mark.parametrize("spatial_dims", [2, 3])
-    def test_the_datalist_chooses_the_bundle(self, trained, tmp_path, spatial_dims):
-        datalist = synthetic_patient(3, size="small", spatial_dims=spatial_dims).save(tmp_path)
-        content = json.loads(datalist.read_text())
+    def test_the_datalist_chooses_the_bundle(self, trained, images_of, tmp_path, spatial_dims):
         name = "lost.png" if spatial_dims == 2 else "lost.nii"
         lost = {"id": "lost", "ct": name, "mr": name}
-        datalist.write_text(json.dumps({"training": [lost, *content["testing"]]}))
+        datalist = tmp_path / "cases.json"
+        good = {"id": "good", **images_of[spatial_dims]}
+        datalist.write_text(json.dumps({"training": [lost, good]}))
         assert main(["train", "--datalist", str(datalist), "--output", str(tmp_path / "o")]) == 0
         assert trained["bundle"] == bundle_for(spatial_dims)
         assert trained["overrides"]["datalist"] == str(datalist)
 
-    def test_the_kind_of_most_cases_chooses_the_bundle(self, trained, tmp_path):
-        made = {d: synthetic_patient(3, size="small", spatial_dims=d) for d in (2, 3)}
-        (picture,), (volume,) = (
-            json.loads(one.save(tmp_path / str(d)).read_text())["testing"]
-            for d, one in made.items()
-        )
-        entries = []
-        for name, (d, entry) in {"a": (2, picture), "b": (3, volume), "c": (3, volume)}.items():
-            files = {key: f"{d}/{entry[key]}" for key in ("ct", "mr")}
-            entries.append({"id": name, **files})
+    def test_the_kind_of_most_cases_chooses_the_bundle(self, trained, images_of, tmp_path):
+        entries = [{"id": name, **images_of[d]} for name, d in (("a", 2), ("b", 3), ("c", 3))]
         datalist = tmp_path / "mixed.json"
         datalist.write_text(json.dumps({"training": entries}))
         assert main(["train", "--datalist", str(datalist), "--output", str(tmp_path / "o")]) == 0
@@ -366,18 +380,106 @@ class TestTrain:
         assert "goes on from its last checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "train", "demo", "export"])
+def test_a_datalist_takes_the_transform_where_an_entry_has_none(no_run, tmp_path):
+    entries = [
+        {"id": "a", "ct": "ct.nii", "mr": "mr.nii"},
+        {"id": "b", "ct": "ct.nii", "mr": "mr.nii", "pet": "pet.nii", "pet_transform": "none"},
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps({"testing": entries}))
+    options = ["--datalist", str(tmp_path / "cases.json"), "--transform", "rigid"]
+    assert run(*options, output=tmp_path / "out") == 0
+    wishes = [{k: s.transform for k, s in case.series.items()} for case in no_run["cases"]]
+    moving = [{k: w[k] for k in w if k != "ct"} for w in wishes]
+    assert moving == [{"mr": "rigid"}, {"mr": "rigid", "pet": "none"}]
+
+
+def test_a_cone_beam_ct_is_a_ct_and_stays_behind_one(no_run, paths, tmp_path):
+    assert run("--cbct", paths["ct"], "--ct", paths["ct"], output=tmp_path) == 0
+    (case,) = no_run["cases"]
+    assert case.reference == "ct"
+    image, _ = read_image(paths["ct"], "cbct")
+    assert (image.modality, image.units) == ("ct", "HU")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["e"], {"evaluate", "export"}),
+        (["inf"], {"info"}),
+        (["run", "--refine"], {"--refine-steps"}),
+        (["run", "--transform", "ri"], {"rigid"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_values(capsys, words, offered):
+    assert main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    shell = shutil.which("bash")
+    if shell is None:
+        pytest.skip("needs bash")
+    ask = f"COMP_WORDS=(fusion-pipeline {' '.join(words)}); COMP_CWORD={len(words)}"
+    run_it = "_shtab_fusion_pipeline; printf '%s\\n' \"${COMPREPLY[@]}\""
+    completed = subprocess.run(
+        [shell, "-c", "\n".join([script, ask, run_it])], capture_output=True, text=True, check=True
+    )
+    assert {word.strip() for word in completed.stdout.split()} == offered
+
+
+class TestInfo:
+    def test_it_says_what_is_installed(self, capsys):
+        assert main(["info"]) == 0
+        out, err = capsys.readouterr()
+        assert f"torch {torch.__version__.partition('+')[0]}" in out
+        assert str(bundle_for(2)) in out
+        assert str(bundle_for(3)) in out
+        assert "weights of " in out
+        assert err == ""
+
+    def test_it_says_what_an_image_is_read_as(self, paths, capsys):
+        assert main(["info", f"ct={paths['ct']}", f"mr-t1={paths['mr']}"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        first, second = [line for line in lines if not line.startswith("  ")]
+        assert ": ct, 26 x 30 x 18 voxels, 1.5 x 1.2 x 3 mm, axes LAS, HU, " in first
+        assert second.startswith(f"mr_t1 ({paths['mr']}): mr, 24 x 20 x 26 voxels")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["ct"], "expected KEY=PATH, such as ct=ct.nii.gz, got 'ct'"),
+            (["ct=lost.nii"], "no such file"),
+            (["--bundle", "nowhere"], "nowhere: expected a bundle with configs/metadata.json"),
+        ],
+    )
+    def test_it_refuses_in_one_line(self, arguments, message, capsys):
+        assert main(["info", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1
+
+
+COMMANDS = ["run", "apply", "train", "evaluate", "export", "demo", "info"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_says_what_each_option_is_without_a_value(capsys, command):
     """A default, or that it is needed; a switch is off. What names a case has none."""
-    no_default = {"--help", "--output", "--ct", "--mr", "--pet", "--spect", "--datalist", "--debug"}
-    no_default |= {"--folds", "--fold", "--override", "--different-people"}
-    no_default |= {"--quiet", "--fail-on-check"}
+    no_default = {"--help", "--output", "--ct", "--cbct", "--mr", "--pet", "--spect", "--datalist"}
+    no_default |= {"--folds", "--fold", "--override", "--different-people", "--debug"}
+    no_default |= {"--fail-on-check", "--diagnosis", "--lesion", "--quiet"}
+    no_default |= {
+        "--result",
+        "--images",
+        "--labels",
+        "--points",
+        "--inverse",
+        "--bids",
+        "--weights-url",
+    }
     if command != "train":
         no_default |= {"--resume"}
     assert main([command, "--help"]) == 0
     listed = capsys.readouterr().out.partition("options:")[2]
     options = re.findall(r"^  (?:-h, )?(--[\w-]+)((?s:.*?))(?=^  -|^\S|\Z)", listed, re.MULTILINE)
-    assert len(options) > 4
+    assert len(options) > 2
     for name, text in options:
         if name not in no_default:
             assert "(default: " in " ".join(text.split()), name
@@ -396,7 +498,7 @@ def test_the_help_gives_the_defaults_of_the_bundles():
 def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"    {name} " in out for name in ("run", "train", "demo", "export"))
+    assert all(f"    {name} " in out for name in COMMANDS)
     assert main(["run", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--refine-steps" in out

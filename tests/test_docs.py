@@ -29,6 +29,7 @@ SOURCES = sorted(
     for path in ROOT.glob(f"{top}/**/*.py")
 )
 FORMULA = r"\d(?:\.\d)?"
+IN_BRACKETS = re.compile(r"\(([1-7]\.[1-9])\)")
 CITED = re.compile(rf"METHOD (?:section )?({FORMULA}(?:(?:, | to | and ){FORMULA})*)")
 
 
@@ -38,10 +39,12 @@ def read(path: str) -> str:
 
 def cited(code: str) -> set[str]:
     """The numbers of formulas and sections that a module's docstrings name."""
+    if "METHOD" not in code and not IN_BRACKETS.search(code):  # to parse all takes seconds
+        return set()
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef)
     texts = [ast.get_docstring(n) or "" for n in ast.walk(ast.parse(code)) if isinstance(n, nodes)]
     found = {n for text in texts for one in CITED.findall(text) for n in re.findall(FORMULA, one)}
-    return found | {n for text in texts for n in re.findall(r"\(([1-7]\.[1-9])\)", text)}
+    return found | {n for text in texts for n in IN_BRACKETS.findall(text)}
 
 
 def anchors(page: str) -> set[str]:

@@ -51,6 +51,55 @@ def test_constraints_name_torch_first():
     assert next(line for line in lines if line[:1].isalpha()).startswith("torch==")
 
 
+def docker_copies() -> list[str]:
+    """What the Dockerfile copies into the image."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    return [
+        name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()
+    ]
+
+
+def test_the_dockerfile_copies_what_the_context_holds():
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert ignored[0] == "*"
+    assert {line[1:] for line in ignored if line.startswith("!")} == set(docker_copies())
+    assert all((ROOT / name).exists() for name in docker_copies())
+
+
+def test_the_dockerfile_takes_a_base_and_the_torch_of_the_constraints():
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    assert re.search(r"^ARG BASE=python:3\.\d+-slim\nFROM \$\{BASE\}$", text, re.MULTILINE)
+    (command,) = re.findall(r'"\$\((grep .*?)\)"', text)
+    printed = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"torch==[\d.]+\n", printed.stdout)
+
+
+@pytest.mark.slow
+def test_what_the_dockerfile_copies_builds_a_working_wheel(tmp_path):
+    """Its last step, on its files alone; a container engine is not needed."""
+    tree, built = tmp_path / "src", tmp_path / "built"
+    tree.mkdir()
+    for name in docker_copies():
+        source = ROOT / name
+        # as COPY does: the links fusion_pipeline/networks and so on stay links
+        ignore = shutil.ignore_patterns("__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, tree / name, symlinks=True, ignore=ignore)
+        else:
+            shutil.copy(source, tree / name)
+    offline = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet")
+    wheel = [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", str(built), "."]
+    subprocess.run(wheel, cwd=tree, check=True, capture_output=True)
+    (path,) = built.glob("*.whl")
+    found = subprocess.run(
+        [sys.executable, str(ROOT / ".ci" / "check_wheel.py"), str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+
+
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path):
     text = (ROOT / "README.md").read_text("utf-8")

@@ -3,11 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import shtab
 
 from fusion_pipeline import __version__
-from fusion_pipeline.cli import apply, demo, evaluate, export, run, train
+from fusion_pipeline.cli import apply, demo, evaluate, export, info, run, train
 from fusion_pipeline.cli.arguments import Parser
 from fusion_pipeline.cli.process import run_command
+
+if TYPE_CHECKING:
+    from fusion_pipeline.cli.arguments import Commands
 
 # The heavy imports stand inside the functions: the help comes at once, and library warnings that
 # are raised on import find the filter in place.
@@ -16,7 +22,7 @@ _DESCRIPTION = (
     "Register, harmonize and fuse the CT, MR, PET and SPECT of one patient. Each command has its "
     "own --help. Research only; not a medical device."
 )
-_COMMANDS = (run, apply, train, evaluate, demo, export)
+_COMMANDS = (run, apply, train, evaluate, export, demo, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,10 +49,21 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", required=True, metavar=names)
     for module in _COMMANDS:
         module.add_command(commands, argv)
+    _add_completion(parser, commands)
     args = parser.parse_args(argv)
     if args.check is not None:
         args.check(args)
     return args
+
+
+def _add_completion(parser: Parser, commands: "Commands") -> None:
+    """``--print-completion SHELL``; options that take a file or folder complete its name."""
+    shtab.add_argument_to(parser, help="print what completes commands in a shell, and leave")
+    paths = {"PATH": shtab.FILE, "FOLDER": shtab.DIRECTORY, "DATALIST": shtab.FILE}
+    for command in commands.choices.values():
+        for action in command._actions:
+            if action.metavar in paths:
+                action.complete = paths[action.metavar]  # type: ignore[attr-defined]
 
 
 __all__ = ["main"]

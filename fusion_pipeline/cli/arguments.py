@@ -17,7 +17,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         """The help of one option."""
-        if action.default is None or isinstance(action.default, bool):
+        if action.default in (None, []) or isinstance(action.default, bool):
             return action.help
         return super()._get_help_string(action)
 
@@ -40,6 +40,7 @@ def new_command(
     *,
     summary: str,
     epilog: str | None = None,
+    output: bool = True,
 ) -> Parser:
     """A command with what each has: ``--output``, ``--debug`` and ``--quiet``.
 
@@ -49,12 +50,14 @@ def new_command(
         command: runs it and gives the exit code.
         summary: one line for the help.
         epilog: what stands below its help.
+        output: it writes a folder.
     """
     parser = commands.add_parser(name, help=summary, description=summary, epilog=epilog)
     parser.set_defaults(command=command, check=None, interrupted="interrupted")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="folder for the results"
-    )
+    if output:
+        parser.add_argument(
+            "--output", type=Path, required=True, metavar="FOLDER", help="folder for the results"
+        )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--quiet", action="store_true", help="do not say where the run is")
     return parser

@@ -26,7 +26,11 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     del argv
     evaluate = new_command(commands, "evaluate", _evaluate, summary=_SUMMARY, epilog=_EPILOG)
     evaluate.add_argument(
-        "--datalist", type=Path, required=True, help="JSON list of cases with their truths"
+        "--datalist",
+        type=Path,
+        required=True,
+        metavar="DATALIST",
+        help="JSON list of cases with their truths",
     )
     evaluate.add_argument(
         "--section",

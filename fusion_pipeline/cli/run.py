@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from fusion_pipeline.cli.arguments import Parser, add_inference, key_of, new_com
 from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.process import run_command
 from fusion_pipeline.cli.terminal import logger
+from fusion_pipeline.modalities import KEY_WORDS, other_kind
 
 if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands
     from fusion_pipeline.data import CaseFiles
 
 _KEYED = re.compile(
-    r"((?P<option>transform|mask)_)?(?P<key>(ct|mr|pet|spect)(?P<name>_\w+)?)"
+    rf"((?P<option>transform|mask)_)?(?P<key>({'|'.join(KEY_WORDS)})(?P<name>_\w+)?)"
     r"(?<!_label)(?<!_landmarks)(?<!_displacement)(?<!_transform)(?<!_mask)"
 )
 _SUMMARY = "register, harmonize and fuse the images of one or many patients"
@@ -25,6 +27,7 @@ _EPILOG = (
     "per image KEY (ct, mr_t1, ...): --transform-KEY KIND, and --mask-KEY PATH, a mask of where to "
     "look; pictures (PNG, 2D NIfTI) go through the 2D bundle"
 )
+_WORDS = defaultdict(str, cbct="cone-beam CT, read as a CT: ")
 _TRANSFORMS = ("none", "rigid", "affine", "deformable")
 
 
@@ -37,14 +40,15 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     """
     run = new_command(commands, "run", _run, summary=_SUMMARY, epilog=_EPILOG)
     run.set_defaults(images={}, masks={}, transforms={}, check=partial(_check_source, parser=run))
-    for key in ("ct", "mr", "pet", "spect"):
+    for key in KEY_WORDS:
         run.add_argument(
             f"--{key}",
             dest=f"images:{key}",
             action=_Once,
             metavar="PATH",
             default=argparse.SUPPRESS,
-            help=f"NIfTI, NRRD, MetaImage, PNG or DICOM folder; --{key}-NAME for another one",
+            help=f"{_WORDS[key]}NIfTI, NRRD, MetaImage, PNG or DICOM folder; --{key}-NAME for "
+            "another one",
         )
     _add_keyed(run, argv)
     run.add_argument(
@@ -54,11 +58,14 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="the image that stays in place (default: the CT, else the first MR)",
     )
     run.add_argument("--id", help="name of the case and of its folder (default: case)")
-    run.add_argument("--datalist", type=Path, help="JSON list of cases, in place of images")
+    run.add_argument(
+        "--datalist", type=Path, metavar="DATALIST", help="JSON list of cases, in place of images"
+    )
     run.add_argument(
         "--transform",
         choices=_TRANSFORMS,
-        help="how far the registration may go (default: deformable); --transform-KEY for one image",
+        help="how far the registration may go (default: deformable); --transform-KEY for one "
+        "image; with a datalist: where an entry has no KEY_transform",
     )
     run.add_argument("--resume", action="store_true", help="skip cases that are done")
     run.add_argument(
@@ -79,6 +86,12 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         type=positive,
         metavar="N",
         help="CPU processes that share the cases (default: 1)",
+    )
+    run.add_argument(
+        "--bids",
+        type=Path,
+        metavar="FOLDER",
+        help="lay the results out there as well, named as a BIDS derivative",
     )
     add_inference(run)
 
@@ -109,24 +122,50 @@ def _add_dicom(run: Parser) -> None:
 def _run(args: argparse.Namespace) -> int:
     """``fusion-pipeline run``."""
     from fusion_pipeline.data import check_output_folder
-    from fusion_pipeline.pipeline import FusionPipeline, run_processes, spatial_dims_of_cases
+    from fusion_pipeline.pipeline import (
+        FusionPipeline,
+        check_bids_labels,
+        run_processes,
+        spatial_dims_of_cases,
+    )
 
     count = _process_count(args)
     cases = _cases(args)
     check_output_folder(args.output)
+    if args.bids is not None:
+        check_bids_labels(case.id for case in cases)
+        check_output_folder(args.bids)
     dims = spatial_dims_of_cases(cases)
     if count > 1 and len(cases) > 1:
         # what is wrong with the bundle is said once, and no GPU is woken
         FusionPipeline.from_bundle(bundle_of(args, dims), weights=args.weights, device="cpu")
-        alone = argparse.Namespace(**vars(args) | {"devices": None, "jobs": None, "check": None})
-        return run_processes(run_command, alone, min(count, len(cases)))
+        alone = argparse.Namespace(
+            **vars(args) | {"devices": None, "jobs": None, "check": None, "bids": None}
+        )
+        code = run_processes(run_command, alone, min(count, len(cases)))
+        _write_bids(args, cases)
+        return code
     evaluator = evaluator_of(
         args, dims, cases=cases, resume=args.resume, fail_on_check=args.fail_on_check
     )
     evaluator.run()
     if len(cases) == 1 and evaluator.exit_code in (0, 3):
         logger.info("report: %s", args.output / cases[0].id / "report.html")
+    _write_bids(args, cases)
     return evaluator.exit_code
+
+
+def _write_bids(args: argparse.Namespace, cases: "list[CaseFiles]") -> None:
+    """``--bids``: of every case that has a result, at the end and by one process."""
+    from fusion_pipeline.pipeline import write_bids
+
+    if args.bids is None:
+        return
+    for case in cases:
+        folder = args.output / case.id
+        if (folder / "report.json").is_file():
+            write_bids(folder, args.bids)
+    logger.info("BIDS derivative: %s", args.bids)
 
 
 def _process_count(args: argparse.Namespace) -> int:
@@ -159,7 +198,7 @@ def _cases(args: argparse.Namespace) -> "list[CaseFiles]":
     from fusion_pipeline.data import case_from_paths, read_datalist
 
     if args.datalist is not None:
-        return read_datalist(args.datalist)
+        return read_datalist(args.datalist, transform=args.transform or "deformable")
     transforms = dict(args.transforms)
     if args.transform is not None:
         transforms = dict.fromkeys(args.images, args.transform) | transforms
@@ -193,10 +232,27 @@ class _Once(argparse.Action):
         entries[key] = values
 
 
+class _OtherKind(argparse.Action):
+    """Refuse an image of a kind that is not read, such as ``--us``, and say what to do."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - argparse's signature
+        option_string: str | None = None,
+    ) -> None:
+        """Leave with the reason."""
+        what, advice = other_kind(self.dest) or ("", "")
+        parser.error(f"{option_string}: expected CT, MR, PET or SPECT, got {what}; {advice}")
+
+
 def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Arguments whose names the user makes: ``--mr_t1``, ``--transform-pet``, ``--mask-mr-t1``."""
     for option in dict.fromkeys(word.partition("=")[0] for word in argv if word.startswith("--")):
         named = _KEYED.fullmatch(key_of(option[2:]))
+        if named is None and other_kind(option[2:]) is not None:
+            parser.add_argument(option, action=_OtherKind, help=argparse.SUPPRESS)
         if named is None or (not named["option"] and not named["name"]):
             continue
         parser.add_argument(
@@ -217,10 +273,14 @@ def _check_source(args: argparse.Namespace, *, parser: Parser) -> None:
     if args.datalist is not None and (args.patient_id or args.patient_name):
         parser.error("expected --patient-id and --patient-name for one case, got a datalist")
     if args.datalist is None and not args.images:
-        parser.error("expected images (--ct, --mr, --pet, --spect) or --datalist, got neither")
-    names = ("images", "masks", "transforms", "id", "reference", "transform")
+        options = ", ".join(f"--{key}" for key in KEY_WORDS)
+        parser.error(f"expected images ({options}) or --datalist, got neither")
+    names = ("images", "masks", "transforms", "id", "reference")
     if args.datalist is not None and any(getattr(args, name) for name in names):
-        parser.error("expected images or --datalist, got both; a datalist names its own options")
+        parser.error(
+            "expected images or --datalist, got both; of the options of a case only --transform "
+            "goes with a datalist, which names the others itself"
+        )
 
 
 __all__ = ["add_command"]

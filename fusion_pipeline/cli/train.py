@@ -25,6 +25,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     train.add_argument(
         "--datalist",
         type=Path,
+        metavar="DATALIST",
         help='JSON file with "training" and "validation" cases (default: painted samples alone)',
     )
     train.add_argument(

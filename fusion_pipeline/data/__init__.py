@@ -12,18 +12,15 @@ from fusion_pipeline.data.datalist import (
 from fusion_pipeline.data.dicom_files import files_in
 from fusion_pipeline.data.headers import check_case_headers
 from fusion_pipeline.data.image import (
-    MODALITIES,
     TRANSFORMS,
     Case,
     Identity,
     Image,
     InputError,
-    Modality,
     NoOverlapError,
     Prepared,
     Series,
     TransformKind,
-    modality_of,
 )
 from fusion_pipeline.data.itk_transforms import read_transform, write_transform
 from fusion_pipeline.data.loading import (
@@ -58,6 +55,7 @@ from fusion_pipeline.data.writing import (
     write_weights,
     written_whole,
 )
+from fusion_pipeline.modalities import MODALITIES, Modality, modality_of
 
 __all__ = [
     "COLOUR_MAPS",

@@ -14,18 +14,16 @@ from torch import Tensor
 
 from fusion_pipeline.data.checks import Array, check_affine, check_shape, check_values
 from fusion_pipeline.data.image import (
-    MODALITIES,
     UNITS,
     Identity,
-    Modality,
     fill_value_of,
     meta_tensor,
-    modality_of,
 )
 from fusion_pipeline.data.padding import certain, impossible_constants
 from fusion_pipeline.data.palettes import uptake_of
 from fusion_pipeline.data.pictures import luma
 from fusion_pipeline.data.refusals import refusal
+from fusion_pipeline.modalities import MODALITIES, Modality, modality_of, other_kind
 from fusion_pipeline.transforms.dictionary import padding_key
 from fusion_pipeline.transforms.modality import looks_like_hu, sampled
 
@@ -217,9 +215,16 @@ def _check_dims(img: MetaTensor, wanted: int | None) -> None:
 
 
 def _other_modality(img: MetaTensor, modality: Modality, key: str, place: str) -> list[str]:
-    """Warn when a DICOM header, or the meta of an image in memory, says another modality."""
+    """Warn when a DICOM header, or the meta of an image in memory, says another modality.
+
+    Raises:
+        InputError: it says a kind of image that is not read, such as ultrasound.
+    """
     came = img.meta.get("dicom_modality")
     if came and came not in _DICOM_NAMES[modality]:
+        if (other := other_kind(came)) is not None:
+            expected = f"a series of modality {' or '.join(_DICOM_NAMES[modality])}"
+            raise refusal(place, expected, f"{came} ({other[0]})", other[1])
         return [f"{place}: the DICOM header says modality {came}, the key says {key}."]
     said = img.meta.get("modality", modality)
     if said in MODALITIES and said != modality:

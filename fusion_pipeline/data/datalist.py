@@ -8,18 +8,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fusion_pipeline.data.decathlon import from_decathlon, is_decathlon
 from fusion_pipeline.data.image import (
-    MODALITIES,
     TRANSFORMS,
     InputError,
     TransformKind,
-    modality_of,
 )
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES
 from fusion_pipeline.data.refusals import one_line, refusal
 from fusion_pipeline.data.sources import InMemory, Source, is_in_memory
+from fusion_pipeline.modalities import KEY_WORDS, other_kind
 
-_IMAGE_KEY = re.compile(rf"({'|'.join(MODALITIES)})(_[A-Za-z0-9-]+)*")
+_IMAGE_KEY = re.compile(rf"({'|'.join(KEY_WORDS)})(_[A-Za-z0-9-]+)*")
 _EXTRAS = ("label", "landmarks", "displacement", "transform", "mask")
 _OF_CASE = ("id", "reference", "target", "patient")
 _OF_MOVING = ("displacement", "transform")
@@ -84,14 +84,17 @@ def read_datalist(
     *,
     may_be_empty: bool = False,
     may_be_mixed: bool = False,
+    transform: TransformKind = _DEFAULT_TRANSFORM,
 ) -> list[CaseFiles]:
     """Read a section of a datalist.
 
     Args:
-        path: JSON; the paths in it are relative to its folder.
+        path: JSON, ours or the Decathlon's with several files in ``image``; the paths in it are
+            relative to its folder.
         section: ``testing``, ``training`` or ``validation``.
         may_be_empty: the section may list nothing (``[]``); left out, it may be misspelt.
         may_be_mixed: cases of pictures may stand beside cases of volumes; each case is of one kind.
+        transform: how far the registration may go where an entry does not say it for an image.
 
     Returns:
         The cases as listed, every key, id and option checked; whether files exist is found when
@@ -105,9 +108,14 @@ def read_datalist(
     content = _json(path, place)
     if may_be_empty and isinstance(content, dict) and content.get(section) == []:
         return []
-    entries = _section(content, section, place)
+    entries = [
+        from_decathlon(entry, content.get("modality"), _entry_name(entry, n, section, place))
+        if is_decathlon(entry) and isinstance(content, dict)
+        else entry
+        for n, entry in enumerate(_section(content, section, place))
+    ]
     cases = [
-        _case(entry, path.parent, _entry_name(entry, n, section, place))
+        _case(entry, path.parent, _entry_name(entry, n, section, place), transform)
         for n, entry in enumerate(entries)
     ]
     _check_ids(cases, place)
@@ -128,7 +136,7 @@ def case_from_paths(
     Args:
         id: name of the case.
         paths: per image key, in the order wanted; relative to the working directory.
-        reference: key of the fixed image; default the first of ct, mr*, pet, spect.
+        reference: key of the fixed image; default the first of ct, cbct, mr*, pet, spect.
         transforms: per moving key, ``none``, ``rigid``, ``affine`` or ``deformable`` (default).
         masks: per key, an integer image: where to look.
 
@@ -160,12 +168,13 @@ def case_from_entry(entry: Mapping[str, object]) -> CaseFiles:
 
 
 def default_reference(keys: Sequence[str]) -> str:
-    """The first of ct, mr*, pet, spect present.
+    """The first of ct, cbct, mr*, pet, spect present.
 
     >>> default_reference(["pet", "mr_t2", "mr_t1"])
     'mr_t2'
     """
-    return min(keys, key=lambda key: MODALITIES.index(modality_of(key)))
+    words = list(KEY_WORDS)
+    return min(keys, key=lambda key: words.index(key.partition("_")[0]))
 
 
 def _json(path: Path, place: str) -> object:
@@ -215,7 +224,9 @@ def _entry_name(entry: object, number: int, section: str, place: str) -> str:
     return f"{place}, " + (f"case {name!r}" if known else f"{section} entry {number + 1}")
 
 
-def _case(entry: object, folder: Path, place: str) -> CaseFiles:
+def _case(
+    entry: object, folder: Path, place: str, default: TransformKind = _DEFAULT_TRANSFORM
+) -> CaseFiles:
     """Check one entry and resolve its paths."""
     if not isinstance(entry, dict):
         raise refusal(place, "an object", type(entry).__name__, 'write {"id": ..., "ct": ...}')
@@ -230,6 +241,8 @@ def _case(entry: object, folder: Path, place: str) -> CaseFiles:
     series = {}
     for key in order:
         own = {name: given[key] for name, given in extras.items() if key in given}
+        if key != reference:
+            own.setdefault("transform", default)
         series[key] = _series(key, images[key], own, folder, place)
     _check_same_kind([files.image for files in series.values()], place)
     target = _checked_target(entry.get("target"), place)
@@ -248,7 +261,11 @@ def _split_keys(
         if key in _OF_CASE:
             continue
         if not _IMAGE_KEY.fullmatch(base if name in _EXTRAS else key):
-            known = f"{', '.join((*_OF_CASE, *MODALITIES))}, mr_t1 and the like, or " + (
+            other = other_kind(base if name in _EXTRAS else key)
+            if other is not None:
+                what, advice = other
+                raise refusal(place, "images of CT, MR, PET or SPECT", f"{key!r} ({what})", advice)
+            known = f"{', '.join((*_OF_CASE, *KEY_WORDS))}, mr_t1 and the like, or " + (
                 ", ".join(f"ct_{extra}" for extra in _EXTRAS)
             )
             raise refusal(place, f"keys of {known}", f"{key!r}", "correct or remove the key")
@@ -263,7 +280,7 @@ def _check_images(
     """Two images or more, their names distinct on any file system; no extra without its image."""
     if len(images) < 2:
         came = f"{len(images)} ({', '.join(images) or 'none'})"
-        keys = ", ".join(MODALITIES)
+        keys = ", ".join(KEY_WORDS)
         raise refusal(place, "two or more images", came, f"name two of the keys {keys}")
     folded = [key.casefold() for key in images]
     twice = [key for key in images if folded.count(key.casefold()) > 1]

@@ -12,26 +12,13 @@ from torch import Tensor
 
 from fusion_pipeline.geometry import spacing_of
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.modalities import Modality, modality_of
 from fusion_pipeline.transforms.modality import looks_like_hu
 
-Modality = Literal["ct", "mr", "pet", "spect"]
-MODALITIES: tuple[Modality, ...] = ("ct", "mr", "pet", "spect")
 UNITS = ("HU", "SUV", "Bq/ml", "counts", "a.u.")
 _SAME_GRID_MM = 1e-9  # mm; rounding of float64 affines, far below any voxel
 TransformKind = Literal["none", "rigid", "affine", "deformable"]
 TRANSFORMS: tuple[TransformKind, ...] = ("none", "rigid", "affine", "deformable")
-
-
-def modality_of(key: str) -> Modality:
-    """The modality that an image key names: ``mr_t1`` → ``mr``.
-
-    Raises:
-        ValueError: the key does not begin with a known modality.
-    """
-    for modality in MODALITIES:
-        if key == modality or key.startswith(modality + "_"):
-            return modality
-    raise ValueError(f"expected a key of {', '.join(MODALITIES)} (mr_t1 and the like), got {key!r}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +88,7 @@ class Image:
     def __post_init__(self) -> None:
         """Decide the units where none are given."""
         if not self.units:
-            ct = self.key == "ct" or self.key.startswith("ct_")
+            ct = _modality_or_key(self.key) == "ct"
             object.__setattr__(self, "units", "HU" if ct and looks_like_hu(self.array) else "a.u.")
 
     @property
@@ -392,14 +379,12 @@ class NoOverlapError(InputError):
 
 __all__ = [
     "IDENTITY_NAMES",
-    "MODALITIES",
     "TRANSFORMS",
     "UNITS",
     "Case",
     "Identity",
     "Image",
     "InputError",
-    "Modality",
     "NoOverlapError",
     "Prepared",
     "Series",
@@ -409,6 +394,5 @@ __all__ = [
     "fill_value_of",
     "in_canonical_axes",
     "meta_tensor",
-    "modality_of",
     "reoriented",
 ]

@@ -1,5 +1,6 @@
 """The whole: one object that registers, harmonizes and fuses a case, alone or many in a row."""
 
+from fusion_pipeline.pipeline.bids import bids_label, check_bids_labels, write_bids
 from fusion_pipeline.pipeline.bundle import (
     CheckpointLoader,
     bundle_for,
@@ -26,6 +27,7 @@ from fusion_pipeline.pipeline.evaluator import FusionEvaluator, SaveResult
 from fusion_pipeline.pipeline.handlers import EvaluationHandler, ProgressHandler, SummaryHandler
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.pipeline.launch import run_processes
+from fusion_pipeline.pipeline.model_zoo import pack_for_model_zoo
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.pipeline.saved import Grid, SavedRegistration
@@ -59,13 +61,16 @@ __all__ = [
     "SyntheticCases",
     "TraditionalInferer",
     "TrainingFacts",
+    "bids_label",
     "bundle_for",
     "bundle_in_use",
     "case_list",
+    "check_bids_labels",
     "check_bundle_folder",
     "from_config",
     "load_weights",
     "methods_against",
+    "pack_for_model_zoo",
     "refuse_unknown_overrides",
     "refuse_wrong_values",
     "run_processes",
@@ -75,5 +80,6 @@ __all__ = [
     "switch",
     "warp_rtstruct",
     "warp_seg",
+    "write_bids",
     "write_bundle",
 ]

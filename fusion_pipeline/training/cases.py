@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusion_pipeline.data import CaseFiles, InputError
-from fusion_pipeline.data.image import modality_of
 from fusion_pipeline.geometry import resample, warp
+from fusion_pipeline.modalities import modality_of
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.synthesis import (
     any_contrast,
