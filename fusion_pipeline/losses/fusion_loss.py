@@ -29,7 +29,8 @@ _OF_BONE, _OF_FAT = 0.85, 0.65
 # what structure and edges of uptake count beside two anatomical images: they are a blur's, which
 # asks for darkness around it
 _OF_BLURRED = 0.4
-# what the order of HU counts beside that of uptake, and what that of an MR beside a CT
+# what the order of HU counts in a pair (of more images as much as that of uptake), and what that of
+# an MR beside a CT
 _CT_TONE, _MR_TONE = 1.8, 1.5
 _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an MR, in logits
 _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
@@ -148,7 +149,8 @@ class FusionLoss:
         ]
         both = {"ct", "mr"} <= set(kinds)
         self._intensity_counts = _SOFT_INTENSITY if both else 1.0
-        counts = {"ct": _CT_TONE, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
+        of_ct = _CT_TONE if len(kinds) == 2 else 1.0
+        counts = {"ct": of_ct, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
         self._in_units = [m for m, kind in enumerate(kinds) if counts[kind]]
         self._tone_counts = [counts[kinds[m]] for m in self._in_units]
         self._salient = _salient(images, kinds, in_view, self._share, self._boxes[0])
