@@ -473,6 +473,11 @@ def test_the_help_says_what_each_option_is_without_a_value(capsys, command):
         "--inverse",
         "--bids",
         "--weights-url",
+        "--dicom",
+        "--rtstruct",
+        "--seg",
+        "--patient-id",
+        "--patient-name",
     }
     if command != "train":
         no_default |= {"--resume"}

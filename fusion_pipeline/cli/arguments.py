@@ -53,7 +53,7 @@ def new_command(
         output: it writes a folder.
     """
     parser = commands.add_parser(name, help=summary, description=summary, epilog=epilog)
-    parser.set_defaults(command=command, check=None, interrupted="interrupted")
+    parser.set_defaults(command=command, check=None, interrupted="interrupted", speaks=False)
     if output:
         parser.add_argument(
             "--output", type=Path, required=True, metavar="FOLDER", help="folder for the results"
@@ -66,6 +66,7 @@ def new_command(
 def add_inference(parser: Parser) -> None:
     """Arguments of the commands that run cases."""
     parser.set_defaults(interrupted="interrupted; the same command with --resume goes on")
+    parser.set_defaults(speaks=True)  # from its first second on: the libraries take some to load
     parser.add_argument(
         "--bundle",
         type=Path,

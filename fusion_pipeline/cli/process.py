@@ -21,8 +21,8 @@ def run_command(args: argparse.Namespace) -> int:
     """
     log_to_terminal(debug=args.debug)
     with shown_progress(quiet=args.quiet), warnings.catch_warnings():
-        # the libraries take seconds to load, and the first word must not wait for them
-        progress.info("fusion-pipeline %s: loading libraries", __version__)
+        if args.speaks:
+            progress.info("fusion-pipeline %s: loading libraries", __version__)
         warnings.simplefilter("ignore")
         quiet()
         return _exit_code_of(args)

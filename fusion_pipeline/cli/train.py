@@ -21,7 +21,9 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     """Arguments of ``train``."""
     del argv
     train = new_command(commands, "train", _train, summary=_SUMMARY, epilog=_EPILOG)
-    train.set_defaults(interrupted="interrupted; the same command goes on from its last checkpoint")
+    train.set_defaults(
+        interrupted="interrupted; the same command goes on from its last checkpoint", speaks=True
+    )
     train.add_argument(
         "--datalist",
         type=Path,

@@ -25,7 +25,7 @@ _AROUND = 8  # voxels around what several images show that are optimized as well
 # Of a large image: at full resolution, in one piece and window by window. The others run before, on
 # half of it or less.
 _WHOLE_STEPS, _WINDOW_STEPS = 8, 4
-_OVERLAP = 0.25  # of windows, whose changes are blended
+_OVERLAP = 12  # voxels of windows that meet; their changes are blended there
 _SMALL = 100_000  # voxels, up to which all steps run at full resolution
 
 
@@ -113,10 +113,7 @@ def _in_windows(
     largest: int,
 ) -> Tensor:
     """The change after some steps at full resolution, in windows of at most so many voxels."""
-    size = list(start.shape[2:])
-    while torch.Size(size).numel() > largest:
-        longest = size.index(max(size))
-        size[longest] = -(-size[longest] // 2)
+    size = _window(start.shape[2:], largest)
     if size == list(start.shape[2:]):
         return _lowered(start, change, images, kinds, shares, free, 1, steps)
     count = len(kinds)
@@ -129,8 +126,19 @@ def _in_windows(
         return _lowered(begun, unchanged, given, kinds, kept, mask, 1, steps).detach()
 
     whole = torch.cat([start + change * free, images, shares, free], 1)
-    more = sliding_window_inference(whole, size, 1, lowered, overlap=_OVERLAP, mode="gaussian")
+    overlap = [min(_OVERLAP / n, 0.5) for n in size]
+    more = sliding_window_inference(whole, size, 1, lowered, overlap=overlap, mode="gaussian")
     return change + torch.as_tensor(more)
+
+
+def _window(shape: Sequence[int], largest: int) -> list[int]:
+    """The shape of windows that overlap and cover an image, of at most so many voxels each."""
+    size, parts = list(shape), [1] * len(shape)
+    while torch.Size(size).numel() > largest and max(size) > 2 * _OVERLAP:
+        axis = size.index(max(size))
+        parts[axis] += 1
+        size[axis] = -(-(shape[axis] + (parts[axis] - 1) * _OVERLAP) // parts[axis])
+    return size
 
 
 def _lowered(
