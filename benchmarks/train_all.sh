@@ -43,5 +43,6 @@ phase 2 registration registration.json 10000 "$start" --override pretrained=fals
     --override data#windows_per_case=2 --override data#validation_samples=64
 phase 2 harmonization cases.json 2000 "$RUNS/2d/registration/bundle" \
     --override data#batch_size=4 --override data#samples_per_epoch=400
-phase 2 fusion cases.json 8000 "$RUNS/2d/harmonization/bundle" \
-    --override data#samples_per_epoch=100 --override data#typical=1.0
+phase 2 fusion cases.json 600 "$RUNS/2d/harmonization/bundle" \
+    --override data#batch_size=4 --override train#trainer#accumulate_grad_batches=1 \
+    --override data#samples_per_epoch=318 --override data#typical=1.0
