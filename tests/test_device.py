@@ -88,8 +88,8 @@ def run(device):
         return pipeline.infer(case, CountingClock())
 class CountingClock(Clock):
     @contextmanager
-    def stage(self, name):
-        with super().stage(name), count.stage(name):
+    def stage(self, name, **options):
+        with super().stage(name, **options), count.stage(name):
             yield
 def counted(module, name, stage):
     function = getattr(module, name)

@@ -332,14 +332,16 @@ def test_unknown_parts_are_refused(sources):
 
 def test_soft_tissue_beside_a_ct_looks_as_in_the_mr():
     """Fat is dark in the CT and bright in the MR, muscle the other way round; bone is the CT's."""
-    ct, mr = (torch.full((1, 1, 30, 30), value) for value in (0.5, 0.3))
-    ct[..., :12], mr[..., :12] = 0.15, 0.9
-    ct[..., 12:18, 12:18], mr[..., 12:18, 12:18] = 1.0, 0.1
+    ct, mr = (torch.full((1, 1, 30, 30, 9), value) for value in (0.5, 0.3))
+    ct[..., :12, :], mr[..., :12, :] = 0.15, 0.9
+    ct[..., 12:18, 12:18, :], mr[..., 12:18, 12:18, :] = 1.0, 0.1
     both = torch.cat([ct, mr], 1)
     like_mr = torch.where(ct > 0.9, ct, mr)
     wanted, other = (fusion_loss_terms(x, both, kinds=["ct", "mr"]) for x in (like_mr, ct))
     assert float(wanted.tone) < float(other.tone)
     assert float(wanted.intensity) < 0.5 * float(other.intensity)
-    # without an MR the CT is what is asked for
+    # without an MR, and in a picture, whose window is not known, the CT's order is asked for
     alone = fusion_loss_terms(ct, torch.cat([ct, 0 * mr], 1), kinds=["ct", "emission"])
+    picture = fusion_loss_terms(ct[..., 0], both[..., 0], kinds=["ct", "mr"])
     assert float(alone.tone) < 0.05
+    assert float(picture.tone) < 0.05

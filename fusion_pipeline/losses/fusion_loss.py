@@ -25,7 +25,7 @@ _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
 
 # of a source's brightness: leaves room for what the others show in bone, and for uptake beside fat
-_OF_BONE, _OF_FAT = 0.85, 0.65
+_OF_BONE, _OF_BONE_IN_PICTURES, _OF_FAT = 0.85, 0.7, 0.65
 # what structure and edges of uptake count beside two anatomical images: they are a blur's, which
 # asks for darkness around it
 _OF_BLURRED = 0.4
@@ -35,6 +35,7 @@ _CT_TONE, _MR_TONE = 1.8, 1.5
 _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an MR, in logits
 _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
+_VOLUME = 5  # axes of a batch
 _BINS = 128  # of the histogram by which values are ranked
 
 _Parts = tuple[Tensor, Tensor]  # a ratio whose sums over a region are a score
@@ -147,9 +148,10 @@ class FusionLoss:
         self._structure_counts = [
             _OF_BLURRED if kind == "emission" and not few else 1.0 for kind in kinds
         ]
-        both = {"ct", "mr"} <= set(kinds)
+        # the window of a picture is not known, and its MR alone would not show what its CT does
+        both = {"ct", "mr"} <= set(kinds) and images.ndim == _VOLUME
         self._intensity_counts = _SOFT_INTENSITY if both else 1.0
-        of_ct = _CT_TONE if len(kinds) == 2 else 1.0
+        of_ct = 1.0 if len(kinds) > 2 and both else _CT_TONE
         counts = {"ct": of_ct, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
         self._in_units = [m for m, kind in enumerate(kinds) if counts[kind]]
         self._tone_counts = [counts[kinds[m]] for m in self._in_units]
@@ -313,7 +315,8 @@ def _bright(
 
     Bone of a CT; fat of an MR beside a CT, where it is dark. An MR alone with uptake needs no help.
     """
-    shares = {"ct": _OF_BONE, "mr": _OF_FAT} if "ct" in kinds else {}
+    of_bone = _OF_BONE if images.ndim == _VOLUME else _OF_BONE_IN_PICTURES
+    shares = {"ct": of_bone, "mr": _OF_FAT} if "ct" in kinds else {}
     bright = images * share
     return [
         (shares[kind], bright[:, m : m + 1], bright[:, m : m + 1] ** 3)
@@ -452,7 +455,7 @@ def _salient(
     contrast = (square - mean * mean).clamp_min(1e-8).sqrt()
     score = 8.0 * (images + 2.0 * contrast) + share.clamp_min(1e-12).log()
     by_mr = _share_of_mr(kinds, share)
-    soft = _FOR_SOFT_TISSUE * by_mr * (1 - mean**3)
+    soft = (_FOR_SOFT_TISSUE if images.ndim == _VOLUME else 0.0) * by_mr * (1 - mean**3)
     of_ct = [float(kind == "ct") for kind in kinds]
     score = score - soft * score.new_tensor(of_ct).view(1, -1, *[1] * (images.ndim - 2))
     return (score.softmax(1) * images).sum(1, keepdim=True)
