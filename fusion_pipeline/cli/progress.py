@@ -91,6 +91,7 @@ def shown_progress(*, quiet: bool) -> Iterator[None]:
     Args:
         quiet: show nothing.
     """
+    before = logger.level, logger.propagate
     logger.propagate = False  # the lines are not among the messages of the run
     logger.setLevel(logging.CRITICAL if quiet else logging.DEBUG)
     handler = Progress()
@@ -110,7 +111,8 @@ def shown_progress(*, quiet: bool) -> Iterator[None]:
             other.removeFilter(end_line)
         handler.close()
         logger.removeHandler(handler)
-        logger.setLevel(logging.CRITICAL)
+        level, logger.propagate = before
+        logger.setLevel(level)
 
 
 __all__ = ["Progress", "shown_progress"]
