@@ -146,9 +146,10 @@ class ShiftRegister:
     def __init__(self, network, **settings):
         pass
 
-    def __call__(self, fixed, moving, *, transform="deformable", fixed_mask=None, moving_mask=None):
+    def __call__(self, fixed, moving, *, transform="deformable", **options):
         fixed, moving = fixed.image, moving.image
-        self.calls.append((moving.key, transform, fixed_mask, moving_mask))
+        masks = options["fixed_mask"], options["moving_mask"]
+        self.calls.append((moving.key, transform, *masks))
         d = fixed.spatial_dims
         matrix = np.eye(d + 1)
         matrix[:d, d] = self.shift_mm[:d]

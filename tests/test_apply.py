@@ -34,7 +34,7 @@ class BentRegister:
     def __init__(self, network, **settings):
         pass
 
-    def __call__(self, fixed, moving, *, transform="deformable", fixed_mask=None, moving_mask=None):
+    def __call__(self, fixed, moving, *, transform="deformable", **options):
         image = fixed.image
         return Registration(
             bent(image.spatial_dims, image.affine, image.shape), Evidence("deformable")

@@ -20,7 +20,7 @@ from fusion_pipeline.evaluation.tables import (
     summary_rows,
 )
 from fusion_pipeline.pipeline import FusionInferer, TraditionalInferer, methods_against
-from fusion_pipeline.pipeline.traditional import STAGES
+from fusion_pipeline.result import STAGES
 
 REPORT = {
     "id": "c1",

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
 
 
+NETWORKS = ("registration", "harmonization", "fusion", "all")
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds ``(default: …)`` where an option has one.
 
@@ -58,8 +61,10 @@ def new_command(
         parser.add_argument(
             "--output", type=Path, required=True, metavar="FOLDER", help="folder for the results"
         )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("--quiet", action="store_true", help="do not say where the run is")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks (default: no)")
+    parser.add_argument(
+        "--quiet", action="store_true", help="do not say where the run is (default: it is said)"
+    )
     return parser
 
 
@@ -67,32 +72,19 @@ def add_inference(parser: Parser) -> None:
     """Arguments of the commands that run cases."""
     parser.set_defaults(interrupted="interrupted; the same command with --resume goes on")
     parser.set_defaults(speaks=True)  # from its first second on: the libraries take some to load
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of a bundle (default: the packaged one for 2D or 3D)",
-    )
+    add_bundle(parser, "the packaged one for 2D or 3D")
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="PATH",
         help="state dict (.pt) or Lightning checkpoint (.ckpt) (default: the bundle's model.pt)",
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the bundle's, cpu)")
-    parser.add_argument(
-        "--refine-steps",
-        type=whole_number,
-        metavar="N",
-        help="steps of refinement on the images (default: the bundle's, 30); 0: the networks alone",
-    )
-    parser.add_argument(
-        "--fuse-steps",
-        type=whole_number,
-        metavar="N",
-        help="steps of refinement of the fused image (default: the bundle's, 18); 0: the network "
-        "alone",
-    )
+    add_device(parser)
+    for name, what, steps in (
+        ("--refine-steps", "refinement on the images", "30); 0: the networks alone"),
+        ("--fuse-steps", "refinement of the fused image", "18); 0: the network alone"),
+    ):
+        add_count(parser, name, f"steps of {what} (default: the bundle's, {steps}")
     parser.add_argument(
         "--colour-map",
         metavar="NAME",
@@ -102,13 +94,77 @@ def add_inference(parser: Parser) -> None:
     parser.add_argument(
         "--different-people",
         action="store_true",
-        help="the images are not of one person (an atlas): softer deformations",
+        help="the images are not of one person (an atlas): softer deformations (default: no)",
     )
+
+
+def add_bundle(parser: Parser, default: str) -> None:
+    """``--bundle``."""
+    text = f"folder of a bundle (default: {default})"
+    parser.add_argument("--bundle", type=Path, metavar="FOLDER", help=text)
+
+
+def add_device(parser: Parser) -> None:
+    """``--device``."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the bundle's, cpu)")
+
+
+def add_datalist(parser: Parser, text: str, *, required: bool = False) -> None:
+    """``--datalist``."""
+    parser.add_argument("--datalist", type=Path, required=required, metavar="DATALIST", help=text)
+
+
+def add_spatial_dims(parser: Parser, text: str) -> None:
+    """``--spatial-dims``."""
+    parser.add_argument("--spatial-dims", type=int, choices=(2, 3), help=text)
+
+
+def add_resume(parser: Parser) -> None:
+    """``--resume`` of the commands that run cases."""
+    parser.add_argument(
+        "--resume", action="store_true", help="skip cases that are done (default: no)"
+    )
+
+
+def add_networks(parser: Parser, name: str, default: str, text: str) -> None:
+    """An option that names one network or all."""
+    parser.add_argument(name, default=default, choices=NETWORKS, help=text)
+
+
+def add_count(
+    parser: "argparse._ActionsContainer",
+    name: str,
+    text: str,
+    *,
+    default: int | None = None,
+    metavar: str = "N",
+    least: int = 0,
+) -> None:
+    """An option that is a whole number.
+
+    Args:
+        parser: or a group of it.
+        name: such as ``--jobs``.
+        text: its help.
+        default: None: the help says it.
+        metavar: how the help calls the number.
+        least: 0 or 1.
+    """
+    kind = positive if least else whole_number
+    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
 
 
 def key_of(text: str) -> str:
     """``mr-t1`` and ``mr_t1`` are the same key."""
     return text.replace("-", "_")
+
+
+def keyed_path(text: str) -> tuple[str, str]:
+    """``mr_t1=path``."""
+    key, equals, path = text.partition("=")
+    if not (key and equals and path):
+        raise argparse.ArgumentTypeError(f"expected KEY=PATH, such as ct=ct.nii.gz, got {text!r}")
+    return key_of(key), path
 
 
 def whole_number(text: str) -> int:
@@ -126,11 +182,18 @@ def positive(text: str) -> int:
 
 
 __all__ = [
+    "NETWORKS",
     "HelpFormatter",
     "Parser",
+    "add_bundle",
+    "add_count",
+    "add_datalist",
+    "add_device",
     "add_inference",
+    "add_networks",
+    "add_resume",
+    "add_spatial_dims",
     "key_of",
+    "keyed_path",
     "new_command",
-    "positive",
-    "whole_number",
 ]

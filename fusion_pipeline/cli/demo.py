@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from fusion_pipeline.cli.arguments import add_inference, new_command
+from fusion_pipeline.cli.arguments import add_inference, add_spatial_dims, new_command
 from fusion_pipeline.cli.evaluator import evaluator_of
 from fusion_pipeline.cli.terminal import logger
 
@@ -17,12 +17,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     """Arguments of ``demo``."""
     del argv
     demo = new_command(commands, "demo", _demo, summary=_SUMMARY)
-    demo.add_argument(
-        "--spatial-dims",
-        type=int,
-        choices=(2, 3),
-        help="2: pictures, 3: volumes (default: as the bundle has it, 3)",
-    )
+    add_spatial_dims(demo, "2: pictures, 3: volumes (default: as the bundle has it, 3)")
     add_inference(demo)
 
 

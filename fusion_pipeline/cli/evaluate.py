@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_pipeline.cli.arguments import add_inference, new_command, positive, whole_number
+from fusion_pipeline.cli.arguments import (
+    add_count,
+    add_datalist,
+    add_inference,
+    add_networks,
+    add_resume,
+    new_command,
+)
 from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.terminal import logger
 
@@ -25,13 +32,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     """Arguments of ``evaluate``."""
     del argv
     evaluate = new_command(commands, "evaluate", _evaluate, summary=_SUMMARY, epilog=_EPILOG)
-    evaluate.add_argument(
-        "--datalist",
-        type=Path,
-        required=True,
-        metavar="DATALIST",
-        help="JSON list of cases with their truths",
-    )
+    add_datalist(evaluate, "JSON list of cases with their truths", required=True)
     evaluate.add_argument(
         "--section",
         default="testing",
@@ -50,59 +51,30 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         choices=("average", "maximum", "pca", "laplacian"),
         help="fusion of the traditional chain",
     )
-    evaluate.add_argument("--resume", action="store_true", help="skip cases that are done")
+    add_resume(evaluate)
     _add_cross_validation(evaluate)
-    evaluate.add_argument(
-        "--diagnosis",
-        type=whole_number,
-        metavar="K",
-        help="train a small classifier of 'target' on each input, under K folds by patient",
+    diagnosis = (
+        "train a small classifier of 'target' on each input, under K folds by patient (default: no)"
     )
-    evaluate.add_argument(
-        "--diagnosis-steps",
-        type=positive,
-        default=150,
-        metavar="N",
-        help="optimizer steps of each of these classifiers",
-    )
-    evaluate.add_argument(
-        "--lesion-label",
-        type=whole_number,
-        default=1,
-        metavar="N",
-        help="of the reference's label map, for the segmentation of --diagnosis",
-    )
+    add_count(evaluate, "--diagnosis", diagnosis, metavar="K")
+    steps = "optimizer steps of each of these classifiers"
+    add_count(evaluate, "--diagnosis-steps", steps, default=150, least=1)
+    lesion = "of the reference's label map, for the segmentation of --diagnosis"
+    add_count(evaluate, "--lesion-label", lesion, default=1)
     add_inference(evaluate)
 
 
 def _add_cross_validation(evaluate: "Parser") -> None:
     """What is trained, and how long."""
-    evaluate.add_argument(
-        "--folds",
-        type=whole_number,
-        metavar="K",
-        help="cross-validate: train on K - 1 parts, evaluate on the rest, by patient",
+    folds = "cross-validate: train on K - 1 parts, evaluate on the rest, by patient (default: no)"
+    add_count(evaluate, "--folds", folds, metavar="K")
+    fold = (
+        "train for part I alone, 0 to K - 1, and stop: for several machines, one after all of them "
+        "without it (default: all parts)"
     )
-    evaluate.add_argument(
-        "--fold",
-        type=whole_number,
-        metavar="I",
-        help="train for part I alone, 0 to K - 1, and stop: for several machines, one after all of "
-        "them without it",
-    )
-    evaluate.add_argument(
-        "--phase",
-        default="registration",
-        choices=("registration", "harmonization", "fusion", "all"),
-        help="which networks each part trains",
-    )
-    evaluate.add_argument(
-        "--max-steps",
-        type=whole_number,
-        default=200,
-        metavar="N",
-        help="optimizer steps of each part",
-    )
+    add_count(evaluate, "--fold", fold, metavar="I")
+    add_networks(evaluate, "--phase", "registration", "which networks each part trains")
+    add_count(evaluate, "--max-steps", "optimizer steps of each part", default=200)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

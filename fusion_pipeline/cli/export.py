@@ -1,10 +1,9 @@
 """``fusion-pipeline export``: the networks as graphs."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_pipeline.cli.arguments import new_command
+from fusion_pipeline.cli.arguments import add_bundle, add_networks, new_command
 from fusion_pipeline.cli.terminal import logger
 
 if TYPE_CHECKING:
@@ -17,18 +16,8 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     """Arguments of ``export``."""
     del argv
     export = new_command(commands, "export", _export, summary=_SUMMARY)
-    export.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of a bundle (default: the packaged one for 3D)",
-    )
-    export.add_argument(
-        "--network",
-        default="all",
-        choices=("registration", "harmonization", "fusion", "all"),
-        help="which of them",
-    )
+    add_bundle(export, "the packaged one for 3D")
+    add_networks(export, "--network", "all", "which of them")
     export.add_argument(
         "--format",
         default="pt2",
@@ -38,7 +27,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     export.add_argument(
         "--weights-url",
         metavar="URL",
-        help="with --format zoo: folder on the web where the weights will lie",
+        help="with --format zoo, which needs it: folder on the web where the weights will lie",
     )
     export.add_argument(
         "--kinds",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_pipeline import __version__
-from fusion_pipeline.cli.arguments import key_of, new_command
+from fusion_pipeline.cli.arguments import add_bundle, keyed_path, new_command
 from fusion_pipeline.cli.terminal import logger
 
 if TYPE_CHECKING:
@@ -28,21 +28,11 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     info.add_argument(
         "images",
         nargs="*",
-        type=_keyed,
+        type=keyed_path,
         metavar="KEY=PATH",
         help="images to read: shape, spacing, orientation, units and warnings of each",
     )
-    info.add_argument(
-        "--bundle", type=Path, metavar="FOLDER", help="a bundle (default: the two packaged ones)"
-    )
-
-
-def _keyed(text: str) -> tuple[str, str]:
-    """``mr_t1=path``."""
-    key, equals, path = text.partition("=")
-    if not (key and equals and path):
-        raise argparse.ArgumentTypeError(f"expected KEY=PATH, such as ct=ct.nii.gz, got {text!r}")
-    return key_of(key), path
+    add_bundle(info, "the two packaged ones")
 
 
 def _info(args: argparse.Namespace) -> int:

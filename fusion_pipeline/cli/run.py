@@ -8,7 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_pipeline.cli.arguments import Parser, add_inference, key_of, new_command, positive
+from fusion_pipeline.cli.arguments import (
+    Parser,
+    add_count,
+    add_datalist,
+    add_inference,
+    add_resume,
+    key_of,
+    keyed_path,
+    new_command,
+)
 from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.process import run_command
 from fusion_pipeline.cli.terminal import logger
@@ -28,6 +37,7 @@ _EPILOG = (
     "look; pictures (PNG, 2D NIfTI) go through the 2D bundle"
 )
 _WORDS = defaultdict(str, cbct="cone-beam CT, read as a CT: ")
+_STAGES = ("register", "harmonize", "fuse")
 _TRANSFORMS = ("none", "rigid", "affine", "deformable")
 
 
@@ -39,7 +49,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         argv: the arguments as given: some names are made by the user.
     """
     run = new_command(commands, "run", _run, summary=_SUMMARY, epilog=_EPILOG)
-    run.set_defaults(images={}, masks={}, transforms={}, check=partial(_check_source, parser=run))
+    run.set_defaults(images={}, masks={}, transforms={}, check=partial(_check, parser=run))
     for key in KEY_WORDS:
         run.add_argument(
             f"--{key}",
@@ -58,8 +68,14 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="the image that stays in place (default: the CT, else the first MR)",
     )
     run.add_argument("--id", help="name of the case and of its folder (default: case)")
+    add_datalist(run, "JSON list of cases, in place of images (default: none)")
     run.add_argument(
-        "--datalist", type=Path, metavar="DATALIST", help="JSON list of cases, in place of images"
+        "--only",
+        choices=_STAGES,
+        help="one stage alone. register: writes registered images and transforms. harmonize: one "
+        "image or more, those on one grid together and others each on its own; writes harmonized "
+        "images and their curves. fuse: original images that are aligned already, by their "
+        "headers; writes the fused image and the weights (default: all stages)",
     )
     run.add_argument(
         "--transform",
@@ -67,31 +83,34 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="how far the registration may go (default: deformable); --transform-KEY for one "
         "image; with a datalist: where an entry has no KEY_transform",
     )
-    run.add_argument("--resume", action="store_true", help="skip cases that are done")
+    run.add_argument(
+        "--initial-transform",
+        dest="initial_transforms",
+        action="append",
+        type=keyed_path,
+        default=[],
+        metavar="KEY=FILE",
+        help="a rigid or affine transform at which the registration of a moving image begins, "
+        "beside its header; with --transform none the result. ITK's .tfm, .h5 or .txt (LPS mm), or "
+        "a matrix as text (RAS mm). It maps points of the reference to points of the moving image, "
+        "as SimpleITK's and ANTs' resampling takes it (default: the headers alone)",
+    )
+    add_resume(run)
     run.add_argument(
         "--fail-on-check",
         action="store_true",
-        help="leave with 3 where a registration is doubtful (CHECK), though all cases are done",
+        help="leave with 3 where a registration is doubtful (CHECK), though all cases are done "
+        "(default: no)",
     )
     _add_dicom(run)
     shared = run.add_mutually_exclusive_group()
-    shared.add_argument(
-        "--devices",
-        type=positive,
-        metavar="N",
-        help="GPUs that share the cases (default: none)",
-    )
-    shared.add_argument(
-        "--jobs",
-        type=positive,
-        metavar="N",
-        help="CPU processes that share the cases (default: 1)",
-    )
+    add_count(shared, "--devices", "GPUs that share the cases (default: none)", least=1)
+    add_count(shared, "--jobs", "CPU processes that share the cases (default: 1)", least=1)
     run.add_argument(
         "--bids",
         type=Path,
         metavar="FOLDER",
-        help="lay the results out there as well, named as a BIDS derivative",
+        help="lay the results out there as well, named as a BIDS derivative (default: no)",
     )
     add_inference(run)
 
@@ -99,7 +118,9 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
 def _add_dicom(run: Parser) -> None:
     """Arguments of DICOM output."""
     run.add_argument(
-        "--dicom", action="store_true", help="write DICOM objects as well: OUTPUT/ID/dicom"
+        "--dicom",
+        action="store_true",
+        help="write DICOM objects as well: OUTPUT/ID/dicom (default: no)",
     )
     run.add_argument(
         "--dicom-identity",
@@ -146,7 +167,12 @@ def _run(args: argparse.Namespace) -> int:
         _write_bids(args, cases)
         return code
     evaluator = evaluator_of(
-        args, dims, cases=cases, resume=args.resume, fail_on_check=args.fail_on_check
+        args,
+        dims,
+        cases=cases,
+        resume=args.resume,
+        fail_on_check=args.fail_on_check,
+        only=args.only,
     )
     evaluator.run()
     if len(cases) == 1 and evaluator.exit_code in (0, 3):
@@ -196,15 +222,29 @@ def _process_count(args: argparse.Namespace) -> int:
 def _cases(args: argparse.Namespace) -> "list[CaseFiles]":
     """The cases that the arguments name."""
     from fusion_pipeline.data import case_from_paths, read_datalist
+    from fusion_pipeline.pipeline import fewest_images
 
+    fewest = fewest_images(args.only)
     if args.datalist is not None:
-        return read_datalist(args.datalist, transform=args.transform or "deformable")
+        return read_datalist(
+            args.datalist, transform=args.transform or "deformable", fewest_images=fewest
+        )
     transforms = dict(args.transforms)
     if args.transform is not None:
         transforms = dict.fromkeys(args.images, args.transform) | transforms
         # the reference stays where it is
         transforms.pop(_reference(args), None)
-    return [case_from_paths(args.id or "case", args.images, args.reference, transforms, args.masks)]
+    return [
+        case_from_paths(
+            args.id or "case",
+            args.images,
+            args.reference,
+            transforms,
+            args.masks,
+            args.initial_transforms,
+            fewest_images=fewest,
+        )
+    ]
 
 
 def _reference(args: argparse.Namespace) -> str | None:
@@ -232,19 +272,10 @@ class _Once(argparse.Action):
         entries[key] = values
 
 
-class _OtherKind(argparse.Action):
+def _refused_kind(name: str, _: str) -> str:
     """Refuse an image of a kind that is not read, such as ``--us``, and say what to do."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,  # noqa: ANN401 - argparse's signature
-        option_string: str | None = None,
-    ) -> None:
-        """Leave with the reason."""
-        what, advice = other_kind(self.dest) or ("", "")
-        parser.error(f"{option_string}: expected CT, MR, PET or SPECT, got {what}; {advice}")
+    what, advice = other_kind(name) or ("", "")
+    raise argparse.ArgumentTypeError(f"expected CT, MR, PET or SPECT, got {what}; {advice}")
 
 
 def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -252,7 +283,8 @@ def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     for option in dict.fromkeys(word.partition("=")[0] for word in argv if word.startswith("--")):
         named = _KEYED.fullmatch(key_of(option[2:]))
         if named is None and other_kind(option[2:]) is not None:
-            parser.add_argument(option, action=_OtherKind, help=argparse.SUPPRESS)
+            kind = partial(_refused_kind, option[2:])
+            parser.add_argument(option, type=kind, help=argparse.SUPPRESS)
         if named is None or (not named["option"] and not named["name"]):
             continue
         parser.add_argument(
@@ -265,8 +297,8 @@ def _add_keyed(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         )
 
 
-def _check_source(args: argparse.Namespace, *, parser: Parser) -> None:
-    """Images or a datalist, not both and not neither; options of DICOM only with it."""
+def _check(args: argparse.Namespace, *, parser: Parser) -> None:
+    """Images or a datalist, not both and not neither; options only with what they belong to."""
     for name in ("dicom_identity", "patient_id", "patient_name"):
         if getattr(args, name) is not None and not args.dicom:
             parser.error(f"expected --dicom with --{name.replace('_', '-')}, got none; add it")
@@ -275,11 +307,35 @@ def _check_source(args: argparse.Namespace, *, parser: Parser) -> None:
     if args.datalist is None and not args.images:
         options = ", ".join(f"--{key}" for key in KEY_WORDS)
         parser.error(f"expected images ({options}) or --datalist, got neither")
-    names = ("images", "masks", "transforms", "id", "reference")
+    names = ("images", "masks", "transforms", "id", "reference", "initial_transforms")
     if args.datalist is not None and any(getattr(args, name) for name in names):
         parser.error(
             "expected images or --datalist, got both; of the options of a case only --transform "
             "goes with a datalist, which names the others itself"
+        )
+    keys = [key for key, _ in args.initial_transforms]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        parser.error(f"--initial-transform {twice[0]} is given twice")
+    args.initial_transforms = dict(args.initial_transforms)
+    _check_only(args, parser)
+
+
+def _check_only(args: argparse.Namespace, parser: Parser) -> None:
+    """Nothing is asked of a stage that does not run."""
+    if args.only not in ("harmonize", "fuse"):
+        return
+    names = ("transform", "transforms", "masks", "initial_transforms")
+    unused = next((name for name in names if getattr(args, name)), None)
+    if unused is not None:
+        option = f"--{unused.removesuffix('s').replace('_', '-')}"
+        parser.error(
+            f"expected no {option} with --only {args.only}, which registers nothing; leave it out"
+        )
+    if args.only == "harmonize" and args.dicom:
+        parser.error(
+            "expected no --dicom with --only harmonize: harmonized images have no DICOM kind; "
+            "leave it out"
         )
 
 

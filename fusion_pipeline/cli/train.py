@@ -1,10 +1,18 @@
 """``fusion-pipeline train``: the bundle's ``train.json``, with options for what is changed most."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_pipeline.cli.arguments import new_command, whole_number
+from fusion_pipeline.cli.arguments import (
+    Parser,
+    add_bundle,
+    add_count,
+    add_datalist,
+    add_device,
+    add_networks,
+    add_spatial_dims,
+    new_command,
+)
 
 if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands
@@ -14,7 +22,6 @@ _EPILOG = (
     "the same as: python -m monai.bundle run --config_file train.json [train_PHASE.json] "
     "--ID VALUE ..., on the configs of the bundle"
 )
-_PHASES = ("registration", "harmonization", "fusion", "all")
 
 
 def add_command(commands: "Commands", argv: list[str]) -> None:
@@ -24,55 +31,34 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     train.set_defaults(
         interrupted="interrupted; the same command goes on from its last checkpoint", speaks=True
     )
-    train.add_argument(
-        "--datalist",
-        type=Path,
-        metavar="DATALIST",
-        help='JSON file with "training" and "validation" cases (default: painted samples alone)',
-    )
-    train.add_argument(
-        "--phase", default="all", choices=_PHASES, help="which networks; all: end to end"
-    )
-    train.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="FOLDER",
-        help="bundle to start from (default: the packaged one for 2D or 3D)",
-    )
-    train.add_argument(
-        "--spatial-dims",
-        type=int,
-        choices=(2, 3),
-        help="of the packaged bundle (default: as the datalist's images, else 3)",
-    )
+    cases = 'JSON file with "training" and "validation" cases (default: painted samples alone)'
+    add_datalist(train, cases)
+    add_networks(train, "--phase", "all", "which networks; all: end to end")
+    add_bundle(train, "the packaged one for 2D or 3D; the training starts from it")
+    add_spatial_dims(train, "of the packaged bundle (default: as the datalist's images, else 3)")
     _add_trainer(train)
-    train.add_argument(
-        "--folds", type=whole_number, metavar="K", help="split the patients into K parts"
-    )
-    train.add_argument(
-        "--fold", type=whole_number, metavar="I", help="the part that validates, 0 to K - 1"
-    )
+    parts = "split the patients into K parts (default: as the datalist's sections)"
+    add_count(train, "--folds", parts, metavar="K")
+    part = "the part that validates, 0 to K - 1 (default: none)"
+    add_count(train, "--fold", part, metavar="I")
     train.add_argument(
         "--override",
         action="append",
         metavar="ID=VALUE",
         type=_override,
-        help="another value of the config, such as module#learning_rate=1e-3; as often as needed",
+        help="another value of the config, such as module#learning_rate=1e-3; as often as needed "
+        "(default: none)",
     )
 
 
-def _add_trainer(train: argparse.ArgumentParser) -> None:
+def _add_trainer(train: Parser) -> None:
     """What Lightning's trainer is told."""
-    train.add_argument("--device", help="cpu, cuda or cuda:1 (default: the bundle's, cpu)")
+    add_device(train)
     train.add_argument("--devices", metavar="N", help="how many (default: the bundle's, 1)")
     train.add_argument("--strategy", help="Lightning's, such as ddp (default: by --devices)")
     train.add_argument("--precision", help="Lightning's, such as bf16-mixed (default: 32-true)")
-    train.add_argument(
-        "--max-steps",
-        type=whole_number,
-        metavar="N",
-        help="stop after N optimizer steps (default: the bundle's epochs)",
-    )
+    steps = "stop after N optimizer steps (default: the bundle's epochs)"
+    add_count(train, "--max-steps", steps)
     train.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

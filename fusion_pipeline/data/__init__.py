@@ -2,6 +2,7 @@
 
 from fusion_pipeline.data.checked_image import CheckImage, CheckImaged
 from fusion_pipeline.data.datalist import (
+    FEWEST_IMAGES,
     CaseFiles,
     SeriesFiles,
     case_from_entry,
@@ -59,6 +60,7 @@ from fusion_pipeline.modalities import MODALITIES, Modality, modality_of
 
 __all__ = [
     "COLOUR_MAPS",
+    "FEWEST_IMAGES",
     "MODALITIES",
     "TRANSFORMS",
     "Case",

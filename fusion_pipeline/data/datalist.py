@@ -20,9 +20,11 @@ from fusion_pipeline.data.sources import InMemory, Source, is_in_memory
 from fusion_pipeline.modalities import KEY_WORDS, other_kind
 
 _IMAGE_KEY = re.compile(rf"({'|'.join(KEY_WORDS)})(_[A-Za-z0-9-]+)*")
-_EXTRAS = ("label", "landmarks", "displacement", "transform", "mask")
+# `initial_transform` first: its name ends on another one's
+_EXTRAS = ("initial_transform", "label", "landmarks", "displacement", "transform", "mask")
 _OF_CASE = ("id", "reference", "target", "patient")
-_OF_MOVING = ("displacement", "transform")
+_OF_MOVING = ("displacement", "transform", "initial_transform")
+FEWEST_IMAGES = 2  # of a case that is registered or fused
 _BAD_IN_ID = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 _OF_COHORT = (
     "summary.csv",
@@ -43,6 +45,7 @@ class SeriesFiles:
         label: an integer map.
         landmarks: CSV in RAS mm.
         displacement: a true field on the reference's grid.
+        initial_transform: an affine at which the registration of a moving image may begin.
     """
 
     image: Source | InMemory
@@ -51,6 +54,7 @@ class SeriesFiles:
     label: Source | InMemory | None = None
     landmarks: Source | None = None
     displacement: Source | None = None
+    initial_transform: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def read_datalist(
     may_be_empty: bool = False,
     may_be_mixed: bool = False,
     transform: TransformKind = _DEFAULT_TRANSFORM,
+    fewest_images: int = FEWEST_IMAGES,
 ) -> list[CaseFiles]:
     """Read a section of a datalist.
 
@@ -95,6 +100,7 @@ def read_datalist(
         may_be_empty: the section may list nothing (``[]``); left out, it may be misspelt.
         may_be_mixed: cases of pictures may stand beside cases of volumes; each case is of one kind.
         transform: how far the registration may go where an entry does not say it for an image.
+        fewest_images: that a case has; one is enough to be harmonized.
 
     Returns:
         The cases as listed, every key, id and option checked; whether files exist is found when
@@ -115,7 +121,7 @@ def read_datalist(
         for n, entry in enumerate(_section(content, section, place))
     ]
     cases = [
-        _case(entry, path.parent, _entry_name(entry, n, section, place), transform)
+        _case(entry, path.parent, _entry_name(entry, n, section, place), transform, fewest_images)
         for n, entry in enumerate(entries)
     ]
     _check_ids(cases, place)
@@ -130,6 +136,9 @@ def case_from_paths(
     reference: str | None = None,
     transforms: Mapping[str, str] | None = None,
     masks: Mapping[str, str | Path] | None = None,
+    initial_transforms: Mapping[str, str | Path] | None = None,
+    *,
+    fewest_images: int = FEWEST_IMAGES,
 ) -> CaseFiles:
     """A case from paths given one by one, as on the command line; checked like a datalist's.
 
@@ -139,6 +148,8 @@ def case_from_paths(
         reference: key of the fixed image; default the first of ct, cbct, mr*, pet, spect.
         transforms: per moving key, ``none``, ``rigid``, ``affine`` or ``deformable`` (default).
         masks: per key, an integer image: where to look.
+        initial_transforms: per moving key, a file with an affine at which its registration begins.
+        fewest_images: that the case has; one is enough to be harmonized.
 
     Raises:
         InputError: a key, the id or an option is not acceptable.
@@ -148,23 +159,28 @@ def case_from_paths(
         entry["reference"] = reference
     entry.update({f"{key}_transform": kind for key, kind in (transforms or {}).items()})
     entry.update({f"{key}_mask": path for key, path in (masks or {}).items()})
-    return case_from_entry(entry)
+    starts = (initial_transforms or {}).items()
+    entry.update({f"{key}_initial_transform": path for key, path in starts})
+    return case_from_entry(entry, fewest_images=fewest_images)
 
 
-def case_from_entry(entry: Mapping[str, object]) -> CaseFiles:
+def case_from_entry(
+    entry: Mapping[str, object], *, fewest_images: int = FEWEST_IMAGES
+) -> CaseFiles:
     """A case from a datalist's entry in Python; checked like one in a file.
 
     Args:
         entry: as in a datalist; paths may be `Path`, and count from the working directory. In place
             of a path an image, mask or label map may be in memory (see `sources.as_meta_tensor`).
             Without an id the case is called ``case``.
+        fewest_images: that it has; one is enough to be harmonized.
 
     Raises:
         InputError: a key, the id or an option is not acceptable.
     """
     plain = {key: str(x) if isinstance(x, PathLike) else x for key, x in entry.items()}
     plain.setdefault("id", "case")
-    return _case(plain, Path(), f"case {plain['id']!r}")
+    return _case(plain, Path(), f"case {plain['id']!r}", fewest_images=fewest_images)
 
 
 def default_reference(keys: Sequence[str]) -> str:
@@ -225,13 +241,18 @@ def _entry_name(entry: object, number: int, section: str, place: str) -> str:
 
 
 def _case(
-    entry: object, folder: Path, place: str, default: TransformKind = _DEFAULT_TRANSFORM
+    entry: object,
+    folder: Path,
+    place: str,
+    default: TransformKind = _DEFAULT_TRANSFORM,
+    fewest_images: int = FEWEST_IMAGES,
 ) -> CaseFiles:
     """Check one entry and resolve its paths."""
     if not isinstance(entry, dict):
         raise refusal(place, "an object", type(entry).__name__, 'write {"id": ..., "ct": ...}')
     case_id = _checked_id(entry.get("id"), place)
     images, extras = _split_keys(entry, place)
+    _check_images(images, extras, place, fewest_images)
     reference = _checked_reference(entry.get("reference"), list(images), place)
     for name in _OF_MOVING:
         if reference in extras[name]:
@@ -257,11 +278,11 @@ def _split_keys(
     images: dict[str, Any] = {}
     extras: dict[str, dict[str, Any]] = {name: {} for name in _EXTRAS}
     for key, value in entry.items():
-        base, _, name = key.rpartition("_")
         if key in _OF_CASE:
             continue
-        if not _IMAGE_KEY.fullmatch(base if name in _EXTRAS else key):
-            other = other_kind(base if name in _EXTRAS else key)
+        base, name = _of_image(key)
+        if not _IMAGE_KEY.fullmatch(base):
+            other = other_kind(base)
             if other is not None:
                 what, advice = other
                 raise refusal(place, "images of CT, MR, PET or SPECT", f"{key!r} ({what})", advice)
@@ -269,19 +290,35 @@ def _split_keys(
                 ", ".join(f"ct_{extra}" for extra in _EXTRAS)
             )
             raise refusal(place, f"keys of {known}", f"{key!r}", "correct or remove the key")
-        (extras[name] if name in _EXTRAS else images)[base if name in _EXTRAS else key] = value
-    _check_images(images, extras, place)
+        (extras[name] if name else images)[base] = value
     return images, extras
 
 
+def _of_image(key: str) -> tuple[str, str]:
+    """The image key, and which extra of it; empty where it is the image itself.
+
+    >>> _of_image("mr_t1_initial_transform"), _of_image("mr_t1")
+    (('mr_t1', 'initial_transform'), ('mr_t1', ''))
+    """
+    name = next((one for one in _EXTRAS if key.endswith(f"_{one}")), "")
+    return (key.removesuffix(f"_{name}"), name) if name else (key, "")
+
+
 def _check_images(
-    images: Mapping[str, Any], extras: Mapping[str, Mapping[str, Any]], place: str
+    images: Mapping[str, Any],
+    extras: Mapping[str, Mapping[str, Any]],
+    place: str,
+    fewest_images: int,
 ) -> None:
-    """Two images or more, their names distinct on any file system; no extra without its image."""
-    if len(images) < 2:
+    """Enough images, their names distinct on any file system; no extra without its image."""
+    if len(images) < fewest_images:
         came = f"{len(images)} ({', '.join(images) or 'none'})"
         keys = ", ".join(KEY_WORDS)
-        raise refusal(place, "two or more images", came, f"name two of the keys {keys}")
+        expected, advice = {
+            1: ("an image", f"name one of the keys {keys}"),
+            2: ("two or more images", f"name two of the keys {keys}"),
+        }[fewest_images]
+        raise refusal(place, expected, came, advice)
     folded = [key.casefold() for key in images]
     twice = [key for key in images if folded.count(key.casefold()) > 1]
     if twice:
@@ -364,6 +401,7 @@ def _series(
         label=source("label"),
         landmarks=file("landmarks"),
         displacement=file("displacement"),
+        initial_transform=file("initial_transform"),
     )
 
 

@@ -275,6 +275,9 @@ class Series:
         labels: integer label map, on a grid of its own.
         landmarks: ``(n, d)`` points in RAS mm.
         displacement: a true field ``(d, *S)`` in RAS mm on the reference's grid.
+        initial_transform: ``(d + 1, d + 1)`` moving_from_fixed, RAS mm, at which its registration
+            may begin beside the headers.
+        native_affine: the affine that its file has; None: that of the image.
     """
 
     image: Image
@@ -284,6 +287,8 @@ class Series:
     labels: Image | None = None
     landmarks: Matrix | None = None
     displacement: Tensor | None = None
+    initial_transform: Matrix | None = None
+    native_affine: Matrix | None = None
 
 
 @dataclass(frozen=True)
@@ -293,8 +298,8 @@ class Case:
     Attributes:
         id: name of the case, and of its output folder.
         reference: key of the fixed image.
-        series: two or more, the reference first, then as the user listed them; once prepared, in
-            canonical axes.
+        series: two or more (one is enough to be harmonized), the reference first, then as the user
+            listed them; once prepared, in canonical axes.
         native_affine: the affine of the reference as its file has it; results go back to its axes.
             None: that of the reference.
         target: class of the case, for the diagnostic study.

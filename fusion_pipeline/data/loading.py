@@ -19,16 +19,18 @@ from fusion_pipeline.data.image import (
     Identity,
     Image,
     InputError,
+    NoOverlapError,
     Prepared,
     Series,
     along_axes_of,
     fill_value_of,
 )
+from fusion_pipeline.data.initial_transforms import read_initial_transform
 from fusion_pipeline.data.readers import LoadImaged
 from fusion_pipeline.data.reading import read_displacement_grid, read_landmarks, read_map
 from fusion_pipeline.data.refusals import refusal, where
 from fusion_pipeline.data.sources import InMemory, Source
-from fusion_pipeline.geometry import spacing_of
+from fusion_pipeline.geometry import inverse_affine, spacing_of
 from fusion_pipeline.geometry.affines import Matrix
 
 _UNEVEN = 1.2  # times another picture's longest side
@@ -64,18 +66,21 @@ def load_case(files: CaseFiles, preprocessing: Preprocessing | None = None) -> C
         if one.landmarks is not None
     }
     check_counts(files, points)
+    starts: dict[str, Matrix | None] = {}
     for key, image in loaded.items():
         place = where(files.id, key, image.image.path)
         check_dims(image.image.spatial_dims, fixed, place)
         if key != files.reference:
-            check_overlap(_grid(fixed), _grid(image.image), place, files.reference)
+            starts[key] = _initial_transform(files, key, fixed)
+            _check_place(fixed, image.image, starts[key], place)
             messages += _uneven_pictures(fixed, image.image, place)
     for key, marks in points.items():
         place = where(files.id, f"{key}_landmarks", str(files.series[key].landmarks))
         messages += check_points(loaded[key].image, marks, place)
     series = {}
     for key in files.series:
-        series[key], notes = _series(files, key, loaded, points.get(key))
+        one, notes = _series(files, key, loaded, points.get(key))
+        series[key] = replace(one, initial_transform=starts.get(key))
         messages += notes
     return Case(
         id=files.id,
@@ -110,7 +115,13 @@ def prepare_case(case: Case, preprocessing: Preprocessing) -> Case:
         truth = one.displacement
         turned = None if truth is None else along_axes_of(fixed.affine, truth, native)
         new = made[key]
-        series[key] = replace(one, image=new.image, prepared=new.prepared, displacement=turned)
+        series[key] = replace(
+            one,
+            image=new.image,
+            prepared=new.prepared,
+            displacement=turned,
+            native_affine=one.image.affine,
+        )
     return replace(case, series=series, native_affine=native, warnings=tuple(messages))
 
 
@@ -290,8 +301,32 @@ def _series(
         labels=maps["label"],
         landmarks=landmarks,
         displacement=truth,
+        native_affine=loaded[key].native_affine,
     )
     return series, messages
+
+
+def _initial_transform(files: CaseFiles, key: str, fixed: Image) -> Matrix | None:
+    """The affine at which the registration of a moving image may begin."""
+    source = files.series[key].initial_transform
+    if source is None:
+        return None
+    place = where(files.id, f"{key}_initial_transform", str(source))
+    return read_initial_transform(source.path, fixed.spatial_dims, place=place)
+
+
+def _check_place(fixed: Image, image: Image, start: Matrix | None, place: str) -> None:
+    """Refuse an image that shares no space with the reference, by its header or its start."""
+    grids = [_grid(image)]
+    if start is not None:
+        grids.insert(0, (inverse_affine(start) @ image.affine, image.shape))
+    for number, grid in enumerate(grids):
+        try:
+            check_overlap(_grid(fixed), grid, place, fixed.key)
+            return
+        except NoOverlapError:
+            if number == len(grids) - 1:
+                raise
 
 
 def _grid(image: Image) -> tuple[Matrix, tuple[int, ...]]:

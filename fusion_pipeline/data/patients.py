@@ -40,7 +40,9 @@ def check_one_patient(case: Case, *, same_person: bool = True) -> list[str]:
             notes += _check_person(a, b, a.identity, b.identity, place)
     for key, moving in case.moving.items():
         frames = [image.frame_of_reference for image in (case.fixed, moving)]
-        if case.series[key].transform == "none" and all(frames) and frames[0] != frames[1]:
+        series = case.series[key]
+        stays = series.transform == "none" and series.initial_transform is None
+        if stays and all(frames) and frames[0] != frames[1]:
             raise refusal(
                 where(case.id, key, moving.path),
                 f"the frame of reference of {case.reference} for --transform none",

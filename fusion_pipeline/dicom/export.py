@@ -17,6 +17,7 @@ from fusion_pipeline.dicom.planes import Planes
 from fusion_pipeline.dicom.registration import registration_object
 from fusion_pipeline.dicom.series import dicom_modality, series_of_slices
 from fusion_pipeline.dicom.study import SeriesOf, Study, save
+from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.geometry import WorldMap, inverse_affine
 from fusion_pipeline.geometry.sampling import sample
 from fusion_pipeline.result import CaseResult
@@ -83,7 +84,8 @@ class _Export:
     def __init__(self, result: CaseResult, folder: Path, options: DicomExport) -> None:
         self._result, self._folder = result, folder
         self._study = Study(result.case, options, result.input_digest)
-        self._planes = _planes(result.case, result.fusion.fused)
+        self._grid = result.grid
+        self._planes = _planes(result.case, self._grid)
         self._number = _FIRST_NUMBER
         self._references: list[Dataset] = []
 
@@ -91,8 +93,8 @@ class _Export:
         """All objects."""
         self._references = self._reference()
         reference = self._result.case.reference
-        for key, image in self._result.registered_images.items():
-            found = self._result.registrations[key]
+        for key, found in self._result.registrations.items():
+            image = self._result.registered_images[key]
             how = f"{key} registered to {reference} ({found.transform})"
             self._write_image(image, key, f"{key}_registered", how, found.map)
             series = self._series(f"{key}_registration", "REG", how)
@@ -100,16 +102,16 @@ class _Export:
             self._save([ds], f"{key}_registration")
             if found.evidence.error_map_mm is not None:
                 self._write_error(found.map, found.evidence.error_map_mm, key)
-        self._write_fused()
-        self._write_weights()
+        if self._result.fusion is not None:
+            self._write_fused(self._result.fusion)
+            self._write_weights(self._result.fusion)
 
     def _reference(self) -> list[Dataset]:
         """The reference's slices; written where no series of the input can be named."""
         key = self._result.case.reference
         if self._study.has_sources(key):
             return self._study.headers[key]
-        image = self._result.case.fixed.in_axes_of(self._result.fusion.fused.affine)
-        return self._write_image(image, key, key, f"{key}, the reference", None)
+        return self._write_image(self._grid, key, key, f"{key}, the reference", None)
 
     def _write_image(
         self, image: Image, key: str, name: str, how: str, world_map: WorldMap | None
@@ -132,19 +134,17 @@ class _Export:
     def _write_error(self, world_map: WorldMap, error_mm: Tensor, key: str) -> None:
         """The estimated error, from the working lattice to the reference's grid."""
         quantity = Quantity("ERROR_MM", "estimated registration error", ("mm", "millimeter"))
-        grid = self._result.fusion.fused
-        values = _on_grid(error_mm, world_map, grid)
+        values = _on_grid(error_mm, world_map, self._grid)
         self._write_map(values, quantity, f"{key}_error", f"estimated error of {key} in mm")
 
-    def _write_weights(self) -> None:
+    def _write_weights(self, fusion: Fusion) -> None:
         """The fusion's weights, one map for each image."""
-        for key, weights in zip(self._result.modalities, self._result.fusion.weights, strict=True):
+        for key, weights in zip(self._result.modalities, fusion.weights, strict=True):
             quantity = Quantity("WEIGHT", f"weight of {key} in the fused image")
             self._write_map(weights, quantity, f"weights_{key}", f"fusion weight of {key}")
 
-    def _write_fused(self) -> None:
+    def _write_fused(self, fusion: Fusion) -> None:
         """The fused image."""
-        fusion = self._result.fusion
         how = "fused " + ", ".join(self._result.modalities)
         series = self._series("fused", "OT", how)
         ds = fused_object(fusion.fused, fusion.colour, self._planes, self._study, series)

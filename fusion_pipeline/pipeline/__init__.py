@@ -25,7 +25,7 @@ from fusion_pipeline.pipeline.dataset import (
 )
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator, SaveResult
 from fusion_pipeline.pipeline.handlers import EvaluationHandler, ProgressHandler, SummaryHandler
-from fusion_pipeline.pipeline.inferer import FusionInferer
+from fusion_pipeline.pipeline.inferer import FusionInferer, fewest_images
 from fusion_pipeline.pipeline.launch import run_processes
 from fusion_pipeline.pipeline.model_zoo import pack_for_model_zoo
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
@@ -67,6 +67,7 @@ __all__ = [
     "case_list",
     "check_bids_labels",
     "check_bundle_folder",
+    "fewest_images",
     "from_config",
     "load_weights",
     "methods_against",

@@ -101,20 +101,21 @@ def _named(report: Report, subject: str) -> Iterator[Entry]:
 
 def _images(report: Report, subject: str) -> Iterator[Entry]:
     """Registered and harmonized images, and the curves of the latter."""
-    fixed, about = bids_label(report["reference"]), _on_grid(report)
+    about = _on_grid(report)
+    space = f"_space-{bids_label(report['reference'])}" if about else ""
     for role in ("registered", "harmonized"):
-        for key, name in report["files"][role].items():
+        for key, name in report["files"].get(role, {}).items():
             folder, acquisition, suffix = _image_words(key)
-            stem = f"{subject}/{folder}/{subject}{acquisition}_space-{fixed}_desc-{role}_{suffix}"
+            stem = f"{subject}/{folder}/{subject}{acquisition}{space}_desc-{role}_{suffix}"
             yield stem + _ending(name), (name, {**about, "Description": f"{key}, {role}"})
-    for key, name in report["files"]["harmonization"].items():
+    for key, name in report["files"].get("harmonization", {}).items():
         yield f"{subject}/xfm/{subject}_desc-{bids_label(key)}_harmonization.json", (name, {})
 
 
 def _maps(report: Report, subject: str) -> Iterator[Entry]:
     """Transforms there and back, and the field."""
     fixed = bids_label(report["reference"])
-    for key in report["files"]["transform"]:
+    for key in report["files"].get("transform", ()):
         moving = bids_label(key)
         for role, before, after, described in (
             ("transform", moving, fixed, ""),
@@ -129,6 +130,8 @@ def _maps(report: Report, subject: str) -> Iterator[Entry]:
 def _fused(report: Report, subject: str) -> Iterator[Entry]:
     """The fused image in grey and colour, and the weights."""
     files, about = report["files"], _on_grid(report)
+    if "fused" not in files:
+        return
     stem = f"{subject}/fused/{subject}_space-{bids_label(report['reference'])}"
     yield f"{stem}_fused{_ending(files['fused'])}", (files["fused"], about)
     if "fused_colour" in files:
@@ -141,6 +144,8 @@ def _fused(report: Report, subject: str) -> Iterator[Entry]:
 
 def _on_grid(report: Report) -> dict[str, Any]:
     """What the sidecar of each image says."""
+    if report.get("only") == "harmonize":  # each may lie on its own grid
+        return {}
     return {"SpatialReference": f"the image {report['reference']} of the case"}
 
 

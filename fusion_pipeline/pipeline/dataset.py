@@ -18,6 +18,7 @@ from fusion_pipeline.data import (
     spatial_dims_of,
 )
 from fusion_pipeline.pipeline.clock import Clock
+from fusion_pipeline.pipeline.inferer import fewest_images
 from fusion_pipeline.pipeline.pipeline import split
 from fusion_pipeline.pipeline.synthetic import SyntheticCases
 
@@ -83,6 +84,7 @@ def case_list(
     dataset_dir: Path | str = ".",
     output_dir: Path | str = "out",
     spatial_dims: int = 3,
+    only: str | None = None,
 ) -> Sequence[CaseFiles]:
     """The cases of a datalist, or the synthetic patient where there is none.
 
@@ -91,13 +93,14 @@ def case_list(
         dataset_dir: folder of the datalist.
         output_dir: where the synthetic patient is written.
         spatial_dims: of the synthetic patient, 2 or 3.
+        only: the one stage that runs: an image alone is enough to be harmonized.
 
     Raises:
         InputError: the datalist is missing or malformed.
     """
     if datalist is None:
         return SyntheticCases(output_dir, spatial_dims=spatial_dims)
-    return read_datalist(Path(dataset_dir) / datalist)
+    return read_datalist(Path(dataset_dir) / datalist, fewest_images=fewest_images(only))
 
 
 def spatial_dims_of_cases(cases: Sequence[CaseFiles], unread: int = 3) -> int:

@@ -142,6 +142,8 @@ def _of_case(case: Case) -> Iterable[bytes]:
         yield f"{key} {series.transform} {series.image.units}".encode()
         for image in (series.image, series.mask):
             yield b"-" if image is None else _of_image(image.array, image.affine)
+        if series.initial_transform is not None:
+            yield np.asarray(series.initial_transform).tobytes()
 
 
 def _of_image(array: Tensor, affine: Matrix) -> bytes:
@@ -163,6 +165,9 @@ def _of_files(case: CaseFiles) -> Iterable[bytes]:
                 yield _of_image(image.as_tensor(), image.affine.numpy())
             elif source is not None:
                 yield from _content(source)
+        if series.initial_transform is not None:
+            yield b"initial_transform"
+            yield from _content(series.initial_transform)
 
 
 def _content(source: Source) -> Iterable[bytes]:

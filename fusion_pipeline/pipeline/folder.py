@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import SoftFileLock, Timeout
@@ -237,39 +238,62 @@ def _rounded(ddf_mm: Tensor, fixed: Image) -> Tensor:
 
 def _write_images(result: CaseResult, folder: Path) -> FileNames:
     """Everything but the report; the names that were written, by role and key."""
-    grid = result.fusion.fused
     suffix = ".png" if result.case.fixed.is_picture else ".nii.gz"
-    registered = {key: f"{key}_registered{suffix}" for key in result.registered_images}
-    displacement = {key: f"{key}_displacement.nii.gz" for key in result.registered_images}
-    transform = {key: f"{key}_transform.h5" for key in result.registered_images}
-    inverse = {key: f"{key}_transform_inverse.h5" for key in result.registered_images}
-    harmonized = {key: f"{key}_harmonized{suffix}" for key in result.harmonization.images}
-    mappings = {key: f"{key}_harmonization.json" for key in result.harmonization.mappings}
-    fused, weights = f"fused{suffix}", "weights.nii.gz"
-    for key, image in result.registered_images.items():
-        write_image(image, folder / registered[key])
-        field = _rounded(result.registrations[key].displacement_mm(grid), grid)
-        write_displacement(field, grid.affine, folder / displacement[key])
-        world_map = result.registrations[key].map
-        write_transform(world_map, folder / transform[key])
-        write_transform(world_map.inverse(), folder / inverse[key])
-    for key, image in result.harmonization.images.items():
-        write_image(image, folder / harmonized[key], unit_range=True)
-    for key, mapping in result.harmonization.mappings.items():
-        (folder / mappings[key]).write_text(json.dumps(mapping.as_dict()) + "\n")
-    write_image(result.fusion.fused, folder / fused, unit_range=True)
-    colour = result.fusion.colour
-    if colour is not None:
-        write_colour(colour, folder / f"fused_colour{suffix}")
-    write_weights(result.fusion.weights, grid.affine, folder / weights)
     return {
-        "registered": registered,
-        "displacement": displacement,
-        "transform": transform,
-        "transform_inverse": inverse,
-        "harmonized": harmonized,
-        "harmonization": mappings,
-        "fused": fused,
-        **({} if colour is None else {"fused_colour": f"fused_colour{suffix}"}),
-        "weights": weights,
+        **_write_registrations(result, folder, suffix),
+        **_write_harmonized(result, folder, suffix),
+        **_write_fused(result, folder, suffix),
     }
+
+
+def _write_registrations(result: CaseResult, folder: Path, suffix: str) -> dict[str, Any]:
+    """Registered images, fields and transforms; nothing where that stage did not run."""
+    if not result.registrations:
+        return {}
+    grid = result.grid
+    roles = {
+        "registered": suffix,
+        "displacement": ".nii.gz",
+        "transform": ".h5",
+        "transform_inverse": ".h5",
+    }
+    names = {
+        role: {key: f"{key}_{role}{ending}" for key in result.registrations}
+        for role, ending in roles.items()
+    }
+    for key, registration in result.registrations.items():
+        write_image(result.registered_images[key], folder / names["registered"][key])
+        field = _rounded(registration.displacement_mm(grid), grid)
+        write_displacement(field, grid.affine, folder / names["displacement"][key])
+        write_transform(registration.map, folder / names["transform"][key])
+        write_transform(registration.map.inverse(), folder / names["transform_inverse"][key])
+    return names
+
+
+def _write_harmonized(result: CaseResult, folder: Path, suffix: str) -> dict[str, Any]:
+    """Harmonized images and their curves."""
+    harmonization = result.harmonization
+    if not harmonization.images:
+        return {}
+    harmonized = {key: f"{key}_harmonized{suffix}" for key in harmonization.images}
+    mappings = {key: f"{key}_harmonization.json" for key in harmonization.mappings}
+    for key, image in harmonization.images.items():
+        write_image(image, folder / harmonized[key], unit_range=True)
+    for key, mapping in harmonization.mappings.items():
+        (folder / mappings[key]).write_text(json.dumps(mapping.as_dict()) + "\n")
+    return {"harmonized": harmonized, "harmonization": mappings}
+
+
+def _write_fused(result: CaseResult, folder: Path, suffix: str) -> dict[str, Any]:
+    """The fused image in grey and, with an uptake, in colour; the weights."""
+    fusion = result.fusion
+    if fusion is None:
+        return {}
+    names = {"fused": f"fused{suffix}"}
+    write_image(fusion.fused, folder / names["fused"], unit_range=True)
+    if fusion.colour is not None:
+        names["fused_colour"] = f"fused_colour{suffix}"
+        write_colour(fusion.colour, folder / names["fused_colour"])
+    names["weights"] = "weights.nii.gz"
+    write_weights(fusion.weights, fusion.fused.affine, folder / names["weights"])
+    return names

@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from fusion_pipeline.data import (
+    FEWEST_IMAGES,
     Case,
     Image,
     InputError,
@@ -21,6 +22,7 @@ from fusion_pipeline.data import (
     one_line_refusals,
 )
 from fusion_pipeline.fuse import Fuse, Fusion, displayed_images
+from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import continued
 from fusion_pipeline.harmonize import Harmonization, Harmonize
@@ -28,7 +30,8 @@ from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock, announce, announce_end, peak_memory_mb
 from fusion_pipeline.pipeline.result import PipelineResult
-from fusion_pipeline.register import Register, Registration
+from fusion_pipeline.register import Evidence, Register, Registration
+from fusion_pipeline.result import STAGES, Stage
 from fusion_pipeline.transforms import NormalizeModality
 
 _WORKING_MM = (0.1, 20.0)  # spacings of the lattice that are believed
@@ -52,6 +55,8 @@ class FusionInferer(Inferer):
         working_spacing: mm of the lattice on which the registration works, 0.1 to 20; None: by the
             images.
         same_person: False for images of different people, such as an atlas: softer fields.
+        only: one stage alone: ``register``; ``harmonize``, images of one grid together and others
+            each on its own grid; ``fuse``, of images that are aligned as given. None: all three.
         device: where images are registered, resampled, harmonized and fused; in a process of
             ``torchrun`` plain ``cuda`` is the GPU of its own number, ``LOCAL_RANK``.
     """
@@ -65,16 +70,22 @@ class FusionInferer(Inferer):
         colour_map: str = "hot",
         working_spacing: float | None = None,
         same_person: bool = True,
+        only: Stage | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         _check_device(device)
+        if only is not None and only not in STAGES:
+            raise InputError(
+                f"only: expected {', '.join(STAGES)}, got {only!r}; leave it out for all"
+            )
         _check_numbers({"refine_steps": refine_steps, "fuse_steps": fuse_steps}, working_spacing)
         self.refine_steps = refine_steps
         self.fuse_steps = fuse_steps
         self.colour_map = check_colour_map(colour_map)
         self.working_spacing = working_spacing
         self.same_person = bundle.switch("same_person", same_person)
+        self.only = only
         self.device = torch.device(device)
 
     @property
@@ -87,6 +98,7 @@ class FusionInferer(Inferer):
             "working_spacing": self.working_spacing,
             "same_person": self.same_person,
             "device": str(self.device),
+            **({} if self.only is None else {"only": self.only}),
         }
 
     def __call__(
@@ -113,7 +125,7 @@ class FusionInferer(Inferer):
                 or, not to be moved, in another frame of reference.
         """
         clock = clock or Clock()
-        self._check_dims(inputs, network)
+        self._check_case(inputs, network)
         doubts = check_one_patient(inputs, same_person=self.same_person)
         inputs = replace(inputs, warnings=(*inputs.warnings, *doubts))
         with _repeatable(self.device):
@@ -148,6 +160,7 @@ class FusionInferer(Inferer):
                 transform=case.series[key].transform,
                 fixed_mask=fixed.mask,
                 moving_mask=case.series[key].mask,
+                initial_transform=case.series[key].initial_transform,
             )
         announce_end()
         return registrations
@@ -184,45 +197,120 @@ class FusionInferer(Inferer):
         )
         return stage(images, fields_of_view, displayed)
 
-    def _check_dims(self, case: Case, network: MultimodalNet) -> None:
-        """Refuse pictures where the networks are made for volumes, and the other way round."""
+    def _check_case(self, case: Case, network: MultimodalNet) -> None:
+        """Refuse pictures where the networks are made for volumes, and the other way round.
+
+        One image is enough to be harmonized, and for nothing else.
+        """
         wanted, given = network.registration.spatial_dims, case.fixed.spatial_dims
         if given != wanted:
             raise InputError(
                 f"case {case.id!r}: expected {wanted}D images for this bundle, got {given}D; "
                 f"use a bundle for {given}D input"
             )
+        if len(case.series) < fewest_images(self.only):
+            raise InputError(
+                f"case {case.id!r}: expected two or more images, got 1 ({case.reference}); one is "
+                "enough for only harmonize"
+            )
 
     def _result(
         self, case: Case, network: MultimodalNet, normalize: NormalizeModality, clock: Clock
     ) -> PipelineResult:
-        """The three stages, and everything back on the reference's own axes."""
+        """The stages, and everything back on the reference's own axes."""
         network = network.to(self.device).eval()
-        with clock.stage("register", has_steps=True):
-            registrations = self.register(case, network, normalize)
+        if self.only == "harmonize":
+            return self._harmonized_alone(case, network, normalize, clock)
+        if self.only == "fuse":
+            registrations = unmoved(case)
+        else:
+            with clock.stage("register", has_steps=True):
+                registrations = self.register(case, network, normalize)
         with clock.stage("resample"):
             fields_of_view = _fields_of_view(case, registrations, self.device)
             registered = {
                 key: _registered(case, key, found, fields_of_view[key], self.device)
                 for key, found in registrations.items()
             }
-        with clock.stage("harmonize"):
+        harmonization, fusion = Harmonization({}, {}), None
+        if self.only != "register":
             together = {key: registered.get(key, image) for key, image in case.images.items()}
-            harmonization = self.harmonize(together, fields_of_view, network, normalize)
-        with clock.stage("fuse"):
-            shown = displayed_images(together, fields_of_view)
-            fusion = self.fuse(harmonization.images, fields_of_view, network, shown)
+            with clock.stage("harmonize"):
+                harmonization = self.harmonize(together, fields_of_view, network, normalize)
+            with clock.stage("fuse"):
+                shown = displayed_images(together, fields_of_view)
+                fusion = self.fuse(harmonization.images, fields_of_view, network, shown)
         native = case.fixed.affine if case.native_affine is None else case.native_affine
+        alone = self.only == "fuse"
         return PipelineResult(
             case=case,
             registered_images=_along(native, registered),
-            registrations=registrations,
-            harmonization=harmonization.along_axes_of(native),
-            fusion=fusion.along_axes_of(native),
+            registrations={} if alone else registrations,
+            harmonization=Harmonization({}, {}) if alone else harmonization.along_axes_of(native),
+            fusion=None if fusion is None else fusion.along_axes_of(native),
             warnings=(*case.warnings, *_doubts(registrations)),
             timings=clock.timings,
             peak_memory_mb=peak_memory_mb(),
+            only=self.only,
         )
+
+    def _harmonized_alone(
+        self, case: Case, network: MultimodalNet, normalize: NormalizeModality, clock: Clock
+    ) -> PipelineResult:
+        """The harmonize stage alone; images of one grid together, for they can be compared."""
+        fields = {key: _prepared(case, key).field_of_view for key in case.series}
+        groups = [list(case.images)] if on_one_grid(case) else [[key] for key in case.images]
+        parts = []
+        with clock.stage("harmonize"):
+            for keys in groups:
+                images = {key: case.images[key] for key in keys}
+                part = self.harmonize(
+                    images, {key: fields[key] for key in keys}, network, normalize
+                )
+                native = case.series[keys[0]].native_affine
+                parts.append(part if native is None else part.along_axes_of(native))
+        together = Harmonization(
+            {key: image for part in parts for key, image in part.images.items()},
+            {key: scores for part in parts for key, scores in part.scores.items()},
+            {key: mapping for part in parts for key, mapping in part.mappings.items()},
+        )
+        return PipelineResult(
+            case=case,
+            registered_images={},
+            registrations={},
+            harmonization=together,
+            fusion=None,
+            warnings=case.warnings,
+            timings=clock.timings,
+            peak_memory_mb=peak_memory_mb(),
+            only=self.only,
+        )
+
+
+def fewest_images(only: str | None) -> int:
+    """How many images a case needs for a stage: one to be harmonized, else two."""
+    return 1 if only == "harmonize" else FEWEST_IMAGES
+
+
+def on_one_grid(case: Case) -> bool:
+    """Whether all images of a case have the reference's voxels, to a thousandth of one."""
+    return all(off_grid(image, case.fixed) is None for image in case.images.values())
+
+
+def off_grid(image: Image, fixed: Image) -> str | None:
+    """How an image's grid differs from the reference's; None where it does not."""
+    tolerance = 1e-3 * float(fixed.spacing.min())
+    if image.shape != fixed.shape:
+        return f"shape {image.shape}"
+    if abs(image.affine - fixed.affine).max() > tolerance:
+        return "another affine"
+    return None
+
+
+def unmoved(case: Case) -> dict[str, Registration]:
+    """Per moving key the map that leaves it where its header places it."""
+    stay = Registration(WorldMap.identity(case.fixed.spatial_dims), Evidence("none"))
+    return dict.fromkeys(case.moving, stay)
 
 
 def _prepared(case: Case, key: str) -> Prepared:

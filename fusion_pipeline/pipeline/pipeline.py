@@ -29,7 +29,7 @@ from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock
 from fusion_pipeline.pipeline.fingerprint import RunFingerprint, weights_digest
 from fusion_pipeline.pipeline.folder import check_case_folder
-from fusion_pipeline.pipeline.inferer import FusionInferer
+from fusion_pipeline.pipeline.inferer import FusionInferer, fewest_images, off_grid
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Registration
 from fusion_pipeline.transforms import NormalizeModality, NormalizeModalityd
@@ -93,7 +93,8 @@ class FusionPipeline:
             path: folder of the bundle; None: the 3D bundle that comes with the package.
             weights: a state dict or a Lightning checkpoint (`load_weights`); None: the bundle's.
             overrides: values for ids of the config, such as ``device="cuda"``, ``refine_steps=0``,
-                ``working_spacing=3.0`` or ``same_person=False``; None leaves the bundle's.
+                ``working_spacing=3.0``, ``same_person=False`` or ``only="register"``; None leaves
+                the bundle's.
 
         Raises:
             InputError: there is no such bundle or id, or its weights do not fit its network.
@@ -140,7 +141,7 @@ class FusionPipeline:
         Returns:
             The folder.
         """
-        files = case_from_entry(case) if isinstance(case, Mapping) else case
+        files = self._files(case) if isinstance(case, Mapping) else case
         folder = Path(output) / files.id
         check_output_folder(output)
         check_case_folder(folder, files.series)
@@ -158,12 +159,16 @@ class FusionPipeline:
         check_one_patient(loaded, same_person=self.inferer.same_person)
         return loaded
 
+    def _files(self, entry: Mapping[str, Any]) -> CaseFiles:
+        """The files of a datalist's entry."""
+        return case_from_entry(entry, fewest_images=fewest_images(self.inferer.only))
+
     def _loaded(self, case: CaseLike) -> Case:
         """The same, whomever the images show."""
         if isinstance(case, Case):
             return prepare_case(case, self._prepare)
         if isinstance(case, Mapping):
-            case = case_from_entry(case)
+            case = self._files(case)
         if not isinstance(case, CaseFiles):
             raise InputError(
                 f'expected a case, {{"ct": ..., "mr": ...}}, got {type(case).__name__}; name two '
@@ -238,11 +243,10 @@ def _on_one_grid(case: Case) -> tuple[dict[str, Image], dict[str, torch.Tensor]]
     """The images of a case and their fields of view, refused if their grids differ."""
     fixed = case.fixed
     for key, image in case.images.items():
-        tolerance = 1e-3 * float(fixed.spacing.min())
-        if image.shape != fixed.shape or abs(image.affine - fixed.affine).max() > tolerance:
+        if off_grid(image, fixed) is not None:
             raise InputError(
                 f"case {case.id!r}, {key}: expected an image on the grid of {fixed.key} (shape "
-                f"{fixed.shape}), got shape {image.shape} or another affine; register it first"
+                f"{fixed.shape}), got {off_grid(image, fixed)}; register it first"
             )
     fields = {
         key: series.prepared.field_of_view

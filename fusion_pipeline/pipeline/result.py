@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from fusion_pipeline.data.image import meta_tensor
 from fusion_pipeline.dicom import DicomExport
 from fusion_pipeline.evaluation import evaluate
+from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.pipeline.folder import check_case_folder, deliver, write_files
 from fusion_pipeline.result import CaseResult
 
@@ -25,7 +26,8 @@ class PipelineResult(CaseResult):
     @property
     def registered(self) -> Mapping[str, MetaTensor]:
         """Per moving key ``(1, *S)``: original intensities and units."""
-        return {key: image.as_meta_tensor() for key, image in self.registered_images.items()}
+        images = self.registered_images
+        return {key: images[key].as_meta_tensor() for key in self.registrations}
 
     @property
     def harmonized(self) -> Mapping[str, MetaTensor]:
@@ -36,17 +38,28 @@ class PipelineResult(CaseResult):
     @property
     def fused(self) -> MetaTensor:
         """``(1, *S)`` in 0..1; ``(3, *S)`` 0..255 where a source was in colour."""
-        return self.fusion.fused.as_meta_tensor()
+        return self._fusion().fused.as_meta_tensor()
 
     @property
     def weights(self) -> MetaTensor:
         """``(M, *S)`` in the order of `modalities`; they sum to 1 where an image has data."""
-        return meta_tensor(self.fusion.weights, self.fusion.fused.affine)
+        fusion = self._fusion()
+        return meta_tensor(fusion.weights, fusion.fused.affine)
+
+    def _fusion(self) -> Fusion:
+        """What the fuse stage gave.
+
+        Raises:
+            AttributeError: it did not run.
+        """
+        if self.fusion is None:
+            raise AttributeError(f"nothing was fused: only {self.only} ran")
+        return self.fusion
 
     @property
     def displacement(self) -> Mapping[str, MetaTensor]:
         """Per moving key ``(d, *S)`` in RAS mm: the whole map, ``φ(x) − x``."""
-        grid = self.fusion.fused
+        grid = self.grid
         return {
             key: meta_tensor(found.displacement_mm(grid), grid.affine)
             for key, found in self.registrations.items()

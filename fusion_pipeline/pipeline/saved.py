@@ -83,8 +83,8 @@ class SavedRegistration:
             ) from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"result {folder}: expected a report with transforms, got an older or a damaged "
-                "one; run the case again"
+                f"result {folder}: expected a report with transforms, got one of a run without a "
+                "register stage (--only), an older or a damaged one; run the case again"
             ) from error
         key = _one_of(files, key, folder)
         return cls(

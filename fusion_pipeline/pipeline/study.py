@@ -16,7 +16,7 @@ from fusion_pipeline.evaluation.scores import START, Score, as_csv, scores_of
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator
 from fusion_pipeline.pipeline.summary import Outcome, read_report
 from fusion_pipeline.pipeline.summary import as_csv as as_csv_of_outcomes
-from fusion_pipeline.pipeline.traditional import STAGES
+from fusion_pipeline.result import STAGES
 
 logger = logging.getLogger("fusion_pipeline.run")
 

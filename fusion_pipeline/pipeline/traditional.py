@@ -12,10 +12,10 @@ from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.register import Registration
+from fusion_pipeline.result import STAGES
 from fusion_pipeline.standards import HarmonizeBy
 from fusion_pipeline.transforms import NormalizeModality
 
-STAGES = ("register", "harmonize", "fuse")
 _RULES = {
     "average": baselines.average,
     "maximum": baselines.maximum,
@@ -96,4 +96,4 @@ class TraditionalInferer(FusionInferer):
         return baselines.FuseBy(_RULES[self.rule])(images, fields_of_view, displayed)
 
 
-__all__ = ["STAGES", "TraditionalInferer"]
+__all__ = ["TraditionalInferer"]

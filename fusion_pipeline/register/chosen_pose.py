@@ -42,6 +42,7 @@ def choose_pose(
     *,
     affine: bool,
     stretch_gain: float,
+    given: Matrix | None = None,
 ) -> ChosenPose:
     """The pose whose score is clearly above the initial alignment's, or that.
 
@@ -51,13 +52,16 @@ def choose_pose(
         fields_of_view: `views.masked_field_of_view` of both.
         affine: whether the result may stretch and shear.
         stretch_gain: an affine pose is taken where its score is so many times a rigid one's.
+        given: moving_from_fixed that is tried beside the initial alignment.
     """
-    pose = find_pose(fixed, moving, fields_of_view, affine=affine)
+    pose = find_pose(fixed, moving, fields_of_view, affine=affine, given=given)
     details = {
         "pose_score_start": pose.start,
         "pose_score_rigid": pose.rigid_score,
         "pose_score": pose.score,
     }
+    if given is not None:
+        details["pose_score_given"] = pose.given_score
     stretched = affine and pose.score > pose.rigid_score * stretch_gain
     matrix, score = (pose.matrix, pose.score) if stretched else (pose.rigid, pose.rigid_score)
     moved = mean_move(fixed, matrix)

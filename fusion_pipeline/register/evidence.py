@@ -13,6 +13,22 @@ from fusion_pipeline.geometry.affines import Matrix
 
 
 @dataclass(frozen=True)
+class GivenStart:
+    """An initial transform that was given, beside what the registration made of it.
+
+    Attributes:
+        moving_from_fixed: ``(d + 1, d + 1)`` as given, RAS mm.
+        from_headers_mm: how far it moves the reference's box from the initial alignment, on
+            average.
+        from_result_mm: how far the pose of the result lies from it, likewise.
+    """
+
+    moving_from_fixed: Matrix
+    from_headers_mm: float
+    from_result_mm: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What speaks for a map, and against it.
 
@@ -31,6 +47,7 @@ class Evidence:
             2D and where there is no estimate.
         error_map_mm: ``(*W)`` the estimate per voxel of the map's working lattice, or None.
         details: other numbers for the report.
+        given_start: the initial transform that was given; None without one.
     """
 
     transform: TransformKind
@@ -44,6 +61,7 @@ class Evidence:
     over_5_mm: float = float("nan")
     error_map_mm: Tensor | None = None
     details: Mapping[str, float | str] = field(default_factory=dict)
+    given_start: GivenStart | None = None
 
 
 @dataclass(frozen=True)

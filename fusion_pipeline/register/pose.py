@@ -12,6 +12,7 @@ from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.register.point_score import Points, PointScore
 from fusion_pipeline.register.pose_parameters import (
     matrices_of,
+    nearest_parameters,
     parameters_of,
     pose_parameters,
     recentred,
@@ -31,7 +32,9 @@ class Pose:
         start: score of the initial alignment.
         rigid_score: score of ``rigid``.
         score: score of ``matrix``.
-        distance_penalty: of ``rigid``, nats, for its distance from the initial alignment.
+        distance_penalty: of ``rigid``, nats, for its distance from the initial alignment, or from
+            the transform that was given where that is nearer.
+        given_score: score of the transform that was given; NaN without one.
     """
 
     rigid: Matrix
@@ -40,6 +43,7 @@ class Pose:
     rigid_score: float
     score: float
     distance_penalty: float
+    given_score: float = math.nan
 
 
 def find_pose(
@@ -48,6 +52,7 @@ def find_pose(
     fields_of_view: tuple[Tensor, Tensor],
     *,
     affine: bool,
+    given: Matrix | None = None,
     starts: int = 600,
     spacing: float = 5.0,
 ) -> Pose:
@@ -62,6 +67,8 @@ def find_pose(
         moving: the image to be placed.
         fields_of_view: `views.masked_field_of_view` of both.
         affine: whether the result may stretch and shear.
+        given: ``(d + 1, d + 1)`` moving_from_fixed; a second initial alignment beside the headers':
+            climbed from, and as likely as that.
         starts: poses scored at first.
         spacing: voxel size of the coarse views in mm.
 
@@ -72,6 +79,7 @@ def find_pose(
     backward = coarse[1].tissue_extent < coarse[0].tissue_extent
     if backward:
         coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
+        given = None if given is None else inverse_affine(given)
     # descriptors that are blind to noise: of volumes only, since generated pictures are placed
     # worse by them; on the finest level beside emission images only, which are noisy there as well
     volumes = fixed.spatial_dims == 3
@@ -80,7 +88,7 @@ def find_pose(
     nats = POSE.structure_emission_2d if beside_emission and not volumes else None
     points = Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes, structure_nats=nats)
     score = PointScore(points, coarse[1])
-    found = [(pose[None], score) for pose in _best_of_many(score, starts)]
+    found = [(pose[None], score) for pose in _best_of_many(score, starts, given)]
     on_fine = volumes and beside_emission
     for views, blind, level in ((middle, volumes, POSE.middle), (fine, on_fine, POSE.fine)):
         points = Points(views[0], level.points, seed=1, blind=blind, structure_nats=nats)
@@ -88,23 +96,56 @@ def find_pose(
             _climb_anew(points, views[1], pose, score.centre, steps=20, rate=level.rate)
             for pose, score in found
         ]
-        climbed.sort(key=lambda one: float(one[1] - _distance_penalty(one[0])), reverse=True)
+        climbed.sort(
+            key=lambda one: float(one[1] - _distance_penalty(one[0], _given_at(one[2], given))),
+            reverse=True,
+        )
         found = [(pose, score) for pose, _, score in climbed[: level.kept]]
     rigid, _, score = climbed[0]
+    near = _given_at(score, given)
     prior = _prior(beside_emission=beside_emission, volumes=volumes)
-    rigid, values = _climb(score, rigid, steps=30, rate=0.6, prior=prior)
+    rigid, values = _climb(score, rigid, steps=30, rate=0.6, prior=prior, given=near)
     rigid_score = float(values)
     best = rigid
     if affine:
-        best, values = _climb(score, rigid, steps=40, rate=0.4, strain=True, prior=prior)
+        stretched = [rigid]
+        if given is not None:  # its stretch is further off than a climb reaches
+            stretched.append(nearest_parameters(given, score.centre, strain=True))
+        climbs = [
+            _climb(score, pose, steps=40, rate=0.4, strain=True, prior=prior, given=near)
+            for pose in stretched
+        ]
+        best, values = max(climbs, key=lambda one: float(one[1]))
     with torch.no_grad():
         initial = PointScore(points, fine[1], room_mm=POSE.room_mm)
         start = float(initial(matrices_of(torch.zeros_like(rigid)))[0])
     matrices = [world_matrix(pose, score.centre) for pose in (rigid, best)]
     if backward:
         matrices = [inverse_affine(m) for m in matrices]
-    far = float(_distance_penalty(rigid))
-    return Pose(matrices[0], matrices[1], start, rigid_score, float(values), far)
+    return Pose(
+        rigid=matrices[0],
+        matrix=matrices[1],
+        start=start,
+        rigid_score=rigid_score,
+        score=float(values),
+        distance_penalty=float(_distance_penalty(rigid, near)),
+        given_score=_score_of(points, fine[1], given),
+    )
+
+
+def _score_of(points: Points, target: View, given: Matrix | None) -> float:
+    """The score of the transform that was given; NaN without one."""
+    if given is None:
+        return math.nan
+    score = PointScore(points, target, pose=given, room_mm=POSE.room_mm)
+    with torch.no_grad():
+        pose = nearest_parameters(given, score.centre, strain=True)
+        return float(score(matrices_of(pose))[0])
+
+
+def _given_at(score: PointScore, given: Matrix | None) -> Tensor | None:
+    """The transform that was given as a rigid pose about the score's centre."""
+    return None if given is None else nearest_parameters(given, score.centre)
 
 
 def _prior(*, beside_emission: bool, volumes: bool) -> float:
@@ -133,14 +174,23 @@ def _views_of(
     return tuple(views)
 
 
-def _best_of_many(score: PointScore, starts: int) -> Tensor:
-    """The poses that go on from the coarse level, after a climb of the best starts."""
+def _best_of_many(score: PointScore, starts: int, given: Matrix | None) -> Tensor:
+    """The poses that go on from the coarse level, after a climb of the best starts.
+
+    The first is the climb from the initial alignment, the second that from a given transform.
+    """
+    near = _given_at(score, given)
+    always = 1 if near is None else 2
     with torch.no_grad():
         poses = _start_poses(score, starts)
+        if near is not None:
+            poses = torch.cat([poses[:1], near, poses[1:]])
         values = torch.cat([score(matrices_of(part)) for part in poses.split(100)])
-    poses = poses[_distinct(poses, values - _distance_penalty(poses), POSE.climbing)]
+    worth = values - _distance_penalty(poses, near)
+    poses = poses[_distinct(poses, worth, POSE.climbing, always)]
     poses, values = _climb(score, poses, steps=16, rate=2.5)
-    best = _distinct(poses, values - _distance_penalty(poses), POSE.climbing_on)
+    worth = values - _distance_penalty(poses, near)
+    best = _distinct(poses, worth, POSE.climbing_on, always)
     return poses[best[: POSE.climbing_on]]
 
 
@@ -197,9 +247,17 @@ def _start_poses(score: PointScore, count: int) -> Tensor:
     return poses
 
 
-def _distance_penalty(poses: Tensor) -> Tensor:
-    """The penalty of each pose's distance from the initial alignment, ``(P,)`` nats."""
-    return POSE.distance_penalty * poses.norm(dim=1)
+def _distance_penalty(poses: Tensor, given: Tensor | None) -> Tensor:
+    """The penalty of each pose's distance from the initial alignment, ``(P,)`` nats.
+
+    Args:
+        poses: ``(P, n)``.
+        given: ``(1, n)`` a transform that was given: where it is nearer, the distance from it.
+    """
+    distance = poses.norm(dim=1)
+    if given is not None:
+        distance = torch.minimum(distance, (poses - given).norm(dim=1))
+    return POSE.distance_penalty * distance
 
 
 def _climb_anew(
@@ -216,15 +274,15 @@ def _climb_anew(
     return poses, values, score
 
 
-def _distinct(poses: Tensor, values: Tensor, count: int) -> list[int]:
-    """The best poses that are not near each other, and the initial alignment (number 0)."""
+def _distinct(poses: Tensor, values: Tensor, count: int, always: int) -> list[int]:
+    """The best poses that are not near each other, after the first ones, which stay in any case."""
     kept: list[int] = []
     for k in values.argsort(descending=True).tolist():
         if all(float((poses[k] - poses[j]).norm()) > POSE.distinct_mm for j in kept):
             kept.append(k)
         if len(kept) == count:
             break
-    return [0, *[k for k in kept if k != 0]]
+    return [*range(always), *[k for k in kept if k >= always]]
 
 
 def _climb(
@@ -235,6 +293,7 @@ def _climb(
     rate: float,
     strain: bool = False,
     prior: float = 0.0,
+    given: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradient ascent of all poses at once; each keeps the best pose on its way.
 
@@ -245,6 +304,7 @@ def _climb(
         rate: the first step, in the parameters' mm.
         strain: let the poses stretch and shear, under a penalty.
         prior: weight of the prior on the initial alignment, nats.
+        given: ``(1, n)`` a transform that was given, as likely as the initial alignment.
 
     Returns:
         The poses, and their scores without the prior, ``(P,)``.
@@ -265,6 +325,8 @@ def _climb(
             amount = current[:, -strains:] / POSE.mm_per_radian
             values = values - weight * amount.square().sum(1)
         squared = current.square().sum(1)
+        if given is not None:
+            squared = torch.minimum(squared, (current - given).square().sum(1))
         unlikely = prior * squared / (squared + POSE.prior_mm**2)
         values = values - unlikely
         (-values.sum()).backward()

@@ -1,5 +1,7 @@
 """Poses as vectors: turns, shifts and strains, all in mm-like units, about a centre."""
 
+import math
+
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
@@ -52,6 +54,29 @@ def parameters_of(matrix: Matrix, centre: Tensor) -> Tensor:
     shift = apply_affine(matrix, c) - c
     strains = np.zeros(pose_parameters(3)[1])
     return torch.from_numpy(np.concatenate([turn, shift, strains])[None]).float()
+
+
+def nearest_parameters(matrix: Matrix, centre: Tensor, *, strain: bool = False) -> Tensor:
+    """The parameters ``(1, n)`` of any map that does not mirror, in 2D or 3D.
+
+    Args:
+        matrix: ``(d + 1, d + 1)`` world to world.
+        centre: ``(d,)`` mm, about which it turns.
+        strain: with stretch and shear; else those of the rigid map next to it.
+    """
+    d, c = len(centre), centre.double().numpy()
+    u, lengths, vt = np.linalg.svd(matrix[:d, :d])
+    rotation = u @ vt
+    if d == 2:
+        turn = np.array([math.atan2(rotation[1, 0], rotation[0, 0])])
+    else:
+        turn = Rotation.from_matrix(rotation).as_rotvec()
+    stretch = vt.T @ np.diag(np.log(lengths)) @ vt * strain
+    rows, columns = np.triu_indices(d, 1)
+    strains = np.concatenate([stretch.diagonal(), stretch[rows, columns]])
+    shift = apply_affine(matrix, c) - c
+    scaled = POSE.mm_per_radian * turn, shift, POSE.mm_per_radian * strains
+    return torch.from_numpy(np.concatenate(scaled)[None]).float()
 
 
 def world_matrix(pose: Tensor, centre: Tensor) -> Matrix:

@@ -15,6 +15,7 @@ from fusion_pipeline.register.chosen_pose import ChosenPose, choose_pose, mean_m
 from fusion_pipeline.register.criteria import Criterion
 from fusion_pipeline.register.doubt import Shown, body_mm3, registration_of
 from fusion_pipeline.register.evidence import Registration
+from fusion_pipeline.register.given_start import as_given, with_given_start
 from fusion_pipeline.register.initial_alignment import initial_alignment_suffices
 from fusion_pipeline.register.lattice import Lattice, blurred_for, read_on_lattice, working_lattice
 from fusion_pipeline.register.pose import polished
@@ -83,6 +84,7 @@ class Register:
         transform: TransformKind = "deformable",
         fixed_mask: Image | None = None,
         moving_mask: Image | None = None,
+        initial_transform: Matrix | None = None,
     ) -> Registration:
         """Register one moving image.
 
@@ -92,6 +94,8 @@ class Register:
             transform: how far to go: ``none``, ``rigid``, ``affine`` or ``deformable``.
             fixed_mask: where to look in the reference.
             moving_mask: where to look in the moving image.
+            initial_transform: ``(d + 1, d + 1)`` moving_from_fixed, RAS mm. Tried beside the
+                headers, and held by the same measure; with ``none`` it is the result.
 
         Returns:
             The map, with what was kept and why; on the CPU.
@@ -107,18 +111,40 @@ class Register:
             masked_field_of_view(given[0], fixed_mask),
             masked_field_of_view(given[1], moving_mask),
         )
+        shown = Shown(body_mm3(given[1], fields_of_view[1]), has_emission(*images))
+        masked = fixed_mask is not None or moving_mask is not None
+        if initial_transform is None:
+            return self._registered(images, fields_of_view, transform, shown, masked=masked)
+        found = self._registered(
+            images, fields_of_view, transform, shown, masked=masked, initial=initial_transform
+        )
+        return with_given_start(found, fixed, initial_transform)
+
+    def _registered(
+        self,
+        images: tuple[Image, Image],
+        fields_of_view: tuple[Tensor, Tensor],
+        transform: TransformKind,
+        shown: Shown,
+        *,
+        masked: bool,
+        initial: Matrix | None = None,
+    ) -> Registration:
+        """The registration, from the headers and an initial transform where there is one."""
         align = self._aligner(images, fields_of_view)
         start = align(None)
-        shown = Shown(body_mm3(given[1], fields_of_view[1]), has_emission(*images))
         if transform == "none":
+            if initial is not None:
+                return as_given(start, align(initial), initial, shown=shown)
             return left_as_it_was(start, Verdict(), shown=shown)
-        found, pair = self._posed(start, align, images, fields_of_view, transform)
-        if self.same_person and of_one_session(*images) and not found.undisputed:
+        found, pair = self._posed(start, align, images, fields_of_view, transform, initial)
+        session = initial is None and of_one_session(*images)
+        if self.same_person and session and not found.undisputed:
             return left_as_it_was(start, SESSION, shown=shown, details=found.details)
         deforms = transform == "deformable"
         end, reason = self._end(found, pair, images) if deforms else (pair.undeformed, "")
         # masks cut the outlines off, which a gain in information mostly comes from
-        asked = self.same_person and fixed_mask is None and moving_mask is None
+        asked = self.same_person and not masked
         verdict = judged(found, end, start, images) if asked else Verdict()
         if verdict.stays:
             return left_as_it_was(start, verdict, shown=shown, details=found.details)
@@ -155,6 +181,7 @@ class Register:
         images: tuple[Image, Image],
         fields_of_view: tuple[Tensor, Tensor],
         transform: TransformKind,
+        initial: Matrix | None,
     ) -> tuple[ChosenPose, ImagePair]:
         """The pose to go on from, the initial alignment included, and the pair after it."""
         stretch_gain = DECISION.affine_gain if self.same_person else 1.0
@@ -162,7 +189,9 @@ class Register:
         affine = transform != "rigid" and not (
             images[0].spatial_dims == 2 and has_emission(*images)
         )
-        found = choose_pose(*images, fields_of_view, affine=affine, stretch_gain=stretch_gain)
+        found = choose_pose(
+            *images, fields_of_view, affine=affine, stretch_gain=stretch_gain, given=initial
+        )
         pair = start if found.kind == "none" else align(found.matrix)
         deforms = transform == "deformable"
         if self._initial_alignment_wins(

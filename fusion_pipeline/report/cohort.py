@@ -45,6 +45,7 @@ _MEASURES = (
     Measure("dice_after", "Dice of labels", "", 1, True),
     Measure("hd95_mm_after", "95 % Hausdorff distance of labels", "mm", 1, False),
     Measure("error_mm", "Estimated error", "mm", 1, False),
+    Measure("over_5_mm", "Probability of an error over 5 mm", "%", 100, False),
     Measure("nmi_after", "Normalized mutual information", "", 1, True),
     Measure("mind_after", "MIND-SSC distance", "", 1, False),
     Measure("overlap_after", "Overlap", "", 1, True),

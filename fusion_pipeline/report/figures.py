@@ -1,10 +1,12 @@
 """The pictures of the page: alignment of each moving image, harmonization and fusion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fusion_pipeline.data import Image
+from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.report import pictures
 from fusion_pipeline.report.facts import label
 from fusion_pipeline.report.field import field_table
@@ -96,69 +98,68 @@ def _uptake_bar(image: Image) -> ColourBar:
 def fusion_tables(result: CaseResult, *, pixels: int) -> list[FrameTable]:
     """Harmonized images; then the fused image, and where each voxel came from."""
     planes = planes_for(result, pixels)
-    keys = result.modalities
-    harmonized = [
-        (plane_heading(p), [_harmonized_frame(result, k, p) for k in keys]) for p in planes
-    ]
-    fused = [(plane_heading(p), _fused_row(result, p)) for p in planes]
-    in_colour = [] if result.fusion.colour is None else ["Fused, uptake in colour"]
-    names = [*in_colour, "Fused", "Sources by colour", *[f"Weight of {label(k)}" for k in keys]]
-    return [
-        FrameTable(
-            [Heading(f"{label(k)}, harmonized") for k in keys],
-            harmonized,
-            "One scale for all: 0 to 1.",
-        ),
-        FrameTable(
-            [Heading(name) for name in names],
-            fused,
-            _fusion_caption(result),
-            _shares_legend(result),
-            [ColourBar("weight", pictures.bar_uri("viridis"), ("0", "0.5", "1"))],
-        ),
-    ]
+    tables = []
+    if result.harmonization.images:
+        keys = tuple(result.harmonization.images)
+        rows = [(plane_heading(p), [_harmonized_frame(result, k, p) for k in keys]) for p in planes]
+        headings = [Heading(f"{label(k)}, harmonized") for k in keys]
+        tables.append(FrameTable(headings, rows, "One scale for all: 0 to 1."))
+    if result.fusion is not None:
+        tables.append(_fused_table(result, result.fusion, planes))
+    return tables
 
 
-def _shares_legend(result: CaseResult) -> Legend:
+def _fused_table(result: CaseResult, fusion: Fusion, planes: Sequence[Plane]) -> FrameTable:
+    """The fused image, its sources by colour, and the weights."""
+    in_colour = [] if fusion.colour is None else ["Fused, uptake in colour"]
+    weights = [f"Weight of {label(k)}" for k in result.modalities]
+    return FrameTable(
+        [Heading(name) for name in (*in_colour, "Fused", "Sources by colour", *weights)],
+        [(plane_heading(p), _fused_row(fusion, p)) for p in planes],
+        _fusion_caption(fusion),
+        _shares_legend(result, fusion),
+        [ColourBar("weight", pictures.bar_uri("viridis"), ("0", "0.5", "1"))],
+    )
+
+
+def _shares_legend(result: CaseResult, fusion: Fusion) -> Legend:
     """The colour of each modality, and its mean weight over the reference's body."""
     body = coarse_content(result.case.fixed).points[None]
-    affine = result.fusion.fused.affine
     entries = []
-    for n, (key, weight) in enumerate(zip(result.modalities, result.fusion.weights, strict=True)):
-        share = float(np.nanmean(read(weight[None], affine, body)))
+    for n, (key, weight) in enumerate(zip(result.modalities, fusion.weights, strict=True)):
+        share = float(np.nanmean(read(weight[None], fusion.fused.affine, body)))
         entries.append((f"{label(key)} {100 * share:.0f} %", _modality_colour(n)))
     return Legend("Mean share within the body:", entries)
 
 
-def _fusion_caption(result: CaseResult) -> str:
+def _fusion_caption(fusion: Fusion) -> str:
     """What the weights are, and between which of its values the fused image is shown."""
-    window, colour = _FUSED_WINDOW, result.fusion.colour
+    window = _FUSED_WINDOW
     text = (
         "Weights are positive and sum to one at each voxel. "
         f"The fused image is shown from {window.low:.2f} to {window.high:.2f}."
     )
-    if colour is None:
+    if fusion.colour is None:
         return text
     return f"{text} In colour: luminance by the fused anatomy, hue and opacity by the uptake."
 
 
 def glance_table(result: CaseResult, *, pixels: int) -> FrameTable:
-    """One row: the fused image in colour, the reference, each registered image, the fused image."""
+    """One row: the fused image in colour, the reference, each other image, the fused image."""
     plane = planes_for(result, pixels)[0]
-    fixed = result.case.fixed
-    first = _colour_frames(result, plane)
-    frames = [
-        *first,
-        Frame(_in_colour_or(look_at(fixed, fixed, plane).picture, fixed, plane), plane),
-    ]
-    names = ["Fused, uptake in colour"] * len(first) + [f"{label(fixed.key)} (reference)"]
-    for key in result.registrations:
-        picture = look_after(result, key, plane).picture
-        frames.append(Frame(_in_colour_or(picture, result.registered_images[key], plane), plane))
-        names.append(f"{label(key)}, registered")
-    frames.append(Frame(_fused_picture(result, plane), plane))
-    columns = [Heading(name) for name in (*names, "Fused")]
-    return FrameTable(columns, [(plane_heading(plane), frames)])
+    fixed, fusion = result.case.fixed, result.fusion
+    shown = [("Fused, uptake in colour", frame) for frame in _colour_frames(fusion, plane)]
+    picture = _in_colour_or(look_at(fixed, fixed, plane).picture, fixed, plane)
+    alone = not result.case.moving
+    shown.append((f"{label(fixed.key)}{'' if alone else ' (reference)'}", Frame(picture, plane)))
+    for key in result.case.moving:
+        picture = _in_colour_or(look_after(result, key, plane).picture, result.aligned(key), plane)
+        moved = ", registered" if key in result.registrations else ""
+        shown.append((f"{label(key)}{moved}", Frame(picture, plane)))
+    if fusion is not None:
+        shown.append(("Fused", Frame(_fused_picture(fusion, plane), plane)))
+    columns = [Heading(name) for name, _ in shown]
+    return FrameTable(columns, [(plane_heading(plane), [frame for _, frame in shown])])
 
 
 def _in_colour_or(picture: Picture, image: Image, plane: Plane) -> Picture:
@@ -203,39 +204,39 @@ def _harmonized_frame(result: CaseResult, key: str, plane: Plane) -> Frame:
     image = result.harmonization.images[key]
     values = read(image.array, image.affine, plane.points)
     present = np.isfinite(values)
-    if key in result.registrations:
+    if key != result.case.reference:
         present &= covered_by(result, key, plane.points)
     return Frame(pictures.grey(Window(0.0, 1.0).unit(values), present), plane)
 
 
-def _fused_picture(result: CaseResult, plane: Plane) -> Picture:
+def _fused_picture(fusion: Fusion, plane: Plane) -> Picture:
     """The fused image in grey."""
-    fused = result.fusion.fused
+    fused = fusion.fused
     values = read(fused.array, fused.affine, plane.points)
     return pictures.grey(_FUSED_WINDOW.unit(values), np.isfinite(values))
 
 
-def _colour_frames(result: CaseResult, plane: Plane) -> list[Frame]:
+def _colour_frames(fusion: Fusion | None, plane: Plane) -> list[Frame]:
     """The fused image in colour, where there is an emission image."""
-    colour = result.fusion.colour
+    colour = None if fusion is None else fusion.colour
     picture = None if colour is None else colour_at(colour, plane)
     return [] if picture is None else [Frame(picture, plane)]
 
 
-def _fused_row(result: CaseResult, plane: Plane) -> list[Frame]:
+def _fused_row(fusion: Fusion, plane: Plane) -> list[Frame]:
     """The fused image, its sources by colour, and each weight map."""
-    fused = result.fusion.fused
+    fused = fusion.fused
     values = read(fused.array, fused.affine, plane.points)
     unit, present = _FUSED_WINDOW.unit(values), np.isfinite(values)
-    weights = [read(w[None], fused.affine, plane.points) for w in result.fusion.weights]
+    weights = [read(w[None], fused.affine, plane.points) for w in fusion.weights]
     colours = [_modality_colour(n) for n in range(len(weights))]
     sources = pictures.mixture(unit, np.stack(weights), colours)
     shown = [
-        _fused_picture(result, plane),
+        _fused_picture(fusion, plane),
         pictures.on_page(sources, present),
         *[pictures.on_page(pictures.coloured(w, "viridis"), present) for w in weights],
     ]
-    return [*_colour_frames(result, plane), *[Frame(picture, plane) for picture in shown]]
+    return [*_colour_frames(fusion, plane), *[Frame(picture, plane) for picture in shown]]
 
 
 def _modality_colour(n: int) -> tuple[float, ...]:

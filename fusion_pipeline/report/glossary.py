@@ -17,6 +17,12 @@ GLOSSARY = {
     "estimate from the images, not a measurement.",
     "true error": "Distance between the registration and the known truth, at each point.",
     "known truth": "The correct alignment, known because the images were made or marked with it.",
+    "probability of an error over 5 mm": "How likely the registration is off by more than 5 mm on "
+    "average over the body. Estimated from the images by a model that was fitted to few cases.",
+    "initial transform": "A transform that was given with the images. The registration tries it "
+    "beside the headers, and goes by the images.",
+    "landmarks": "Marked points: the reference's, and the same points of the other images where "
+    "the registration brings them.",
     "moved by": "Distance that the body's points move, from the initial alignment.",
     "folded voxels": "Share of voxels where the deformation turns tissue inside out; should be 0.",
     "normalized mutual information": "How well one image's values predict the other's: 1 not at "

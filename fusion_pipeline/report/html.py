@@ -15,6 +15,19 @@ from fusion_pipeline.result import CaseResult
 
 _SIDE_PIXELS = 480
 _MODALITIES_AT_FULL_SIZE = 3
+_STAGES = {
+    None: "Registration, harmonization and fusion",
+    "register": "Registration",
+    "harmonize": "Harmonization",
+    "fuse": "Fusion",
+}
+_ASIDES = {
+    "harmonize": "Harmonized only: nothing was registered. The images lie where their headers "
+    "place them, each on its own voxels.",
+    "fuse": "Fused only: the images were taken as aligned, and nothing was registered. Judge from "
+    "the fused image whether they are.",
+}
+_FUSION_TITLES = {"harmonize": "Harmonization", "fuse": "Fusion"}
 
 
 def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
@@ -47,6 +60,9 @@ def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
                 key: alignment_figures(result, key, pixels=pixels) for key in result.registrations
             },
             fusion=fusion_tables(result, pixels=pixels),
+            stages=_STAGES[result.only],
+            aside=_ASIDES.get(result.only or ""),
+            fusion_title=_FUSION_TITLES.get(result.only or "", "Harmonization and fusion"),
             curves=curve_figures(result),
             numbers=facts.numbers_tables(report),
             viewer=viewer_of(result),

@@ -13,7 +13,7 @@ import fusion_pipeline
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register import Registration
+from fusion_pipeline.register import GivenStart, Registration
 from fusion_pipeline.report.planes import coarse_content
 from fusion_pipeline.result import CaseResult
 
@@ -33,7 +33,8 @@ def case_report(result: CaseResult, files: FileNames) -> dict[str, Any]:
 
     Returns:
         The content of ``report.json``: plain Python values, no NaN (null instead), lengths in mm.
-        ``input`` (the digest) and ``evaluation`` are there where the result has them.
+        ``input`` (the digest), ``evaluation`` and ``only`` (the one stage that ran) are there where
+        the result has them.
     """
     fixed = result.case.fixed
     report = {
@@ -47,13 +48,14 @@ def case_report(result: CaseResult, files: FileNames) -> dict[str, Any]:
             for key, registration in result.registrations.items()
         },
         "harmonization": dict(result.harmonization.scores),
-        "fusion": dict(result.fusion.scores),
+        "fusion": {} if result.fusion is None else dict(result.fusion.scores),
         "warnings": list(result.warnings),
         "versions": _versions(),
         "timings": result.timings,
         "peak_memory_mb": result.peak_memory_mb,
         **({"input": result.input_digest} if result.input_digest else {}),
         **({"evaluation": result.evaluation} if result.evaluation else {}),
+        **({"only": result.only} if result.only else {}),
     }
     plain: dict[str, Any] = _plain(report)
     return plain
@@ -61,7 +63,7 @@ def case_report(result: CaseResult, files: FileNames) -> dict[str, Any]:
 
 def _grids(result: CaseResult) -> dict[str, Any]:
     """Where the voxels of each image lie: the reference's as its file has them, else canonical."""
-    images = {**result.case.images, result.case.reference: result.fusion.fused}
+    images = {**result.case.images, result.case.reference: result.grid}
     return {key: {"shape": one.shape, "affine": one.affine} for key, one in images.items()}
 
 
@@ -83,6 +85,18 @@ def _registration(registration: Registration, fixed: Image) -> dict[str, Any]:
         **_pose(registration.map.moving_from_fixed, fixed),
         "displacement_mm": {"mean": length.mean(), "max": length.max()},
         "details": evidence.details,
+        **({} if evidence.given_start is None else _given_start(evidence.given_start)),
+    }
+
+
+def _given_start(given: GivenStart) -> dict[str, Any]:
+    """The initial transform that the user gave, and how far it lies from headers and result."""
+    return {
+        "initial_transform": {
+            "moving_from_fixed": given.moving_from_fixed,
+            "from_headers_mm": given.from_headers_mm,
+            "from_result_mm": given.from_result_mm,
+        }
     }
 
 

@@ -52,25 +52,24 @@ def planes_for(result: CaseResult, pixels: int) -> tuple[Plane, ...]:
 
 def shared_point(result: CaseResult) -> Matrix:
     """The hottest spot of a PET or SPECT, else where the images overlap most: ``(d,)`` RAS mm."""
-    moving = result.case.moving
-    key = next((k for k, i in moving.items() if pictures.is_emission(i)), next(iter(moving)))
-    fixed, registered = result.case.fixed, result.registered_images[key]
+    images = result.case.images
+    others = [*result.case.moving] or [result.case.reference]
+    key = next((k for k in others if pictures.is_emission(images[k])), others[0])
+    fixed = result.case.fixed
     body = coarse_content(fixed).points
     # a spot that every image sees says more than the hottest bladder at the edge of one
-    covered = {k: covered_by(result, k, body) for k in result.registrations}
+    covered = {k: covered_by(result, k, body) for k in others}
     common = np.logical_and.reduce(list(covered.values()))
     choice = common if common.sum() > _ENOUGH * len(body) else covered[key]
     body = body[choice] if choice.any() else body
-    values = read(registered.array, registered.affine, body[None])[0]
-    emission = pictures.is_emission(registered)
-    return hottest_point(body, values) if emission else busiest_point(body)
+    shown = result.aligned(key)
+    values = read(shown.array, shown.affine, body[None])[0]
+    return hottest_point(body, values) if pictures.is_emission(shown) else busiest_point(body)
 
 
 def covered_by(result: CaseResult, key: str, points: Matrix) -> Mask:
-    """Which points of the reference's world lie in the moving image, after registration."""
-    moving = result.case.images[key]
-    mapped = result.registrations[key].map.points(points)
-    return _within(moving, mapped)
+    """Which points of the reference's world lie in an image, after registration."""
+    return _within(result.case.images[key], result.map_of(key).points(points))
 
 
 def look_at(image: Image, shown_as: Image, plane: Plane, present: Mask | None = None) -> Look:
@@ -83,9 +82,9 @@ def look_at(image: Image, shown_as: Image, plane: Plane, present: Mask | None = 
 
 
 def look_after(result: CaseResult, key: str, plane: Plane) -> Look:
-    """A registered image on a plane, only where the moving image has something to say."""
+    """A moving image after the stages on a plane, only where it has something to say."""
     present = covered_by(result, key, plane.points)
-    return look_at(result.registered_images[key], result.case.images[key], plane, present)
+    return look_at(result.aligned(key), result.case.images[key], plane, present)
 
 
 def _within(image: Image, points: Matrix) -> Mask:

@@ -7,7 +7,7 @@
   const flat = facts.extent.length === 2;
   const FLICKER_MS = 700;
   const PLANES = { all: 3, axial: 0, coronal: 1, sagittal: 2 };
-  const state = { base: 0, overlay: -1, before: false, blend: 0.6, planes: "all" };
+  const state = { base: 0, overlay: -1, before: false, blend: 0.6, planes: "all", marks: true };
   let nv, images, shades, timer;
 
   const bytesOf = (id) =>
@@ -22,6 +22,9 @@
   const volumes = facts.volumes;
   const twin = (n, role) =>
     volumes.findIndex((v) => v.key === volumes[n].key && v.role === role);
+
+  const marksOf = (moment) => volumes.findIndex((v) => v.role === (moment ? "marks-before" : "marks"));
+  const isLayer = (v) => !["before", "marks", "marks-before", "colour"].includes(v.role);
 
   // the overlay that is shown: before registration its twin that the headers alone place
   function shownOverlay() {
@@ -75,7 +78,7 @@
     const over = shownOverlay();
     const base = images[state.base];
     base.opacity = 1;
-    paint(base, isEmission(volumes[state.base]) ? "inverted" : "grey");
+    if (volumes[state.base].role !== "colour") paint(base, isEmission(volumes[state.base]) ? "inverted" : "grey");
     const layers = [base];
     if (over >= 0 && over !== state.base) {
       const image = images[over];
@@ -88,6 +91,12 @@
         image.modulationImage = 2;
         image.modulateAlpha = 1;
       }
+    }
+    const marks = state.marks ? marksOf(state.before) : -1;
+    if (marks >= 0) {
+      paint(images[marks], "marks");
+      images[marks].opacity = 1;
+      layers.push(images[marks]);
     }
     nv.volumes = layers;
     nv.back = layers[0];
@@ -129,11 +138,11 @@
       return value === null ? "–" : text(value, volumes[n].high - volumes[n].low);
     };
     const rows = volumes.flatMap((v, n) => {
-      if (v.role === "before") return [];
+      if (!isLayer(v)) return [];
       const row = document.createElement("div");
       const [name, shown] = [document.createElement("dt"), document.createElement("dd")];
       name.textContent = v.title;
-      const earlier = v.role === "after" ? ` (before ${shownAt(twin(n, "before"))})` : "";
+      const earlier = v.role === "after" && twin(n, "before") >= 0 ? ` (before ${shownAt(twin(n, "before"))})` : "";
       shown.textContent = [shownAt(n), v.units].filter(Boolean).join(" ") + earlier;
       row.append(name, shown);
       return [row];
@@ -149,7 +158,8 @@
     part("before").classList.toggle("on", state.before);
     part("after").classList.toggle("on", !state.before);
     const paired = state.overlay >= 0 && volumes[state.overlay].role === "after";
-    for (const one of ["before", "after"]) part(one).disabled = !paired || twin(state.overlay, "before") < 0;
+    const moved = (paired && twin(state.overlay, "before") >= 0) || marksOf(true) >= 0;
+    for (const one of ["before", "after"]) part(one).disabled = !moved;
     const bar = part("bar");
     bar.hidden = !name;
     if (!name) return fillWindows();
@@ -173,7 +183,7 @@
   function fillWindows() {
     for (const [which, n] of [["base", state.base], ["overlay", shownOverlay()]]) {
       const row = part(`${which}-window`);
-      row.hidden = n < 0 || (which === "overlay" && n === state.base);
+      row.hidden = n < 0 || volumes[n].role === "colour" || (which === "overlay" && n === state.base);
       if (row.hidden) continue;
       const { low, high } = windowOf(n);
       const span = high - low;
@@ -244,8 +254,8 @@
   }
 
   function controls() {
-    const bases = volumes.flatMap((v, n) => (["reference", "after", "fused"].includes(v.role) ? [option(n, v.title)] : []));
-    const overlays = volumes.flatMap((v, n) => (v.role === "before" ? [] : [option(n, v.title)]));
+    const bases = volumes.flatMap((v, n) => (["reference", "after", "fused", "colour"].includes(v.role) ? [option(n, v.title)] : []));
+    const overlays = volumes.flatMap((v, n) => (isLayer(v) ? [option(n, v.title)] : []));
     part("base").append(...bases);
     part("overlay").append(option(-1, "nothing"), ...overlays);
     part("base").value = state.base;
@@ -289,6 +299,18 @@
       look();
     });
     part("planes").closest("label").hidden = flat;
+    const marked = part("marks").closest("label");
+    marked.hidden = !facts.marks.length;
+    on("marks", "change", (t) => (state.marks = t.checked));
+    for (const { title, colour } of facts.marks) {
+      const [chip, name] = [document.createElement("i"), document.createElement("span")];
+      chip.style.background = colour;
+      name.append(chip, title);
+      part("mark-colours").append(name);
+    }
+    const moments = part("before").parentElement;
+    moments.hidden = !volumes.some((v) => v.role === "before");
+    part("flicker").querySelector('[value="moment"]').hidden = moments.hidden;
   }
 
   // the point under the crosshair stays where it is

@@ -6,12 +6,14 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from matplotlib.colors import to_hex
+
 from fusion_pipeline.geometry import inverse_affine
 from fusion_pipeline.report import pictures
 from fusion_pipeline.report.facts import label, length_unit
 from fusion_pipeline.report.looks import shared_point
 from fusion_pipeline.report.planes import content_box
-from fusion_pipeline.report.volumes import COLOURS, colour_nodes, viewer_volumes
+from fusion_pipeline.report.volumes import COLOURS, colour_nodes, mark_nodes, viewer_volumes
 from fusion_pipeline.result import CaseResult
 
 # Characters of all volumes: with 1.1 MB of library and 3.5 MB of pictures, a page stays below 10 MB
@@ -46,7 +48,8 @@ def viewer_of(result: CaseResult, limit: int = _VOLUMES_LIMIT) -> Viewer:
     low, high = content_box(fixed)
     facts = {
         "volumes": [{k: v for k, v in asdict(one).items() if k != "data"} for one in volumes],
-        "colours": {name: colour_nodes(name) for name in COLOURS},
+        "colours": {**{name: colour_nodes(name) for name in COLOURS}, "marks": mark_nodes()},
+        "marks": _marks(result),
         "point": shared_point(result).tolist(),
         "extent": (high - low).tolist(),
         "unit": length_unit(fixed),
@@ -57,6 +60,16 @@ def viewer_of(result: CaseResult, limit: int = _VOLUMES_LIMIT) -> Viewer:
     folder = files("fusion_pipeline.report")
     script = folder.joinpath("viewer.js").read_text(encoding="utf-8")
     return Viewer(facts, [one.data for one in volumes], _library(), script)
+
+
+def _marks(result: CaseResult) -> list[dict[str, str]]:
+    """Name and colour of each image that has landmarks."""
+    colours = pictures.MODALITY_COLOURS
+    return [
+        {"title": label(key), "colour": to_hex(colours[number % len(colours)])}
+        for number, (key, series) in enumerate(result.case.series.items())
+        if series.landmarks is not None
+    ]
 
 
 def _presets(result: CaseResult) -> dict[str, list[float]]:

@@ -11,6 +11,7 @@ import gzip
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusion_pipeline.data import Image
+from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.report import pictures
 from fusion_pipeline.report.facts import label, length_unit
@@ -33,6 +35,7 @@ _MAP_POINTS = 100_000  # of an error or displacement map: 4 mm apart in a head
 _CHARACTERS = 2  # of a point of a map, in base64: they are smooth
 _LEVELS = 200  # grey values within the display window: 2 HU of soft tissue
 _OUTSIDE = -32768  # of int16: no value here
+_MARK_MM = 2.5  # radius of the ball that shows a landmark
 _GROWTH = 1.05  # of the voxels' sides at least, from one try to the next
 
 
@@ -42,7 +45,8 @@ class Volume:
 
     Attributes:
         title: its name on the page.
-        role: ``reference``, ``after``, ``before``, ``fused``, ``weight`` or ``map``.
+        role: ``reference``, ``after`` (an image after the stages that ran), ``before``, ``fused``
+            (any grey 0..1), ``colour``, ``weight``, ``marks``, ``marks-before`` or ``map``.
         key: the image that it is, or that it speaks of; empty for the fused image.
         units: of its values.
         low: value of the first colour.
@@ -61,7 +65,7 @@ class Volume:
     data: str
 
 
-# Name of the colours: matplotlib's map, the share of it that is used, transparent below the window
+# Name of the colours: matplotlib's map, where it begins, transparent below the window
 COLOURS = {
     "grey": ("gray", 0.0, False),
     "inverted": ("gray_r", 0.0, False),
@@ -88,11 +92,13 @@ class Lattice:
     @cached_property
     def points(self) -> Matrix:
         """``(*S, d)`` RAS mm."""
-        axes = [
-            low + step * np.arange(n)
-            for low, step, n in zip(self.low, self.step, self.shape, strict=True)
-        ]
-        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        return np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
+
+    @property
+    def axes(self) -> list[Matrix]:
+        """The coordinates along each axis, RAS mm."""
+        sides = zip(self.low, self.step, self.shape, strict=True)
+        return [low + step * np.arange(n) for low, step, n in sides]
 
 
 def lattice_over(low: Matrix, high: Matrix, step: Matrix) -> Lattice:
@@ -138,6 +144,8 @@ def _first_step(result: CaseResult, limit: int) -> float:
     """A side of the voxels, mm, at which about one character is left for each voxel."""
     low, high = content_box(result.case.fixed)
     full = 2 * len(result.modalities)  # after and before of each, and the fused image
+    colour = None if result.fusion is None else result.fusion.colour
+    full += 0 if colour is None else 3
     step = float(result.case.fixed.spacing.min())
     finest = _finest(result.case.fixed)
     while not _is_smallest(result, step):
@@ -161,22 +169,77 @@ def _images(result: CaseResult, step: float) -> Iterator[Volume]:
     low, high = content_box(fixed)
     fine = lattice_over(low, high, np.maximum(_finest(fixed), step))
     yield _image(fixed, fixed, fine, "reference", label(fixed.key))
-    for key, after in result.registered_images.items():
-        moving = result.case.images[key]
+    for key, moving in result.case.moving.items():
         own = fine
         if pictures.is_emission(moving):  # smooth: its own voxels are enough
             own = lattice_over(low, high, np.maximum(fine.step, 0.8 * float(moving.spacing.min())))
-        yield _image(after, moving, own, "after", label(key))
-        yield _image(moving, moving, own, "before", f"{label(key)}, before registration")
-    fused = result.fusion.fused
-    grey = _encoded(_read(fused.array, fused.affine, fine), fine, 1 / _LEVELS)
-    yield Volume("Fused", "fused", "", "", 0.0, 1.0, "grey", grey)
-    coarse = lattice_over(low, high, 2 * fine.step)
-    for key, weight in zip(result.modalities, result.fusion.weights, strict=True):
-        values = _read(weight[None], fused.affine, coarse)
-        data = _encoded(values, coarse, 0.01)
-        title = f"Weight of {label(key)}"
-        yield Volume(title, "weight", key, "", 0.0, 1.0, "weight", data)
+        yield _image(result.aligned(key), moving, own, "after", label(key))
+        if key in result.registrations:
+            yield _image(moving, moving, own, "before", f"{label(key)}, before registration")
+    if result.fusion is not None:
+        yield from _fused(result.modalities, result.fusion, fine)
+    elif not result.registrations:  # harmonized alone
+        for key, image in result.harmonization.images.items():
+            yield _unit_image(image, fine, f"{label(key)}, harmonized", key)
+    yield from _landmarks(result, fine)
+
+
+def _fused(modalities: Sequence[str], fusion: Fusion, fine: Lattice) -> Iterator[Volume]:
+    """The fused image in grey and, where there is an uptake, in colour; the weights."""
+    fused = fusion.fused
+    if fusion.colour is not None and fusion.colour.colour is not None:
+        channels = [_read(c[None], fused.affine, fine) for c in fusion.colour.colour]
+        data = _encoded_colour(channels, fine)
+        yield Volume("Fused, uptake in colour", "colour", "", "", 0.0, 255.0, "grey", data)
+    yield _unit_image(fused, fine, "Fused", "")
+    coarse = lattice_over(
+        fine.low, fine.low + fine.step * (np.array(fine.shape) - 1), 2 * fine.step
+    )
+    for key, weight in zip(modalities, fusion.weights, strict=True):
+        data = _encoded(_read(weight[None], fused.affine, coarse), coarse, 0.01)
+        yield Volume(f"Weight of {label(key)}", "weight", key, "", 0.0, 1.0, "weight", data)
+
+
+def _unit_image(image: Image, lattice: Lattice, title: str, key: str) -> Volume:
+    """An image whose values lie in 0..1."""
+    data = _encoded(_read(image.array, image.affine, lattice), lattice, 1 / _LEVELS)
+    return Volume(title, "fused", key, "", 0.0, 1.0, "grey", data)
+
+
+def _landmarks(result: CaseResult, lattice: Lattice) -> Iterator[Volume]:
+    """Balls around marked points: where they lie after registration, and where before.
+
+    The reference's have the first colour, those of the other images the ones after it.
+    """
+    marked = {k: s.landmarks for k, s in result.case.series.items() if s.landmarks is not None}
+    if not marked:
+        return
+    names = ", ".join(label(key) for key in marked)
+    for role, title in (("marks", "Landmarks"), ("marks-before", "Landmarks, before registration")):
+        values = np.full(lattice.shape, np.nan, dtype=np.float32)
+        for number, key in enumerate(result.modalities):
+            if key not in marked:
+                continue
+            points = marked[key]
+            if role == "marks" and key in result.registrations:
+                points = result.registrations[key].map.inverse_points(points)
+            _paint_balls(values, lattice, points, 1 + number % len(pictures.MODALITY_COLOURS))
+        data = _encoded(values, lattice, 1.0)
+        top = float(len(pictures.MODALITY_COLOURS))
+        yield Volume(f"{title} ({names})", role, "", "", 0.0, top, "marks", data)
+
+
+def _paint_balls(values: _Voxels, lattice: Lattice, points: Matrix, value: int) -> None:
+    """Fill a ball around each point, in place; one voxel at least."""
+    radius = max(_MARK_MM, 0.75 * float(lattice.step.max()))
+    axes = lattice.axes
+    for point in points:
+        near = [np.flatnonzero(np.abs(a - x) <= radius) for a, x in zip(axes, point, strict=True)]
+        offsets = [a[index] - x for a, x, index in zip(axes, point, near, strict=True)]
+        squares = sum(np.meshgrid(*[o**2 for o in offsets], indexing="ij", sparse=True))
+        block = values[np.ix_(*near)]
+        block[squares <= radius**2] = value
+        values[np.ix_(*near)] = block
 
 
 def _image(image: Image, shown_as: Image, lattice: Lattice, role: str, title: str) -> Volume:
@@ -195,6 +258,8 @@ def _maps(result: CaseResult, limit: int) -> Iterator[Volume]:
         result: the case.
         limit: characters that they may take together, roughly.
     """
+    if not result.registrations:
+        return
     fixed = result.case.fixed
     low, high = content_box(fixed)
     points = min(_MAP_POINTS, max(limit // (_CHARACTERS * 3 * len(result.registrations)), 1))
@@ -245,6 +310,19 @@ def _encoded(values: _Voxels, lattice: Lattice, step: float) -> str:
     """Base64 of a gzipped NIfTI file whose values are multiples of ``step``; NaN: no value."""
     levels = np.clip(np.rint(values / step), _OUTSIDE + 1, 32767)
     voxels = np.where(np.isfinite(values), levels, _OUTSIDE).astype(np.int16)
+    return _packed(voxels, lattice, step)
+
+
+def _encoded_colour(channels: Sequence[_Voxels], lattice: Lattice) -> str:
+    """The same for red, green and blue, 0..255; five bits each, which a screen hardly tells."""
+    levels = [np.nan_to_num(channel).clip(0, 255).round() for channel in channels]
+    voxels = np.stack(levels, axis=-1).astype(np.uint8) & 0xF8
+    rgb = np.ascontiguousarray(voxels).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    return _packed(rgb, lattice, 1.0)
+
+
+def _packed(voxels: npt.NDArray[Any], lattice: Lattice, step: float) -> str:
+    """Base64 of a gzipped NIfTI file."""
     voxels = voxels.reshape(*voxels.shape, *[1] * (3 - voxels.ndim))
     affine = np.eye(4)
     d = len(lattice.shape)
@@ -252,13 +330,21 @@ def _encoded(values: _Voxels, lattice: Lattice, step: float) -> str:
     affine[:d, 3] = lattice.low
     header = nib.Nifti1Header()
     header.set_data_shape(voxels.shape)
-    header.set_data_dtype(np.int16)
+    header.set_data_dtype(voxels.dtype)
     header.set_sform(affine, 1)
     header.set_qform(affine, 1)
     header["scl_slope"], header["scl_inter"] = step, 0.0
     header["vox_offset"] = 352
     content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
+
+
+def mark_nodes() -> dict[str, Sequence[int]]:
+    """The colours of landmarks as NiiVue takes them: nothing, then one for each image in turn."""
+    colours = np.array([(0, 0, 0), *pictures.MODALITY_COLOURS])
+    r, g, b = np.rint(255 * colours).astype(int).T.tolist()
+    places = np.rint(np.linspace(0, 255, len(colours))).astype(int).tolist()
+    return {"R": r, "G": g, "B": b, "A": [0, *[255] * (len(colours) - 1)], "I": places}
 
 
 def colour_nodes(name: str, count: int = 16) -> dict[str, Sequence[int]]:
