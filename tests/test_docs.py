@@ -8,7 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import figures
@@ -131,6 +133,13 @@ def test_the_readme_is_short_and_its_figures_come_from_tables():
     first_screen = "\n".join(text.splitlines()[:20])
     assert "make demo" in first_screen
     assert "make test" in first_screen
+
+
+def test_the_readme_shows_a_picture_in_colour():
+    path = re.search(r"!\[[^\]]+\]\(([^)]+)\)", read("README.md"))[1]
+    with Image.open(ROOT / path) as picture:
+        saturation = np.asarray(picture.convert("HSV"))[..., 1]
+    assert (saturation > 100).mean() > 0.005
 
 
 # what benchmarks write to docs/figures is as wide as they need

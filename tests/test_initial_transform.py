@@ -158,11 +158,12 @@ class TestSearch:
         assert pose.given_score < pose.score
 
 
-class TestStage:
-    @pytest.fixture(scope="class")
-    def register(self):
-        return Register(small_network(2).registration, refine_steps=0)
+@pytest.fixture(scope="module")
+def register():
+    return Register(small_network(2).registration, refine_steps=0)
 
+
+class TestStage:
     def test_with_none_it_is_the_result(self, register):
         pair = rigid_pair(1, d=2, degrees=8.0, mm=6.0)
         found = register(pair.fixed, pair.moving, transform="none", initial_transform=pair.truth)

@@ -74,7 +74,7 @@ def test_verdicts_reasons_and_warnings_are_up_front(page):
     assert "Less similar &lt;after&gt;." in top
     assert "PET units were not named; SUV was assumed." in top
     assert "1.6 mm" in top
-    assert top.count("Probability of an error over 5 mm</dt><dd>3 %") == 1
+    assert top.count("Probability of an error over 5 mm</dfn></dt><dd>3 %") == 1
     assert "not estimated" in top
     assert "initial alignment, from the image headers" in top
     # NMI rose, MIND (a distance) rose as well

@@ -100,6 +100,7 @@ def test_every_block_of_the_tutorials_runs_as_written(tmp_path, monkeypatch):
         own.setLevel(logging.NOTSET)
     for left in (
         "out/case01",
+        "out/dicom01/dicom/mr_registered",
         "out_cohort/case01",
         "warped",
         "on_mr",

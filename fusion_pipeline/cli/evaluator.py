@@ -37,8 +37,8 @@ def _dicom(args: argparse.Namespace, spatial_dims: int) -> dict[str, object]:
         return {}
     if spatial_dims != 3:
         raise InputError(
-            "--dicom: expected volumes, got pictures, which have no position in a patient; leave "
-            "it out"
+            "--dicom: expected volumes, got 2D images, which name no position in a patient and are "
+            "not read from DICOM either; run the series that the slices are from, or leave it out"
         )
     return {
         "dicom": True,
