@@ -21,8 +21,11 @@ from pipeline_cases import (
 
 import fusion_pipeline.pipeline as pipeline_package
 import fusion_pipeline.pipeline.inferer as inferer_module
-from fusion_pipeline.cli import main
+from fusion_pipeline.cli import apply, demo, evaluate, export, info, main, train
+from fusion_pipeline.cli import run as run_module
+from fusion_pipeline.cli.arguments import Parser
 from fusion_pipeline.data import Source, read_datalist, read_image
+from fusion_pipeline.modalities import KEY_WORDS
 from fusion_pipeline.pipeline import SyntheticCases, bundle_for
 from fusion_pipeline.synthesis import synthetic_patient
 
@@ -630,3 +633,20 @@ def test_the_command_itself_keeps_the_terminal_clean(paths, tmp_path):
         for step in ("load", "register mr", "resample", "harmonize", "fuse", "write", "report")
     ]
     assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", [run_module, apply, train, evaluate, export, demo, info])
+def test_the_help_says_the_default_of_each_option(command):
+    commands = Parser(prog="fusion-pipeline").add_subparsers()
+    command.add_command(commands, [])
+    (parser,) = commands.choices.values()
+    formatter = parser._get_formatter()
+    silent = {
+        action.option_strings[0]
+        for action in parser._actions
+        if action.option_strings
+        and not action.required
+        and "(default: " not in formatter._expand_help(action)
+    }
+    images = {f"--{key}" for key in KEY_WORDS} if command is run_module else set()
+    assert silent == {"-h", *images}

@@ -13,15 +13,19 @@ NETWORKS = ("registration", "harmonization", "fusion", "all")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds ``(default: …)`` where an option has one.
+    """Adds ``(default: …)`` to the help of each option that does not say it in words.
 
-    An option without a value of its own takes the bundle's, which its help says in words.
+    It does where an option without a value of its own takes the bundle's.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         """The help of one option."""
-        if action.default in (None, []) or isinstance(action.default, bool):
+        text = action.help or ""
+        named = action.option_strings and action.default is not argparse.SUPPRESS
+        if action.required or not named or "(default: " in text:
             return action.help
+        if action.default in (None, [], False):
+            return f"{text} (default: {'no' if action.default is False else 'none'})"
         return super()._get_help_string(action)
 
 
@@ -61,7 +65,7 @@ def new_command(
         parser.add_argument(
             "--output", type=Path, required=True, metavar="FOLDER", help="folder for the results"
         )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks (default: no)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument(
         "--quiet", action="store_true", help="do not say where the run is (default: it is said)"
     )
@@ -94,7 +98,7 @@ def add_inference(parser: Parser) -> None:
     parser.add_argument(
         "--different-people",
         action="store_true",
-        help="the images are not of one person (an atlas): softer deformations (default: no)",
+        help="the images are not of one person (an atlas): softer deformations",
     )
 
 
@@ -121,9 +125,7 @@ def add_spatial_dims(parser: Parser, text: str) -> None:
 
 def add_resume(parser: Parser) -> None:
     """``--resume`` of the commands that run cases."""
-    parser.add_argument(
-        "--resume", action="store_true", help="skip cases that are done (default: no)"
-    )
+    parser.add_argument("--resume", action="store_true", help="skip cases that are done")
 
 
 def add_networks(parser: Parser, name: str, default: str, text: str) -> None:

@@ -53,9 +53,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     )
     add_resume(evaluate)
     _add_cross_validation(evaluate)
-    diagnosis = (
-        "train a small classifier of 'target' on each input, under K folds by patient (default: no)"
-    )
+    diagnosis = "train a small classifier of 'target' on each input, under K folds by patient"
     add_count(evaluate, "--diagnosis", diagnosis, metavar="K")
     steps = "optimizer steps of each of these classifiers"
     add_count(evaluate, "--diagnosis-steps", steps, default=150, least=1)
@@ -66,7 +64,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
 
 def _add_cross_validation(evaluate: "Parser") -> None:
     """What is trained, and how long."""
-    folds = "cross-validate: train on K - 1 parts, evaluate on the rest, by patient (default: no)"
+    folds = "cross-validate: train on K - 1 parts, evaluate on the rest, by patient"
     add_count(evaluate, "--folds", folds, metavar="K")
     fold = (
         "train for part I alone, 0 to K - 1, and stop: for several machines, one after all of them "

@@ -61,6 +61,28 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
             "another one",
         )
     _add_keyed(run, argv)
+    _add_case(run)
+    add_resume(run)
+    run.add_argument(
+        "--fail-on-check",
+        action="store_true",
+        help="leave with 3 where a registration is doubtful (CHECK), though all cases are done",
+    )
+    _add_dicom(run)
+    shared = run.add_mutually_exclusive_group()
+    add_count(shared, "--devices", "GPUs that share the cases", least=1)
+    add_count(shared, "--jobs", "CPU processes that share the cases (default: 1)", least=1)
+    run.add_argument(
+        "--bids",
+        type=Path,
+        metavar="FOLDER",
+        help="lay the results out there as well, named as a BIDS derivative",
+    )
+    add_inference(run)
+
+
+def _add_case(run: Parser) -> None:
+    """Which cases, how far their registration goes, and where it begins."""
     run.add_argument(
         "--reference",
         type=key_of,
@@ -68,7 +90,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         help="the image that stays in place (default: the CT, else the first MR)",
     )
     run.add_argument("--id", help="name of the case and of its folder (default: case)")
-    add_datalist(run, "JSON list of cases, in place of images (default: none)")
+    add_datalist(run, "JSON list of cases, in place of images")
     run.add_argument(
         "--only",
         choices=_STAGES,
@@ -95,24 +117,6 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         "a matrix as text (RAS mm). It maps points of the reference to points of the moving image, "
         "as SimpleITK's and ANTs' resampling takes it (default: the headers alone)",
     )
-    add_resume(run)
-    run.add_argument(
-        "--fail-on-check",
-        action="store_true",
-        help="leave with 3 where a registration is doubtful (CHECK), though all cases are done "
-        "(default: no)",
-    )
-    _add_dicom(run)
-    shared = run.add_mutually_exclusive_group()
-    add_count(shared, "--devices", "GPUs that share the cases (default: none)", least=1)
-    add_count(shared, "--jobs", "CPU processes that share the cases (default: 1)", least=1)
-    run.add_argument(
-        "--bids",
-        type=Path,
-        metavar="FOLDER",
-        help="lay the results out there as well, named as a BIDS derivative (default: no)",
-    )
-    add_inference(run)
 
 
 def _add_dicom(run: Parser) -> None:
@@ -120,7 +124,7 @@ def _add_dicom(run: Parser) -> None:
     run.add_argument(
         "--dicom",
         action="store_true",
-        help="write DICOM objects as well: OUTPUT/ID/dicom (default: no)",
+        help="write DICOM objects as well: OUTPUT/ID/dicom",
     )
     run.add_argument(
         "--dicom-identity",

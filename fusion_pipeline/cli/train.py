@@ -39,15 +39,14 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     _add_trainer(train)
     parts = "split the patients into K parts (default: as the datalist's sections)"
     add_count(train, "--folds", parts, metavar="K")
-    part = "the part that validates, 0 to K - 1 (default: none)"
+    part = "the part that validates, 0 to K - 1"
     add_count(train, "--fold", part, metavar="I")
     train.add_argument(
         "--override",
         action="append",
         metavar="ID=VALUE",
         type=_override,
-        help="another value of the config, such as module#learning_rate=1e-3; as often as needed "
-        "(default: none)",
+        help="another value of the config, such as module#learning_rate=1e-3; as often as needed",
     )
 
 

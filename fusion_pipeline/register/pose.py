@@ -80,17 +80,19 @@ def find_pose(
     if backward:
         coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
         given = None if given is None else inverse_affine(given)
+    volumes, beside_emission = fixed.spatial_dims == 3, has_emission(fixed, moving)
     # descriptors that are blind to noise: of volumes only, since generated pictures are placed
     # worse by them; on the finest level beside emission images only, which are noisy there as well
-    volumes = fixed.spatial_dims == 3
-    beside_emission = has_emission(fixed, moving)
+    levels = (
+        (middle, volumes, POSE.middle),
+        (fine, volumes and beside_emission, POSE.fine),
+    )
     # a slice's emission image has few edges, so that descriptors say little of where it lies
     nats = POSE.structure_emission_2d if beside_emission and not volumes else None
     points = Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes, structure_nats=nats)
     score = PointScore(points, coarse[1])
     found = [(pose[None], score) for pose in _best_of_many(score, starts, given)]
-    on_fine = volumes and beside_emission
-    for views, blind, level in ((middle, volumes, POSE.middle), (fine, on_fine, POSE.fine)):
+    for views, blind, level in levels:
         points = Points(views[0], level.points, seed=1, blind=blind, structure_nats=nats)
         climbed = [
             _climb_anew(points, views[1], pose, score.centre, steps=20, rate=level.rate)
@@ -101,35 +103,56 @@ def find_pose(
             reverse=True,
         )
         found = [(pose, score) for pose, _, score in climbed[: level.kept]]
-    rigid, _, score = climbed[0]
-    near = _given_at(score, given)
     prior = _prior(beside_emission=beside_emission, volumes=volumes)
+    pose = _finished(*found[0], fine[1], given, prior=prior, affine=affine)
+    if not backward:
+        return pose
+    return replace(pose, rigid=inverse_affine(pose.rigid), matrix=inverse_affine(pose.matrix))
+
+
+def _finished(
+    rigid: Tensor,
+    score: PointScore,
+    target: View,
+    given: Matrix | None,
+    *,
+    prior: float,
+    affine: bool,
+) -> Pose:
+    """The best pose of the finest level after its last climbs, with the scores to compare it with.
+
+    Args:
+        rigid: ``(1, n)``.
+        score: that it was climbed by.
+        target: of the finest level.
+        given: a transform that was given.
+        prior: weight of the prior, nats.
+        affine: whether the result may stretch and shear.
+    """
+    near = _given_at(score, given)
     rigid, values = _climb(score, rigid, steps=30, rate=0.6, prior=prior, given=near)
     rigid_score = float(values)
     best = rigid
     if affine:
-        stretched = [rigid]
+        starts = [rigid]
         if given is not None:  # its stretch is further off than a climb reaches
-            stretched.append(nearest_parameters(given, score.centre, strain=True))
+            starts.append(nearest_parameters(given, score.centre, strain=True))
         climbs = [
             _climb(score, pose, steps=40, rate=0.4, strain=True, prior=prior, given=near)
-            for pose in stretched
+            for pose in starts
         ]
         best, values = max(climbs, key=lambda one: float(one[1]))
     with torch.no_grad():
-        initial = PointScore(points, fine[1], room_mm=POSE.room_mm)
+        initial = PointScore(score.points, target, room_mm=POSE.room_mm)
         start = float(initial(matrices_of(torch.zeros_like(rigid)))[0])
-    matrices = [world_matrix(pose, score.centre) for pose in (rigid, best)]
-    if backward:
-        matrices = [inverse_affine(m) for m in matrices]
     return Pose(
-        rigid=matrices[0],
-        matrix=matrices[1],
+        rigid=world_matrix(rigid, score.centre),
+        matrix=world_matrix(best, score.centre),
         start=start,
         rigid_score=rigid_score,
         score=float(values),
         distance_penalty=float(_distance_penalty(rigid, near)),
-        given_score=_score_of(points, fine[1], given),
+        given_score=_score_of(score.points, target, given),
     )
 
 
