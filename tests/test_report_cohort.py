@@ -49,6 +49,13 @@ def test_failed_then_doubtful_then_outlying_cases_come_first():
     assert facts == ["11", "1", "1", "1"]
 
 
+def test_the_probability_of_a_large_error_has_a_strip_and_is_explained():
+    page = render_cohort([case("a", mr_over_5_mm=0.1), case("b", mr_over_5_mm=0.425)])
+    assert "Probability of an error over 5 mm</dfn>, %" in page
+    assert "10 to 42.5" in page
+    assert "over 5 mm" not in render_cohort([case("a", mr_over_5_mm=None), case("b")])
+
+
 def test_each_case_is_linked_from_the_table_and_from_each_strip():
     page = render_cohort([case("a b#1"), case("c", status="skipped", error=2.0)])
     # a strip for the error; the other numbers as well: they are there for each case

@@ -76,6 +76,52 @@ def test_there_is_a_volume_for_each_thing_to_look_at(volumes):
     assert volumes["PET"].colours == volumes["PET, before registration"].colours == "uptake"
 
 
+def test_landmarks_lie_where_the_registration_brings_them(result):
+    points = np.array([[9.0, -14.0, 12.0], [-10.0, 8.0, -6.0], [400.0, 0.0, 0.0]])
+    found = result.registrations["mr_t1"].map
+    series = dict(result.case.series)
+    series["ct"] = replace(series["ct"], landmarks=points)
+    series["mr_t1"] = replace(
+        series["mr_t1"], landmarks=found.points(points) + np.array([9.0, 0, 0])
+    )
+    marked = replace(result, case=replace(result.case, series=series))
+    viewer = viewer_of(marked, LIMIT)
+    assert [one["title"] for one in viewer.facts["marks"]] == ["CT", "MR T1"]
+    volumes = {one.role: opened(one) for one in viewer_volumes(marked, LIMIT)}
+
+    def value(role, point):
+        values, affine = volumes[role]
+        voxel = np.rint((point - affine[:3, 3]) / affine.diagonal()[:3]).astype(int)
+        return values[tuple(voxel)]
+
+    for n in (0, 1):
+        assert value("marks", points[n]) == value("marks-before", points[n]) == 1
+        moved = found.inverse_points(series["mr_t1"].landmarks[n : n + 1])[0]
+        assert value("marks", moved) == 2
+        assert value("marks-before", series["mr_t1"].landmarks[n]) == 2
+        assert np.linalg.norm(moved - points[n]) < 12
+    assert np.isnan(value("marks", np.array([0.0, 25.0, 0.0])))
+    plain = [one["role"] for one in viewer_of(result, LIMIT).facts["volumes"]]
+    assert not {"marks", "marks-before", "colour"} & set(plain)
+
+
+def test_the_fused_image_in_colour_keeps_its_colours(result):
+    grey = result.fusion.fused.array
+    colour = torch.cat([255 * grey, 120 + 0 * grey, 255 - 255 * grey])
+    fusion = replace(result.fusion, colour=replace(result.fusion.fused, colour=colour))
+    volumes = viewer_volumes(replace(result, fusion=fusion), LIMIT)
+    volume = next(one for one in volumes if one.role == "colour")
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(volume.data)))
+    shown = np.asarray(image.dataobj)
+    middle = tuple(n // 2 for n in shown.shape)
+    red, green, blue = (int(shown[middle][name]) for name in "RGB")
+    point = image.affine @ [*middle, 1]
+    expected = read(colour[:1], fusion.fused.affine, point[None, None, :3])
+    assert red == pytest.approx(float(expected.squeeze()), abs=9)
+    assert green == 120
+    assert red + blue == pytest.approx(255, abs=9)
+
+
 def test_values_are_those_of_the_images_at_their_points_of_the_world(result, volumes):
     for title, image, step in (
         ("MR T1", result.registered_images["mr_t1"], 3.0),
