@@ -83,10 +83,7 @@ def find_pose(
     volumes, beside_emission = fixed.spatial_dims == 3, has_emission(fixed, moving)
     # descriptors that are blind to noise: of volumes only, since generated pictures are placed
     # worse by them; on the finest level beside emission images only, which are noisy there as well
-    levels = (
-        (middle, volumes, POSE.middle),
-        (fine, volumes and beside_emission, POSE.fine),
-    )
+    levels = ((middle, volumes, POSE.middle), (fine, volumes and beside_emission, POSE.fine))
     # a slice's emission image has few edges, so that descriptors say little of where it lies
     nats = POSE.structure_emission_2d if beside_emission and not volumes else None
     points = Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes, structure_nats=nats)
