@@ -21,11 +21,13 @@ class Part:
         title: of its section.
         key: in the names of its figures.
         folder: what ``fusion-pipeline evaluate`` left.
+        unseen: patients that no network was trained on, where others trained some; else empty.
     """
 
     title: str
     key: str
     folder: Path
+    unseen: Sequence[str] = ()
 
 
 def study_page(rules: str, parts: Sequence[Part]) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands, Parser
     from fusion_pipeline.data import CaseFiles
     from fusion_pipeline.pipeline import FusionEvaluator, Method
+    from fusion_pipeline.standards import Standard
 
 _SUMMARY = "run the cases of a datalist and write their scores with statistics"
 _EPILOG = (
@@ -40,15 +41,12 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     )
     evaluate.add_argument(
         "--against",
-        choices=("traditional", "stages"),
-        help="compare with the traditional chain (mutual information, z-score, a rule); 'stages': "
-        "and with each stage of ours replaced alone (default: ours alone)",
-    )
-    evaluate.add_argument(
-        "--rule",
-        default="average",
-        choices=("average", "maximum", "pca", "laplacian"),
-        help="fusion of the traditional chain",
+        nargs="+",
+        default=(),
+        metavar="METHOD",
+        help="compare with 'traditional' (mutual-information+z-score+average), 'stages' (and ours "
+        "with one of its stages at a time), or any register+harmonize+fuse; a wrong name is "
+        "answered with the list (default: ours alone)",
     )
     evaluate.add_argument("--resume", action="store_true", help="skip cases that are done")
     _add_cross_validation(evaluate)
@@ -119,6 +117,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             "folders"
         )
     cases = read_datalist(args.datalist, args.section)
+    methods = methods_against(args.against)
     check_output_folder(args.output)
     dims = spatial_dims_of_cases(cases)
     if args.fold is not None:
@@ -126,9 +125,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         return 0
 
     def runners(method: "Method", folder: Path) -> "Iterator[FusionEvaluator]":
-        replaced = method.overrides.get("inferer#stages", ())
-        networks = isinstance(replaced, Sequence) and len(replaced) < 3
-        if args.folds is None or not networks:
+        if args.folds is None or not method.uses_networks:
             yield _runner(args, cases, dims, method, folder)
             return
         for number in range(args.folds):
@@ -136,9 +133,11 @@ def _evaluate(args: argparse.Namespace) -> int:
             own = argparse.Namespace(**vars(args) | {"bundle": bundle, "weights": None})
             yield _runner(own, outside, dims, method, folder)
 
-    code = run_study(cases, methods_against(args.against, args.rule), runners, args.output)
+    code = run_study(cases, methods, runners, args.output)
     if args.diagnosis is not None:
-        _diagnose(args, cases, dims)
+        # a classifier of each stage that is replaced would triple the time
+        whole = [one.name for one in methods if one.chain is None or not one.uses_networks]
+        _diagnose(args, cases, dims, whole)
     logger.info("study: %s", args.output / "study.html")
     return code
 
@@ -152,7 +151,26 @@ def _runner(
 ) -> "FusionEvaluator":
     """What runs some cases by one method."""
     into = argparse.Namespace(**vars(args) | {"output": folder})
-    return evaluator_of(into, dims, **{"cases": cases, "resume": args.resume, **method.overrides})
+    overrides: dict[str, object] = {"cases": cases, "resume": args.resume, **method.overrides}
+    if method.chain is not None and method.chain.needs_examples:
+        overrides["inferer#standard"] = _standard(args, cases, dims, method.chain.harmonize)
+    return evaluator_of(into, dims, **overrides)
+
+
+def _standard(
+    args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int, name: str
+) -> "Standard":
+    """A standard of the intensities, fitted to the list's training cases, else to its own."""
+    from fusion_pipeline.data import InputError, read_datalist
+    from fusion_pipeline.pipeline import FusionPipeline, fitted_standard
+
+    try:
+        examples = read_datalist(args.datalist, "training")
+    except InputError:  # none are listed
+        examples = []
+    logger.info("%s: fitted to %d cases", name, min(20, len(examples or cases)))
+    pipeline = FusionPipeline.from_bundle(bundle_of(args, dims), device=args.device)
+    return fitted_standard(name, examples or cases, pipeline.load)
 
 
 def _trained(
@@ -171,7 +189,12 @@ def _trained(
     return train_fold(cases, args.folds, number, training, args.output)
 
 
-def _diagnose(args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int) -> None:
+def _diagnose(
+    args: argparse.Namespace,
+    cases: "Sequence[CaseFiles]",
+    dims: int,
+    methods: "Sequence[str]",
+) -> None:
     """The diagnostic part of the study."""
     from fusion_pipeline.evaluation.classifier import Recipe
     from fusion_pipeline.pipeline import FusionPipeline
@@ -182,7 +205,8 @@ def _diagnose(args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int)
         bundle_of(args, dims), weights=args.weights, device=args.device
     )
     recipe = Recipe(steps=args.diagnosis_steps)
-    plan = DiagnosisPlan(fold_numbers(cases, args.diagnosis), args.lesion_label, recipe)
+    folds = fold_numbers(cases, args.diagnosis)
+    plan = DiagnosisPlan(folds, methods, args.lesion_label, recipe)
     run_diagnosis(cases, pipeline, args.output, plan)
 
 

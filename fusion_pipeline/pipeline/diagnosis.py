@@ -39,12 +39,14 @@ from fusion_pipeline.pipeline.diagnosis_inputs import (
 )
 from fusion_pipeline.pipeline.folder import REPORT
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
-from fusion_pipeline.pipeline.study import CASES, OURS
+from fusion_pipeline.pipeline.study import CASES, TRADITIONAL
+from fusion_pipeline.pipeline.traditional import OURS
 
 logger = logging.getLogger("fusion_pipeline.run")
 
 FOLDER = "diagnosis"
-_OURS_AGAINST = ("channels", "fused", "features")
+_OURS_AGAINST = ("channels", "fused", "fused colour", "features")
+_COMPARED_WITH = {"features": "channels", "fused colour": "fused"}  # the like input of others
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class DiagnosisPlan:
     Attributes:
         folds: number of the fold of each case, by its id; all cases of a patient share it.
         lesion_label: value of the reference's label map that is the lesion.
+        methods: whose results are read; ours first.
         recipe: how classifier and head are trained.
     """
 
     folds: Mapping[str, int]
+    methods: Sequence[str] = (OURS, TRADITIONAL)
     lesion_label: int = 1
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -81,7 +85,7 @@ def run_diagnosis(
         InputError: targets are missing or not of two classes, or no case has all results.
     """
     targets = _binary_targets(cases)
-    methods = [path.name for path in sorted((output / CASES).iterdir()) if path.is_dir()]
+    methods = [name for name in plan.methods if (output / CASES / name).is_dir()]
     done = [case for case in cases if _has_results(case, output, methods)]
     missing = [case.id for case in cases if case not in done]
     if missing:
@@ -251,7 +255,7 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
         ours = f"{OURS}: {kind}"
         if ours not in names:
             continue
-        same = kind if kind != "features" else "channels"
+        same = _COMPARED_WITH.get(kind, kind)
         others = [
             name
             for name in names
