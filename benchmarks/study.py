@@ -3,7 +3,7 @@
     python benchmarks/study.py --output out/study --page docs/study.md           # n = 200: hours
     python benchmarks/study.py --output out/study --patients 24 --page out/page.md     # minutes
     python benchmarks/study.py --output out/study --open ../shared/data/open --page docs/study.md
-    python benchmarks/study.py --output out/study --page docs/study.md --page-only     # of its files
+    python benchmarks/study.py --output out/study --page docs/study.md --page-only  # of its files
 
 A stopped run goes on where it was. The rules stand in ``study_rules.md``, written before the run.
 """
