@@ -86,7 +86,7 @@ def test_each_case_is_evaluated_by_the_part_that_left_it_out(trainings, tmp_path
     def runner(args, some, dims, method, folder):
         ran.append((method.name, str(args.bundle), sorted(one.id for one in some)))
 
-    def run_study(cases, methods, evaluators_of, output):
+    def run_study(cases, methods, evaluators_of, output, diagnose):
         for method in methods:
             list(evaluators_of(method, output / method.name))
         return 0

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from fusion_pipeline.cli.terminal import logger
 if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands, Parser
     from fusion_pipeline.data import CaseFiles
+    from fusion_pipeline.evaluation.page import Section
     from fusion_pipeline.pipeline import FusionEvaluator, Method
     from fusion_pipeline.standards import Standard
 
@@ -133,11 +135,10 @@ def _evaluate(args: argparse.Namespace) -> int:
             own = argparse.Namespace(**vars(args) | {"bundle": bundle, "weights": None})
             yield _runner(own, outside, dims, method, folder)
 
-    code = run_study(cases, methods, runners, args.output)
-    if args.diagnosis is not None:
-        # a classifier of each stage that is replaced would triple the time
-        whole = [one.name for one in methods if one.chain is None or not one.uses_networks]
-        _diagnose(args, cases, dims, whole)
+    # a classifier of each stage that is replaced would triple the time
+    whole = [one.name for one in methods if one.chain is None or not one.uses_networks]
+    diagnose = None if args.diagnosis is None else partial(_diagnose, args, cases, dims, whole)
+    code = run_study(cases, methods, runners, args.output, diagnose)
     logger.info("study: %s", args.output / "study.html")
     return code
 
@@ -194,7 +195,7 @@ def _diagnose(
     cases: "Sequence[CaseFiles]",
     dims: int,
     methods: "Sequence[str]",
-) -> None:
+) -> "Section":
     """The diagnostic part of the study."""
     from fusion_pipeline.evaluation.classifier import Recipe
     from fusion_pipeline.pipeline import FusionPipeline
@@ -207,7 +208,7 @@ def _diagnose(
     recipe = Recipe(steps=args.diagnosis_steps)
     folds = fold_numbers(cases, args.diagnosis)
     plan = DiagnosisPlan(folds, methods, args.lesion_label, recipe)
-    run_diagnosis(cases, pipeline, args.output, plan)
+    return run_diagnosis(cases, pipeline, args.output, plan)
 
 
 __all__ = ["add_command"]

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 START = "start"  # the method that does nothing: where the headers place the images
@@ -151,6 +152,12 @@ def as_csv(scores: Sequence[Score]) -> str:
     return text.getvalue()
 
 
+def read_scores(path: Path) -> list[Score]:
+    """The rows of a file that `as_csv` made."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [Score(**{**row, "value": float(row["value"])}) for row in csv.DictReader(file)]
+
+
 def by_patient(scores: Iterable[Score]) -> dict[str, list[float]]:
     """The values of each patient."""
     found: dict[str, list[float]] = {}
@@ -159,4 +166,4 @@ def by_patient(scores: Iterable[Score]) -> dict[str, list[float]]:
     return found
 
 
-__all__ = ["KINDS", "START", "Kind", "Score", "as_csv", "by_patient", "scores_of"]
+__all__ = ["KINDS", "START", "Kind", "Score", "as_csv", "by_patient", "read_scores", "scores_of"]

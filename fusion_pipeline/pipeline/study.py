@@ -117,6 +117,7 @@ def run_study(
     methods: Sequence[Method],
     evaluators_of: Callable[[Method, Path], Iterable[FusionEvaluator]],
     output: Path,
+    diagnose: Callable[[], page.Section] | None = None,
 ) -> int:
     """Run all cases by all methods, and write what their scores say.
 
@@ -129,6 +130,7 @@ def run_study(
         evaluators_of: method and folder → what runs it; several where each has its own cases and
             weights (cross-validation), which together run every case once.
         output: the folder.
+        diagnose: what follows the last case, and gives a part of the page.
 
     Returns:
         0; 1 where a case failed by some method.
@@ -166,7 +168,12 @@ def run_study(
         "version": fusion_pipeline.__version__,
         "weights": sorted(weights),
     }
-    _write(scores, facts, failed, _reports(ours, output, methods[0].name), output)
+    sections: list[page.Section] = []
+    try:
+        sections += [] if diagnose is None else [diagnose()]
+    finally:  # the scores do not depend on it
+        reports = _reports(ours, output, methods[0].name)
+        _write(scores, facts, failed, reports, sections, output)
     return 1 if failed else 0
 
 
@@ -175,6 +182,7 @@ def _write(
     facts: Mapping[str, Any],
     failed: Mapping[str, str],
     reports: Mapping[str, tuple[str, str]],
+    sections: Sequence[page.Section],
     output: Path,
 ) -> None:
     """All files of the study."""
@@ -187,7 +195,7 @@ def _write(
         "summary.json": tables.as_json(summaries, comparisons, facts),
         "summary.md": tables.as_markdown(summaries, comparisons),
         "summary.tex": tables.as_latex(summaries, comparisons),
-        "study.html": page.render_page(scores, summaries, comparisons, rows, facts),
+        "study.html": page.render_page(scores, summaries, comparisons, rows, facts, sections),
     }
     for name, text in texts.items():
         with written_whole(output / name) as aside:
