@@ -248,7 +248,8 @@ def test_a_datalist_from_end_to_end(small, tmp_path):
         paths = write_case(folder)
         for key, shift in (("ct", 0.0), ("mr", 2.0 * number)):
             (folder / f"{key}.csv").write_text(f"{shift},1,2\n{4 + shift},-3,5\n")
-        entry = {"id": f"c{number}", "patient": f"p{number}"}
+        # as the headers say: what is tested here is what comes after
+        entry = {"id": f"c{number}", "patient": f"p{number}", "mr_transform": "none"}
         entry |= {key: f"d{number}/{path.name}" for key, path in paths.items()}
         entries.append(entry | {f"{key}_landmarks": f"d{number}/{key}.csv" for key in paths})
     paths = write_case(tmp_path / "bad")

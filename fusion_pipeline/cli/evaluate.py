@@ -6,7 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_pipeline.cli.arguments import add_inference, new_command, positive, whole_number
+from fusion_pipeline.cli.arguments import (
+    add_inference,
+    config_value,
+    new_command,
+    positive,
+    whole_number,
+)
 from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.terminal import logger
 
@@ -103,6 +109,14 @@ def _add_cross_validation(evaluate: "Parser") -> None:
         metavar="N",
         help="optimizer steps of each part",
     )
+    evaluate.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="ID=VALUE",
+        type=config_value,
+        help="another value of the training's config, such as data#batch_size=4; repeatable",
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -185,7 +199,7 @@ def _trained(
         args.phase,
         args.max_steps,
         args.device,
-        {} if args.weights is None else {"ckpt_path": str(args.weights)},
+        ({} if args.weights is None else {"ckpt_path": str(args.weights)}) | dict(args.override),
     )
     return train_fold(cases, args.folds, number, training, args.output)
 
