@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import json
 import math
+import sys
 
 import pytest
 from pipeline_cases import small_evaluator, small_pipeline, write_case
@@ -104,7 +105,7 @@ class TestTables:
         verdicts = {r.name: r.verdict for r in comparison_rows([*errors, *overlaps], "ours")}
         assert verdicts == {"tre_mm": "better", "dice": "worse"}
 
-    def test_p_is_corrected_over_the_whole_table(self):
+    def test_p_is_corrected_over_the_rows_of_a_stage(self):
         low, high = [float(n) for n in range(8)], [float(n) + 3 for n in range(8)]
         one = [*many("ours", low), *many("other", high)]
         two = [*one, *many("ours", low, "hd95_mm"), *many("other", high, "hd95_mm")]
@@ -112,6 +113,11 @@ class TestTables:
         beside = comparison_rows(two, "ours")[0].comparison
         assert alone.p_holm == alone.p
         assert beside.p_holm == pytest.approx(2 * beside.p)
+        # another stage is another question
+        three = [*two, *many("ours", low, "q_min"), *many("other", high, "q_min")]
+        found = {row.name: row.comparison for row in comparison_rows(three, "ours")}
+        assert found["tre_mm"].p_holm == beside.p_holm
+        assert found["q_min"].p_holm == found["q_min"].p
 
     def test_costs_are_not_compared(self):
         rows = [*many("ours", [1.0] * 8, "wall_s"), *many("other", [9.0] * 8, "wall_s")]
@@ -183,6 +189,11 @@ class TestMethods:
         monkeypatch.setattr(importlib.metadata, "version", missing)
         with pytest.raises(InputError, match=r"expected antspyx to be installed.*pip install"):
             methods_against(["ants+z-score+pca"])
+
+    def test_wavelets_without_their_library_are_refused_before_anything_runs(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pywt", None)
+        with pytest.raises(InputError, match="PyWavelets to be installed, got none"):
+            methods_against(["ours+ours+wavelet"])
 
     def test_what_is_replaced_decides_whether_a_case_is_done(self):
         ours, theirs = FusionInferer(), TraditionalInferer(register="ours", fuse="maximum")

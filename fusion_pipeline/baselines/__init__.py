@@ -20,6 +20,7 @@ from fusion_pipeline.baselines.fusion_rules import (
     laplacian_pyramid,
     maximum,
     pca,
+    pywavelets,
     wavelet,
 )
 from fusion_pipeline.baselines.mutual_information import RegisterByMutualInformation, to_itk
@@ -40,6 +41,7 @@ __all__ = [
     "laplacian_pyramid",
     "maximum",
     "pca",
+    "pywavelets",
     "to_itk",
     "wavelet",
 ]

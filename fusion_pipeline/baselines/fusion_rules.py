@@ -123,7 +123,7 @@ def wavelet(images: Tensor, view: Tensor, levels: int = 4) -> tuple[Tensor, Tens
         Li, Manjunath and Mitra, "Multisensor image fusion using the wavelet transform", Graphical
         Models and Image Processing 1995.
     """
-    pywt = _pywavelets()
+    pywt = pywavelets()
     basis = pywt.Wavelet("db2")
     most = min(pywt.dwt_max_level(n, basis) for n in images.shape[1:])
     parts = [
@@ -156,8 +156,12 @@ def _fine_energy(details: Mapping[str, np.ndarray], shape: Sequence[int]) -> Ten
     return resize(torch.from_numpy(energy)[None, None], tuple(shape))[0, 0]
 
 
-def _pywavelets() -> ModuleType:
-    """The library, or one line that says how to get it."""
+def pywavelets() -> ModuleType:
+    """The library of `wavelet`.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         return importlib.import_module("pywt")
     except ModuleNotFoundError as error:
@@ -202,5 +206,6 @@ __all__ = [
     "laplacian_pyramid",
     "maximum",
     "pca",
+    "pywavelets",
     "wavelet",
 ]

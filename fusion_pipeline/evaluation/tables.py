@@ -101,8 +101,9 @@ def summary_rows(scores: Sequence[Score]) -> list[SummaryRow]:
 def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]:
     """One method against each other one, for all scores that both have.
 
-    p values are corrected by Holm's procedure over the whole table. Cost is left out: machines
-    differ, and a time needs no test.
+    p values are corrected by Holm's procedure over all rows of a stage (registration,
+    harmonization, fusion): each stage is one question. Cost is left out: machines differ, and a
+    time needs no test.
 
     Args:
         scores: of all methods.
@@ -117,11 +118,12 @@ def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]
             if other != method:
                 found = compare(ours, by_patient(theirs))
                 rows.append(ComparisonRow(*cell, method, other, found))
-    corrected = holm([row.comparison.p for row in rows])
-    return [
-        replace(row, comparison=replace(row.comparison, p_holm=p))
-        for row, p in zip(rows, corrected, strict=True)
-    ]
+    corrected: dict[ComparisonRow, float] = {}
+    for stage in dict.fromkeys(KINDS[row.name].stage for row in rows):
+        family = [row for row in rows if KINDS[row.name].stage == stage]
+        p_holm = holm([row.comparison.p for row in family])
+        corrected |= dict(zip(family, p_holm, strict=True))
+    return [replace(row, comparison=replace(row.comparison, p_holm=corrected[row])) for row in rows]
 
 
 def as_json(

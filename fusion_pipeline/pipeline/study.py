@@ -72,8 +72,8 @@ def methods_against(what: Sequence[str] = ()) -> list[Method]:
     for name in what:
         methods += [one for one in _methods(name) if one not in methods]
     for method in methods[1:]:
-        if method.chain is not None and method.chain.register != OURS:
-            _ = ENGINES[method.chain.register].version  # refused before the first case runs
+        if method.chain is not None:
+            method.chain.check_installed()  # before the first case runs
     return methods
 
 

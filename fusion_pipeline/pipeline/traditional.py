@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fusion_pipeline.baselines import ENGINES, RULES, FuseBy
+from fusion_pipeline.baselines import ENGINES, RULES, FuseBy, pywavelets
 from fusion_pipeline.data import Case, CaseFiles, Image, InputError, one_line_refusals
 from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.harmonize import Harmonization
@@ -60,6 +60,13 @@ class Chain:
     def __str__(self) -> str:
         """As it is named in tables and on the command line."""
         return "+".join(astuple(self))
+
+    def check_installed(self) -> None:
+        """Refuse what needs a package that is not there."""
+        if self.register != OURS:
+            _ = ENGINES[self.register].version
+        if self.fuse == "wavelet":
+            pywavelets()
 
     @property
     def needs_examples(self) -> bool:
