@@ -11,6 +11,7 @@ from fusion_pipeline.cli.arguments import (
     add_device,
     add_networks,
     add_spatial_dims,
+    config_value,
     new_command,
 )
 
@@ -45,7 +46,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         "--override",
         action="append",
         metavar="ID=VALUE",
-        type=_override,
+        type=config_value,
         help="another value of the config, such as module#learning_rate=1e-3; as often as needed",
     )
 
@@ -120,16 +121,6 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 def _number_or_word(text: str | None) -> int | str | None:
     """``2`` is a number of devices, ``auto`` and ``0,1`` are Lightning's words."""
     return int(text) if text is not None and text.isdecimal() else text
-
-
-def _override(text: str) -> tuple[str, Any]:
-    """An id and its value, read as ``python -m monai.bundle`` reads it."""
-    from fire.parser import DefaultParseValue
-
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"expected ID=VALUE, got {text!r}")
-    return name, DefaultParseValue(value)
 
 
 __all__ = ["add_command"]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -29,6 +30,7 @@ from fusion_pipeline.harmonize import Harmonization, Harmonize
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock, announce, announce_end, peak_memory_mb
+from fusion_pipeline.pipeline.measures import measured
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Evidence, Register, Registration
 from fusion_pipeline.result import STAGES, Stage
@@ -57,6 +59,7 @@ class FusionInferer(Inferer):
         same_person: False for images of different people, such as an atlas: softer fields.
         only: one stage alone: ``register``; ``harmonize``, images of one grid together and others
             each on its own grid; ``fuse``, of images that are aligned as given. None: all three.
+        measure: add the scores of `measures.measured`, which cost as much as the harmonization.
         device: where images are registered, resampled, harmonized and fused; in a process of
             ``torchrun`` plain ``cuda`` is the GPU of its own number, ``LOCAL_RANK``.
     """
@@ -71,6 +74,7 @@ class FusionInferer(Inferer):
         working_spacing: float | None = None,
         same_person: bool = True,
         only: Stage | None = None,
+        measure: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
@@ -86,6 +90,7 @@ class FusionInferer(Inferer):
         self.working_spacing = working_spacing
         self.same_person = bundle.switch("same_person", same_person)
         self.only = only
+        self.measure = bundle.switch("measure", measure)
         self.device = torch.device(device)
 
     @property
@@ -99,6 +104,7 @@ class FusionInferer(Inferer):
             "same_person": self.same_person,
             "device": str(self.device),
             **({} if self.only is None else {"only": self.only}),
+            **({"measure": "yes"} if self.measure else {}),  # a report of a plain run stays valid
         }
 
     def __call__(
@@ -242,7 +248,7 @@ class FusionInferer(Inferer):
                 fusion = self.fuse(harmonization.images, fields_of_view, network, shown)
         native = case.fixed.affine if case.native_affine is None else case.native_affine
         alone = self.only == "fuse"
-        return PipelineResult(
+        result = PipelineResult(
             case=case,
             registered_images=_along(native, registered),
             registrations={} if alone else registrations,
@@ -253,6 +259,10 @@ class FusionInferer(Inferer):
             peak_memory_mb=peak_memory_mb(),
             only=self.only,
         )
+        if not self.measure or self.only is not None:
+            return result
+        again = partial(self.harmonize, network=network, normalize=normalize)
+        return measured(result, together, fields_of_view, again)
 
     def _harmonized_alone(
         self, case: Case, network: MultimodalNet, normalize: NormalizeModality, clock: Clock
