@@ -32,6 +32,7 @@ class Pose:
         rigid_score: score of ``rigid``.
         score: score of ``matrix``.
         distance_penalty: of ``rigid``, nats, for its distance from the initial alignment.
+        rivals: all poses that climbed on the middle level, the best first.
     """
 
     rigid: Matrix
@@ -40,6 +41,20 @@ class Pose:
     rigid_score: float
     score: float
     distance_penalty: float
+    rivals: tuple["Rival", ...] = ()
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A pose that climbed from a start of its own.
+
+    Attributes:
+        matrix: ``(d + 1, d + 1)`` moving_from_fixed.
+        score: on the middle level, less its distance penalty, nats.
+    """
+
+    matrix: Matrix
+    score: float
 
 
 def find_pose(
@@ -82,6 +97,7 @@ def find_pose(
     score = PointScore(points, coarse[1])
     found = [(pose[None], score) for pose in _best_of_many(score, starts)]
     on_fine = volumes and beside_emission
+    rivals: list[Rival] = []
     for views, blind, level in ((middle, volumes, POSE.middle), (fine, on_fine, POSE.fine)):
         points = Points(views[0], level.points, seed=1, blind=blind, structure_nats=nats)
         climbed = [
@@ -90,6 +106,7 @@ def find_pose(
         ]
         climbed.sort(key=lambda one: float(one[1] - _distance_penalty(one[0])), reverse=True)
         found = [(pose, score) for pose, _, score in climbed[: level.kept]]
+        rivals = rivals or [_rival(*one, backward=backward) for one in climbed]
     rigid, _, score = climbed[0]
     prior = _prior(beside_emission=beside_emission, volumes=volumes)
     rigid, values = _climb(score, rigid, steps=30, rate=0.6, prior=prior)
@@ -104,7 +121,14 @@ def find_pose(
     if backward:
         matrices = [inverse_affine(m) for m in matrices]
     far = float(_distance_penalty(rigid))
-    return Pose(matrices[0], matrices[1], start, rigid_score, float(values), far)
+    return Pose(matrices[0], matrices[1], start, rigid_score, float(values), far, tuple(rivals))
+
+
+def _rival(pose: Tensor, value: Tensor, score: PointScore, *, backward: bool) -> Rival:
+    """A climbed pose as a map of the fixed image's world."""
+    matrix = world_matrix(pose, score.centre)
+    value = value - _distance_penalty(pose)
+    return Rival(inverse_affine(matrix) if backward else matrix, float(value))
 
 
 def _prior(*, beside_emission: bool, volumes: bool) -> float:
