@@ -8,7 +8,7 @@ from torch import Tensor
 from fusion_pipeline.data import Image, TransformKind
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.pose import Rival, find_pose
+from fusion_pipeline.register.pose import find_pose
 from fusion_pipeline.register.settings import DECISION
 
 
@@ -22,7 +22,6 @@ class ChosenPose:
         details: scores, for the report.
         undisputed: whether it is far better than the initial alignment.
         best: the best pose that was searched, whether it is gone on from or not.
-        rivals: all poses that climbed, see `pose.Pose`.
     """
 
     matrix: Matrix
@@ -30,7 +29,6 @@ class ChosenPose:
     details: dict[str, float]
     undisputed: bool = False
     best: Matrix | None = None
-    rivals: tuple[Rival, ...] = ()
 
     def refused(self) -> "ChosenPose":
         """The initial alignment, with the same details."""
@@ -68,7 +66,7 @@ def choose_pose(
         needed = min(needed, DECISION.small_gain * pose.start)
     far_better = max(DECISION.undisputed * pose.start, pose.start + DECISION.undisputed_nats)
     kind: TransformKind = "affine" if stretched else "rigid"
-    best = ChosenPose(matrix, kind, details, score >= far_better, matrix, pose.rivals)
+    best = ChosenPose(matrix, kind, details, score >= far_better, matrix)
     return best.refused() if score - pose.start < needed else best
 
 
