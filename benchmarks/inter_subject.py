@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peers
 import torch
 from painted_heads import label_map, painted_head
-from registration import Method, ours, peer, timed
+from registration import PEERS, Method, ours, peer, timed
 from registration_cases import TRAINING_HEADS
 
 from fusion_pipeline.data import Image, written_whole
@@ -157,7 +156,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--output", type=Path, required=True, help="JSON; the table goes beside it")
     parser.add_argument("--patients", choices=("evaluation", "train"), default="evaluation")
-    parser.add_argument("--peers", nargs="+", choices=tuple(peers.PEERS), default=())
+    parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=())
     parser.add_argument("--limit", type=int, help="the first N pairs of heads only")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

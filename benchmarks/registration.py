@@ -21,7 +21,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import peers
 import registration_cases
 import torch
 from registration_cases import SEVERITIES, KnownCase, Pair, Spec, make, pairs, specs
@@ -29,13 +28,19 @@ from registration_table import Row, markdown, plot, summary
 from torch import nn
 
 import fusion_pipeline
-from fusion_pipeline import baselines
-from fusion_pipeline.data import Image, written_whole
+from fusion_pipeline.baselines import (
+    ENGINES,
+    RegisterByMutualInformation,
+    engines,
+    mutual_information,
+)
+from fusion_pipeline.data import Image, InputError, written_whole
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.metrics import target_registration_error
 from fusion_pipeline.pipeline import FusionPipeline
 from fusion_pipeline.register import Registration
 
+PEERS = {name: one for name, one in ENGINES.items() if name != "mutual-information"}
 _DECIDING = ("register", "networks", "geometry", "transforms", "losses", "metrics")
 
 
@@ -90,16 +95,19 @@ def baseline() -> Method:
     """SimpleITK's mutual information, rigid then B-spline."""
     return Method(
         "baseline MI (SimpleITK)",
-        _version([Path(baselines.__file__)]),
-        baselines.RegisterByMutualInformation(),
+        _version([Path(mutual_information.__file__)]),
+        RegisterByMutualInformation(),
     )
 
 
 def peer(name: str, threads: int) -> Method:
-    """An engine from the package index; its settings are in peers.py."""
-    chosen = peers.PEERS[name]
-    run_it = chosen.load(threads)
-    version = f"{chosen.version}, {_version([Path(peers.__file__)])}"
+    """An engine from the package index; its settings are in ``baselines/engines.py``."""
+    chosen = PEERS[name]
+    try:
+        run_it = chosen.load(threads)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    version = f"{chosen.version}, {_version([Path(engines.__file__)])}"
     return Method(chosen.title, version, run_it)
 
 
@@ -319,9 +327,9 @@ def _arguments() -> argparse.Namespace:
         "--peers",
         nargs="+",
         metavar="NAME",
-        choices=(*peers.PEERS, "all"),
+        choices=(*PEERS, "all"),
         default=(),
-        help=f"also these engines (pip install -e '.[peers]'): {', '.join(peers.PEERS)}; or all",
+        help=f"also these engines (pip install -e '.[peers]'): {', '.join(PEERS)}; or all",
     )
     parser.add_argument(
         "--any-version", action="store_true", help="keep rows of other weights, code"
@@ -344,7 +352,7 @@ def main() -> None:
     methods = [ours(args.bundle, args.refine_steps, args.transform, denoise=args.denoise)]
     if args.baseline:
         methods.append(baseline())
-    wanted = peers.PEERS if "all" in args.peers else dict.fromkeys(args.peers)
+    wanted = PEERS if "all" in args.peers else dict.fromkeys(args.peers)
     methods += [peer(name, args.threads) for name in wanted]
     results = Results(args.output, methods, any_version=args.any_version)
     if results.outdated:

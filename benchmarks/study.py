@@ -3,6 +3,7 @@
     python benchmarks/study.py --output out/study --page docs/study.md           # n = 200: hours
     python benchmarks/study.py --output out/study --patients 24 --page out/page.md     # minutes
     python benchmarks/study.py --output out/study --open ../shared/data/open --page docs/study.md
+    python benchmarks/study.py --output out/study --page docs/study.md --parts    # page alone
 
 A stopped run goes on where it was. The rules stand in ``study_rules.md``, written before the run.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sarcoma_grids import EVALUATION
 from study_page import Part, study_page
 
 from fusion_pipeline.cli import main as command
@@ -27,8 +29,10 @@ from fusion_pipeline.synthesis.diagnosis import LESION_LABEL
 _PICTURE_AFFINE = np.diag([-1.0, -1.0, 1.0])
 _WINDOW = {"ct": (-160.0, 240.0), "mr": (0.0, None), "pet": (0.0, 10.0)}  # HU, a.u., SUV
 _HEIGHTS = (0.35, 0.65)  # of the tumour
-_LEAST_OVERLAP = 0.5  # of the CT's body that MR and PET have to show in a slice
+_LEAST_OVERLAP = 0.35  # of the CT's body that MR and PET have to show: one thigh of two counts
 _BODY_HU = -300.0
+_PARTS = ("generated", "sarcoma", "stages")
+_STAGE_PATIENTS = 60  # of the part in which one stage is replaced at a time
 
 
 def generated(output: Path, patients: int) -> Path:
@@ -123,14 +127,47 @@ def _flat(image: Image, values: np.ndarray) -> Image:
     )
 
 
-def run(datalist: Path, output: Path, folds: int, steps: int) -> None:
+def first(datalist: Path, patients: int) -> Path:
+    """The first cases of a list as a list beside it."""
+    listed = json.loads(datalist.read_text(encoding="utf-8"))["testing"][:patients]
+    shorter = datalist.with_name("cases_of_stages.json")
+    with written_whole(shorter) as aside:
+        aside.write_text(json.dumps({"testing": listed}, indent=1) + "\n", encoding="utf-8")
+    return shorter
+
+
+def run(datalist: Path, output: Path, *options: object) -> None:
     """One datalist through the product's own command; a failed case is reported, not fatal."""
-    options = {"--datalist": datalist, "--output": output, "--against": "traditional"}
-    options |= {"--diagnosis": folds, "--lesion-label": LESION_LABEL}
-    options |= {"--diagnosis-steps": steps}
-    code = command(["evaluate", "--resume", *(str(x) for pair in options.items() for x in pair)])
+    given = ["evaluate", "--resume", "--datalist", datalist, "--output", output, *options]
+    code = command([str(one) for one in given])
     if code == 2:
         raise SystemExit(code)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """All parts of the study."""
+    diagnosis = ("--diagnosis", args.folds, "--lesion-label", LESION_LABEL)
+    diagnosis += ("--diagnosis-steps", args.steps)
+    if "generated" in args.parts:
+        cohort = generated(args.output, args.patients)
+        run(cohort, args.output / "generated", "--against", "traditional", *diagnosis)
+    if "sarcoma" in args.parts and args.open is not None:
+        slices = sarcoma(args.open, args.output)
+        run(slices, args.output / "sarcoma", "--against", "traditional", *diagnosis)
+    if "stages" in args.parts:
+        cohort = generated(args.output, args.patients)
+        some = first(cohort, min(args.patients, _STAGE_PATIENTS))
+        run(some, args.output / "stages", "--against", "stages")
+
+
+def parts_of(output: Path) -> list[Part]:
+    """What the folder holds."""
+    parts = [
+        Part("Generated patients", "generated", output / "generated"),
+        Part("Generated patients: one stage at a time", "stages", output / "stages"),
+        Part("Real patients: sarcoma slices", "sarcoma", output / "sarcoma", EVALUATION),
+    ]
+    return [part for part in parts if (part.folder / "summary.json").is_file()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,20 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=150, help="of each classifier")
     parser.add_argument("--open", type=Path, help="folder of the open data, for real patients")
-    parser.add_argument("--page", type=Path, required=True)
+    parser.add_argument("--page", type=Path, required=True, help="made of the parts that are done")
+    parser.add_argument(
+        "--parts", nargs="*", choices=_PARTS, default=_PARTS, help="what runs; none: the page alone"
+    )
     args = parser.parse_args(arguments)
-    parts = [Part("Generated patients", "generated", args.output / "generated")]
-    run(generated(args.output, args.patients), parts[0].folder, args.folds, args.steps)
-    if args.open is not None:
-        parts.append(Part("Real patients: sarcoma slices", "sarcoma", args.output / "sarcoma"))
-        run(sarcoma(args.open, args.output), parts[1].folder, args.folds, args.steps)
+    run_all(args)
     rules = Path(__file__).with_name("study_rules.md").read_text(encoding="utf-8")
     figures = args.page.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    parts = parts_of(args.output)
     for part in parts:
-        for name in ("roc", "calibration"):
-            source = part.folder / "diagnosis" / f"{name}.png"
-            shutil.copyfile(source, figures / f"study_{part.key}_{name}.png")
+        for source in (part.folder / "diagnosis").glob("*.png"):
+            shutil.copyfile(source, figures / f"study_{part.key}_{source.name}")
     text = study_page(rules, parts)
     with written_whole(args.page) as aside:
         aside.write_text(text, encoding="utf-8")

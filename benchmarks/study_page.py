@@ -6,11 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusion_pipeline.evaluation.tables import short
+from fusion_pipeline.evaluation.diagnosis import (
+    Prediction,
+    diagnose,
+    difference,
+    read_predictions,
+)
+from fusion_pipeline.evaluation.diagnosis_report import diagnosis_tables
+from fusion_pipeline.evaluation.scores import START, read_scores
+from fusion_pipeline.evaluation.tables import as_json, comparison_rows, short, summary_rows
+from fusion_pipeline.pipeline.diagnosis import pairs
 
-_REGISTRATION = ("tre_mm", "folded_fraction", "sd_log_jacobian", "inverse_consistency_mm")
-_IMAGES = ("edges_kept", "information_kept", "agreement", "q_min", "ssim_min", "vif_min", "nabf")
-_SHOWN = (*_REGISTRATION, *_IMAGES)
+_REGISTRATION = (
+    "tre_mm",
+    "nmi",
+    "mind",
+    "folded_fraction",
+    "sd_log_jacobian",
+    "inverse_consistency_mm",
+)
+_IMAGES = ("protocol_residual", "edges_kept", "information_kept", "contrast_kept", "agreement")
+_FUSED = ("q_min", "ssim_min", "vif_min", "nabf")
+_SHOWN = (*_REGISTRATION, *_IMAGES, *_FUSED)
 
 
 @dataclass(frozen=True)
@@ -21,11 +38,13 @@ class Part:
         title: of its section.
         key: in the names of its figures.
         folder: what ``fusion-pipeline evaluate`` left.
+        unseen: patients that no network was trained on, where others trained some; else empty.
     """
 
     title: str
     key: str
     folder: Path
+    unseen: Sequence[str] = ()
 
 
 def study_page(rules: str, parts: Sequence[Part]) -> str:
@@ -42,27 +61,56 @@ def study_page(rules: str, parts: Sequence[Part]) -> str:
 def _section(part: Part) -> list[str]:
     """One data set: how many, findings in words, tables, figures."""
     summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
-    diagnosis = json.loads(
-        (part.folder / "diagnosis" / "diagnosis.json").read_text(encoding="utf-8")
-    )
-    tables = (part.folder / "diagnosis" / "diagnosis.md").read_text(encoding="utf-8").strip()
-    left_out = len(diagnosis["missing"])
-    return [
-        f"## {part.title}",
+    weights = ", ".join(f"`{one[:12]}`" for one in summary.get("weights", []))
+    counts = (
         f"{summary['cases']} cases of {summary['patients']} patients; {summary['failed']} runs "
-        f"failed, {left_out} cases left out of the diagnosis. fusion_pipeline "
-        f"{summary['version']}.",
-        "### What it says",
-        "\n".join(f"- {one}" for one in findings(diagnosis, summary)),
-        "### Diagnosis and segmentation",
-        tables,
-        f"![ROC curves](figures/study_{part.key}_roc.png) "
-        f"![calibration](figures/study_{part.key}_calibration.png)",
+        f"failed. fusion_pipeline {summary['version']}, weights {weights or 'not noted'}."
+    )
+    diagnosis: dict[str, Any] = {"auroc_difference": [], "dice_difference": {}}
+    told = part.folder / "diagnosis" / "diagnosis.json"
+    if told.is_file():
+        diagnosis = json.loads(told.read_text(encoding="utf-8"))
+        counts += f" {len(diagnosis['missing'])} cases left out of the diagnosis."
+    parts = [f"## {part.title}", counts, "### What it says"]
+    parts.append("\n".join(f"- {one}" for one in findings(diagnosis, summary)))
+    if told.is_file():
+        parts += [
+            "### Diagnosis and segmentation",
+            told.with_suffix(".md").read_text(encoding="utf-8").strip(),
+            f"![ROC curves](figures/study_{part.key}_roc.png) "
+            f"![calibration](figures/study_{part.key}_calibration.png)",
+        ]
+    parts += [
         "### Registration, harmonization and fusion",
         f"Mean over {summary['patients']} patients (95 % interval); `start` has moved nothing. "
         "Verdicts are ours against the method, by Wilcoxon's test with Holm's correction.",
         _score_table(summary),
     ]
+    return parts + (_of_unseen(part) if part.unseen else [])
+
+
+def _of_unseen(part: Part) -> list[str]:
+    """The same tables of the patients that no network was trained on."""
+    scores = [one for one in read_scores(part.folder / "scores.csv") if one.patient in part.unseen]
+    methods = list(dict.fromkeys(one.method for one in scores if one.method != START))
+    comparisons = comparison_rows(scores, methods[0])
+    facts = json.loads(as_json(summary_rows(scores), comparisons, {}))
+    count = len({one.patient for one in scores})
+    parts = [
+        f"### The {count} patients that no network was trained on",
+        f"{count} of {len(part.unseen)} have slices that the rules take.",
+    ]
+    told = part.folder / "diagnosis" / "predictions.csv"
+    if told.is_file():
+        by_input: dict[str, list[Prediction]] = {}
+        for one in read_predictions(told):
+            if one.patient in part.unseen:
+                by_input.setdefault(one.input, []).append(one)
+        differences = [difference(by_input[a], by_input[b]) for a, b in pairs(list(by_input))]
+        diagnoses = [diagnose(some) for some in by_input.values()]
+        tables = diagnosis_tables(diagnoses, differences, {}, {})
+        parts += [table.markdown for table in tables]
+    return [*parts, _score_table(facts)]
 
 
 def findings(diagnosis: dict[str, Any], summary: dict[str, Any]) -> list[str]:

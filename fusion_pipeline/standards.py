@@ -17,7 +17,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from fusion_pipeline.data import Image
+from fusion_pipeline.data import Image, InputError
 from fusion_pipeline.harmonize import Harmonization, scores_of_harmonization
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
@@ -217,13 +217,22 @@ class NyulStandard:
             self._scales[modality] = Nyul().fit(pairs)
         return self
 
+    @property
+    def learned(self) -> dict[str, tuple[float, ...]]:
+        """Per modality the standard scale."""
+        return {
+            modality: tuple(map(float, () if scale.standard is None else scale.standard))
+            for modality, scale in self._scales.items()
+        }
+
     def __call__(self, image: Image, view: Tensor, body: Tensor) -> Tensor:
         """See `Standard`.
 
         Raises:
-            ValueError: no image of this modality was there to learn from.
+            InputError: no image of this modality was there to learn from.
         """
-        scale = self._scales.get(image.modality, Nyul())
+        _check_modality(image, self._scales)
+        scale = self._scales[image.modality]
         return scale(self._even(image, body), body).clamp(0, 1) * view
 
     def _even(self, image: Image, body: Tensor) -> Tensor:
@@ -246,12 +255,21 @@ class HistogramStandard:
             self._templates[modality] = image.array, body
         return self
 
+    @property
+    def learned(self) -> dict[str, tuple[float, ...]]:
+        """Per modality the percentiles of the template."""
+        return {
+            modality: tuple(np.percentile(image[where].numpy(), range(101)).tolist())
+            for modality, (image, where) in self._templates.items()
+        }
+
     def __call__(self, image: Image, view: Tensor, body: Tensor) -> Tensor:
         """See `Standard`.
 
         Raises:
-            KeyError: there is no template of this modality.
+            InputError: there is no template of this modality.
         """
+        _check_modality(image, self._templates)
         template, where = self._templates[image.modality]
         low, high = np.percentile(template[where].numpy(), _SHOWN)
         matched = match_histogram(image.array, template, body, where)
@@ -307,6 +325,15 @@ def without_bias(image: Tensor, body: Tensor) -> Tensor:
     field = np.exp(sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(whole)).T)
     even = lifted / np.clip(field, 0.2, 5.0) + lowest
     return torch.from_numpy(even[None]).to(image.dtype)
+
+
+def _check_modality(image: Image, learned: Mapping[str, object]) -> None:
+    """Refuse an image of a kind that no example was of."""
+    if image.modality not in learned:
+        raise InputError(
+            f"{image.key}: expected examples of the modality {image.modality} for the intensity "
+            f"standard, got {', '.join(sorted(learned)) or 'none'}; add some"
+        )
 
 
 def _by_modality(training: Examples) -> dict[str, list[tuple[Image, Tensor]]]:

@@ -8,7 +8,13 @@ import SimpleITK as sitk
 import torch
 
 from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, inverse_affine, resample, rigid_matrix
+from fusion_pipeline.geometry import (
+    apply_affine,
+    identity_points,
+    inverse_affine,
+    resample,
+    rigid_matrix,
+)
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.synthesis import synthetic_patient
 
@@ -103,3 +109,27 @@ def itk_affine(matrix: Matrix) -> sitk.AffineTransform:
     out.SetMatrix(lps[:d, :d].flatten().tolist())
     out.SetTranslation(lps[:d, d].tolist())
     return out
+
+
+def moved_blobs(spatial_dims):
+    """A smooth image and the same content elsewhere, in another contrast; the true map."""
+    shape = (44, 50) if spatial_dims == 2 else (30, 34, 28)
+    spacing = [2.0, 2.6] if spatial_dims == 2 else [2.5, 3.0, 2.8]
+    d = spatial_dims
+    affine = np.diag([-spacing[0], *spacing[1:], 1.0])
+    affine = rigid_matrix([25.0] if d == 2 else [10.0, -20.0, 30.0], [0.0] * d, [0.0] * d) @ affine
+    affine[:d, d] = [30.0, -12.0, 8.0][:d]
+    points = apply_affine(affine, identity_points(shape).numpy())
+    middle = points.reshape(-1, d).mean(0)
+    turn = rigid_matrix([6.0] * (1 if d == 2 else 3), [4.0, -3.0, 2.0][:d], middle)
+    rng = np.random.default_rng(1)
+    blobs = middle + rng.uniform(-28, 28, (14, d))
+    height, width = rng.uniform(0.4, 1.0, 14), rng.uniform(5, 11, 14)
+
+    def content(world):
+        distance = ((world[..., None, :] - blobs) ** 2).sum(-1)
+        return (height * np.exp(-distance / (2 * width**2))).sum(-1)
+
+    fixed = torch.from_numpy(content(points)).float()[None]
+    moving = torch.from_numpy(content(apply_affine(np.linalg.inv(turn), points))).float()[None]
+    return Image(fixed, affine, "ct"), Image(1 - moving.sqrt(), affine, "mr"), turn

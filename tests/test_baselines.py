@@ -1,8 +1,11 @@
 """The traditional ways, each against a second library or a known answer."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+from register_cases import moved_blobs
 from scipy import ndimage
 
 from fusion_pipeline.baselines import (
@@ -12,14 +15,15 @@ from fusion_pipeline.baselines import (
     laplacian_pyramid,
     maximum,
     pca,
+    wavelet,
 )
-from fusion_pipeline.data import Image
-from fusion_pipeline.geometry import apply_affine, identity_points, rigid_matrix
+from fusion_pipeline.data import Image, InputError
+from fusion_pipeline.geometry import apply_affine, identity_points
 from fusion_pipeline.metrics import fusion_scores
 from fusion_pipeline.standards import HarmonizeBy
 
 KEYS = ("mr", "pet")
-RULES = (average, maximum, pca, laplacian_pyramid)
+RULES = (average, maximum, pca, wavelet, laplacian_pyramid)
 
 
 def _blobs(shape, seed, sigma=2.0):
@@ -68,6 +72,23 @@ def test_laplacian_pyramid_takes_the_stronger_detail():
     assert float(weights[0, 8:-8, 8:-8].mean()) > 0.9
 
 
+def test_wavelet_fusion_is_pywavelets_with_the_larger_coefficient():
+    """One level by hand: means of the approximations, the stronger of each detail."""
+    pywt = pytest.importorskip("pywt")
+    a, b = _blobs((32, 48), 0, 1.0), _blobs((32, 48), 1, 1.0)
+    fused, _ = wavelet(torch.stack([a, b]), torch.ones(2, 32, 48), levels=1)
+    (low_a, high_a), (low_b, high_b) = (pywt.dwt2(x.numpy(), "db2", "symmetric") for x in (a, b))
+    high = [np.where(np.abs(x) >= np.abs(y), x, y) for x, y in zip(high_a, high_b, strict=True)]
+    expected = pywt.idwt2(((low_a + low_b) / 2, tuple(high)), "db2", "symmetric")
+    np.testing.assert_allclose(fused[0].numpy(), np.clip(expected, 0, 1), atol=1e-5)
+
+
+def test_wavelets_without_their_library_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pywt", None)
+    with pytest.raises(InputError, match=r"PyWavelets to be installed, got none; pip install"):
+        wavelet(torch.rand(2, 16, 16), torch.ones(2, 16, 16))
+
+
 def test_stages(oblique_image):
     other = oblique_image.with_array(oblique_image.array.sqrt().nan_to_num(), key="pet")
     images = {oblique_image.key: oblique_image, "pet": other}
@@ -81,33 +102,9 @@ def test_stages(oblique_image):
         assert 0 <= float(fusion.fused.array.min()) <= float(fusion.fused.array.max()) <= 1
 
 
-def _moved(spatial_dims):
-    """A smooth image and the same content elsewhere, in another contrast; the true map."""
-    shape = (44, 50) if spatial_dims == 2 else (30, 34, 28)
-    spacing = [2.0, 2.6] if spatial_dims == 2 else [2.5, 3.0, 2.8]
-    d = spatial_dims
-    affine = np.diag([-spacing[0], *spacing[1:], 1.0])
-    affine = rigid_matrix([25.0] if d == 2 else [10.0, -20.0, 30.0], [0.0] * d, [0.0] * d) @ affine
-    affine[:d, d] = [30.0, -12.0, 8.0][:d]
-    points = apply_affine(affine, identity_points(shape).numpy())
-    middle = points.reshape(-1, d).mean(0)
-    turn = rigid_matrix([6.0] * (1 if d == 2 else 3), [4.0, -3.0, 2.0][:d], middle)
-    rng = np.random.default_rng(1)
-    blobs = middle + rng.uniform(-28, 28, (14, d))
-    height, width = rng.uniform(0.4, 1.0, 14), rng.uniform(5, 11, 14)
-
-    def content(world):
-        distance = ((world[..., None, :] - blobs) ** 2).sum(-1)
-        return (height * np.exp(-distance / (2 * width**2))).sum(-1)
-
-    fixed = torch.from_numpy(content(points)).float()[None]
-    moving = torch.from_numpy(content(apply_affine(np.linalg.inv(turn), points))).float()[None]
-    return Image(fixed, affine, "ct"), Image(1 - moving.sqrt(), affine, "mr"), turn
-
-
 @pytest.mark.parametrize("dims", [2, 3])
 def test_mutual_information_finds_a_known_rigid_move(dims):
-    fixed, moving, truth = _moved(dims)
+    fixed, moving, truth = moved_blobs(dims)
     found = RegisterByMutualInformation()(fixed, moving, transform="rigid")
     assert found.transform == "rigid"
     points = apply_affine(fixed.affine, identity_points(fixed.shape).numpy()).reshape(-1, dims)
@@ -118,7 +115,7 @@ def test_mutual_information_finds_a_known_rigid_move(dims):
 
 def test_b_spline_stays_near_the_truth():
     """Rigid transform and deformation in the right order: the whole stays near the truth."""
-    fixed, moving, truth = _moved(2)
+    fixed, moving, truth = moved_blobs(2)
     found = RegisterByMutualInformation(iterations=30)(fixed, moving)
     assert found.transform == "deformable"
     points = apply_affine(fixed.affine, identity_points(fixed.shape).numpy())[6:-6, 6:-6]
@@ -130,7 +127,7 @@ def test_b_spline_stays_near_the_truth():
 
 
 def test_none_trusts_the_headers():
-    fixed, moving, _ = _moved(3)
+    fixed, moving, _ = moved_blobs(3)
     found = RegisterByMutualInformation()(fixed, moving, transform="none")
     np.testing.assert_array_equal(found.map.moving_from_fixed, np.eye(4))
     assert float(found.map.ddf_mm.abs().max()) == 0

@@ -1,9 +1,14 @@
 """Cross-validation: what each part is trained on, and how its results are pooled."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 import fusion_pipeline.cli.evaluate as evaluate_module
 import fusion_pipeline.training.cross_validation as module
@@ -11,6 +16,9 @@ from fusion_pipeline.cli import main
 from fusion_pipeline.data import CaseFiles, InputError, read_datalist
 from fusion_pipeline.data.datalist import SeriesFiles
 from fusion_pipeline.data.sources import Source
+from fusion_pipeline.evaluation.scores import read_scores
+from fusion_pipeline.pipeline import bundle_for
+from fusion_pipeline.synthesis import synthetic_patient
 from fusion_pipeline.training.cross_validation import FoldTraining, entry_of, train_fold
 from fusion_pipeline.training.folds import fold_numbers
 
@@ -86,7 +94,7 @@ def test_each_case_is_evaluated_by_the_part_that_left_it_out(trainings, tmp_path
     def runner(args, some, dims, method, folder):
         ran.append((method.name, str(args.bundle), sorted(one.id for one in some)))
 
-    def run_study(cases, methods, evaluators_of, output):
+    def run_study(cases, methods, evaluators_of, output, diagnose):
         for method in methods:
             list(evaluators_of(method, output / method.name))
         return 0
@@ -128,3 +136,56 @@ def test_images_in_memory_cannot_be_listed(tmp_path):
     held = replace(given.series["ct"], image=object.__new__(InMemory))
     with pytest.raises(InputError, match="expected files, got an image in memory"):
         entry_of(replace(given, series={**given.series, "ct": held}))
+
+
+def _run(folder, *arguments):
+    """The command in a process of its own: its exit code and what it printed."""
+    script = Path(__file__).with_name("cross_validation_run.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_parts_are_trained_evaluated_and_pooled_and_go_on_after_a_kill(tmp_path):
+    """Killed at step 5 of 6 of the second part, whose checkpoint is of step 4."""
+    patients = [synthetic_patient(seed, spatial_dims=2, size="small") for seed in range(4)]
+    entries = [
+        entry | {"mr_transform": "none", "patient": f"p{seed}"}
+        for seed, one in enumerate(patients)
+        for entry in json.loads(one.save(tmp_path / "patients").read_text())["testing"]
+    ]
+    (tmp_path / "patients" / "cases.json").write_text(json.dumps({"testing": entries}))
+
+    code, said = _run(tmp_path, "--kill-in-part", "1")
+    assert code == -signal.SIGKILL, said
+    folds = tmp_path / "study" / "folds"
+    assert (folds / "0" / "trained.txt").is_file()
+    assert not (folds / "1" / "trained.txt").exists()
+    assert not (tmp_path / "study" / "scores.csv").exists()
+
+    code, said = _run(tmp_path)
+    assert code == 0, said
+    assert "part 1 of 2: trained before" in said
+    assert "training goes on from" in said
+    states = [_weights(folds / str(number) / "bundle") for number in (0, 1)]
+    shipped = _weights(bundle_for(2))
+    assert all(any(not torch.equal(one[k], shipped[k]) for k in shipped) for one in states)
+    assert any(not torch.equal(states[0][k], states[1][k]) for k in shipped)
+    # pooled: each patient once, by the part that left it out
+    scores = read_scores(tmp_path / "study" / "scores.csv")
+    errors = [s for s in scores if (s.name, s.method) == ("tre_mm", "ours")]
+    assert sorted(s.patient for s in errors) == ["p0", "p1", "p2", "p3"]
+    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    assert len(summary["weights"]) == 2
+    pooled = [r for r in summary["summary"] if (r["name"], r["method"]) == ("tre_mm", "ours")]
+    assert [(row["patients"], row["missing"]) for row in pooled] == [(4, 0)]
+    assert pooled[0]["low"] < pooled[0]["mean"] < pooled[0]["high"]
+
+
+def _weights(bundle):
+    return torch.load(bundle / "models" / "model.pt", weights_only=True)

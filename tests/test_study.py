@@ -1,15 +1,18 @@
 """Studies: reports to rows, rows to tables, and a datalist from end to end."""
 
 import csv
+import importlib.metadata
 import json
 import math
+import sys
 
 import pytest
-from pipeline_cases import small_evaluator, write_case
+from pipeline_cases import small_evaluator, small_pipeline, write_case
 
 import fusion_pipeline.pipeline as pipeline_package
+from fusion_pipeline.baselines import ENGINES
 from fusion_pipeline.cli import main
-from fusion_pipeline.data import InputError
+from fusion_pipeline.data import InputError, case_from_paths
 from fusion_pipeline.evaluation.scores import Score, scores_of
 from fusion_pipeline.evaluation.tables import (
     as_json,
@@ -19,8 +22,13 @@ from fusion_pipeline.evaluation.tables import (
     short,
     summary_rows,
 )
-from fusion_pipeline.pipeline import FusionInferer, TraditionalInferer, methods_against
-from fusion_pipeline.pipeline.traditional import STAGES
+from fusion_pipeline.pipeline import (
+    FusionInferer,
+    TraditionalInferer,
+    fitted_standard,
+    methods_against,
+)
+from fusion_pipeline.pipeline.traditional import STAGES, Chain
 
 REPORT = {
     "id": "c1",
@@ -97,7 +105,7 @@ class TestTables:
         verdicts = {r.name: r.verdict for r in comparison_rows([*errors, *overlaps], "ours")}
         assert verdicts == {"tre_mm": "better", "dice": "worse"}
 
-    def test_p_is_corrected_over_the_whole_table(self):
+    def test_p_is_corrected_over_the_rows_of_a_stage(self):
         low, high = [float(n) for n in range(8)], [float(n) + 3 for n in range(8)]
         one = [*many("ours", low), *many("other", high)]
         two = [*one, *many("ours", low, "hd95_mm"), *many("other", high, "hd95_mm")]
@@ -105,6 +113,11 @@ class TestTables:
         beside = comparison_rows(two, "ours")[0].comparison
         assert alone.p_holm == alone.p
         assert beside.p_holm == pytest.approx(2 * beside.p)
+        # another stage is another question
+        three = [*two, *many("ours", low, "q_min"), *many("other", high, "q_min")]
+        found = {row.name: row.comparison for row in comparison_rows(three, "ours")}
+        assert found["tre_mm"].p_holm == beside.p_holm
+        assert found["q_min"].p_holm == found["q_min"].p
 
     def test_costs_are_not_compared(self):
         rows = [*many("ours", [1.0] * 8, "wall_s"), *many("other", [9.0] * 8, "wall_s")]
@@ -136,19 +149,89 @@ class TestTables:
 
 class TestMethods:
     def test_ours_comes_first_and_stages_are_replaced_one_at_a_time(self):
-        assert [m.name for m in methods_against(None)] == ["ours"]
-        names = [m.name for m in methods_against("stages")]
-        assert names == ["ours", "traditional", *(f"traditional-{s}" for s in STAGES)]
-        with pytest.raises(InputError, match="traditional or stages"):
-            methods_against("magic")
+        assert [m.name for m in methods_against()] == ["ours"]
+        names = [m.name for m in methods_against(["traditional", "stages"])]
+        assert names == [
+            "ours", "traditional", "mutual-information+ours+ours", "ours+z-score+ours",
+            "ours+ours+average",
+        ]  # fmt: skip
+
+    def test_each_combination_has_a_name(self):
+        chosen = methods_against(["mutual-information+nyul+wavelet", "ours+histogram+pca"])
+        assert [m.chain for m in chosen] == [
+            None,
+            Chain("mutual-information", "nyul", "wavelet"),
+            Chain("ours", "histogram", "pca"),
+        ]
+        assert [m.uses_networks for m in chosen] == [True, False, True]
+        assert chosen[1].overrides["inferer#harmonize"] == "nyul"
+
+    def test_all_is_every_method_of_a_stage(self):
+        chosen = methods_against(["ours+all+all"])
+        assert len({m.name for m in chosen}) == 1 + 3 * 5
+        engines = [m.chain.register for m in methods_against(["all+ours+ours"])[1:]]
+        assert engines == [name for name, one in ENGINES.items() if one.installed]
+
+    @pytest.mark.parametrize("wrong", ["magic", "ours+ours+ours", "ants+z-score"])
+    def test_another_word_is_answered_with_the_list(self, wrong):
+        with pytest.raises(InputError, match=r"stages, or {mutual-information, greedy, .*wavelet"):
+            methods_against([wrong])
+
+    def test_a_wrong_part_is_answered_with_the_list_of_its_stage(self):
+        expected = "harmonize: expected ours, z-score, histogram, nyul, got 'minmax'"
+        with pytest.raises(InputError, match=expected):
+            methods_against(["mutual-information+minmax+pca"])
+
+    def test_an_engine_that_is_missing_is_refused_before_anything_runs(self, monkeypatch):
+        def missing(name):
+            raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", missing)
+        with pytest.raises(InputError, match=r"expected antspyx to be installed.*pip install"):
+            methods_against(["ants+z-score+pca"])
+
+    def test_wavelets_without_their_library_are_refused_before_anything_runs(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pywt", None)
+        with pytest.raises(InputError, match="PyWavelets to be installed, got none"):
+            methods_against(["ours+ours+wavelet"])
 
     def test_what_is_replaced_decides_whether_a_case_is_done(self):
-        ours, theirs = FusionInferer(), TraditionalInferer(stages=["fuse"], rule="maximum")
+        ours, theirs = FusionInferer(), TraditionalInferer(register="ours", fuse="maximum")
         assert ours.settings != theirs.settings
-        with pytest.raises(InputError, match="got sharpen"):
-            TraditionalInferer(stages=["sharpen"])
-        with pytest.raises(InputError, match="got wavelet"):
-            TraditionalInferer(rule="wavelet")
+        assert theirs.settings["traditional"] == "ours+z-score+maximum"
+        with pytest.raises(InputError, match="got 'sharpen'"):
+            TraditionalInferer(fuse="sharpen")
+        with pytest.raises(InputError, match="nyul: expected a standard"):
+            TraditionalInferer(harmonize="nyul")
+
+
+class TestStandards:
+    @pytest.fixture
+    def cases(self, tmp_path):
+        paths = [write_case(tmp_path / name) for name in "ab"]
+        (tmp_path / "c").mkdir()
+        bad = {"ct": paths[0]["ct"], "mr": tmp_path / "c" / "mr.nii.gz"}
+        bad["mr"].write_bytes(b"no image")
+        found = [
+            case_from_paths(str(n), {key: str(path) for key, path in one.items()})
+            for n, one in enumerate([*paths, bad])
+        ]
+        return found, small_pipeline()
+
+    def test_a_standard_is_fitted_to_the_images_of_each_modality(self, cases):
+        found, pipeline = cases
+        standard = fitted_standard("nyul", found, pipeline.load)
+        assert standard.learned.keys() == {"ct", "mr"}
+        one = TraditionalInferer(harmonize="nyul", standard=standard)
+        other = fitted_standard("nyul", found[:1], pipeline.load)
+        again = TraditionalInferer(harmonize="nyul", standard=other)
+        assert len(one.settings["standard"]) == 16
+        assert again.settings["standard"] == one.settings["standard"]  # two equal cases, one bad
+
+    def test_without_a_case_that_can_be_read_there_is_none(self, cases):
+        found, pipeline = cases
+        with pytest.raises(InputError, match=r"histogram: expected images to fit it to, got none"):
+            fitted_standard("histogram", found[2:], pipeline.load)
 
 
 @pytest.fixture
@@ -159,11 +242,10 @@ def small(monkeypatch):
     def from_config(path, overrides, name):
         asked.append(overrides)
         evaluator = small_evaluator(overrides["cases"], overrides["output_dir"], seed=len(asked))
-        if "inferer#stages" in overrides:
-            stages, rule = overrides["inferer#stages"], overrides["inferer#rule"]
-            evaluator.pipeline.inferer = TraditionalInferer(
-                stages=stages, rule=rule, refine_steps=0
-            )
+        chain = {s: overrides.get(f"inferer#{s}", "ours") for s in STAGES}
+        kind = TraditionalInferer if "inferer#register" in overrides else FusionInferer
+        own = chain if kind is TraditionalInferer else {}
+        evaluator.pipeline.inferer = kind(**own, refine_steps=0, fuse_steps=0, measure=True)
         return {"evaluator": evaluator}
 
     monkeypatch.setattr(pipeline_package, "from_config", from_config)
@@ -177,14 +259,16 @@ def test_a_datalist_from_end_to_end(small, tmp_path):
         paths = write_case(folder)
         for key, shift in (("ct", 0.0), ("mr", 2.0 * number)):
             (folder / f"{key}.csv").write_text(f"{shift},1,2\n{4 + shift},-3,5\n")
-        entry = {"id": f"c{number}", "patient": f"p{number}"}
+        # as the headers say: what is tested here is what comes after
+        entry = {"id": f"c{number}", "patient": f"p{number}", "mr_transform": "none"}
         entry |= {key: f"d{number}/{path.name}" for key, path in paths.items()}
         entries.append(entry | {f"{key}_landmarks": f"d{number}/{key}.csv" for key in paths})
     paths = write_case(tmp_path / "bad")
     paths["mr"].write_bytes(b"no image")
     entries.append({"id": "bad", **{key: f"bad/{path.name}" for key, path in paths.items()}})
     (tmp_path / "cases.json").write_text(json.dumps({"testing": entries}))
-    command = ["evaluate", "--datalist", str(tmp_path / "cases.json"), "--against", "traditional"]
+    other = "ours+z-score+average"
+    command = ["evaluate", "--datalist", str(tmp_path / "cases.json"), "--against", other]
     assert main([*command, "--output", str(tmp_path / "out")]) == 1  # one case failed
     with (tmp_path / "out" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -193,7 +277,7 @@ def test_a_datalist_from_end_to_end(small, tmp_path):
         for row in rows
         if (row["name"], row["image"]) == ("landmarks_mm", "mr")
     }
-    assert errors.keys() == {(c, m) for c in ("c1", "c2") for m in ("start", "ours", "traditional")}
+    assert errors.keys() == {(c, m) for c in ("c1", "c2") for m in ("start", "ours", other)}
     assert all(math.isfinite(value) for value in errors.values())
     assert [errors[f"c{n}", "start"] for n in (1, 2)] == [2.0, 4.0]
     page = (tmp_path / "out" / "study.html").read_text()

@@ -118,6 +118,16 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def config_value(text: str) -> tuple[str, Any]:
+    """An id and its value, read as ``python -m monai.bundle`` reads it."""
+    from fire.parser import DefaultParseValue
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"expected ID=VALUE, got {text!r}")
+    return name, DefaultParseValue(value)
+
+
 def positive(text: str) -> int:
     """A number of processes."""
     if whole_number(text) < 1:
@@ -129,6 +139,7 @@ __all__ = [
     "HelpFormatter",
     "Parser",
     "add_inference",
+    "config_value",
     "key_of",
     "new_command",
     "positive",

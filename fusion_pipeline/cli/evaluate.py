@@ -2,17 +2,26 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_pipeline.cli.arguments import add_inference, new_command, positive, whole_number
+from fusion_pipeline.cli.arguments import (
+    add_inference,
+    config_value,
+    new_command,
+    positive,
+    whole_number,
+)
 from fusion_pipeline.cli.evaluator import bundle_of, evaluator_of
 from fusion_pipeline.cli.terminal import logger
 
 if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands, Parser
     from fusion_pipeline.data import CaseFiles
+    from fusion_pipeline.evaluation.page import Section
     from fusion_pipeline.pipeline import FusionEvaluator, Method
+    from fusion_pipeline.standards import Standard
 
 _SUMMARY = "run the cases of a datalist and write their scores with statistics"
 _EPILOG = (
@@ -40,15 +49,12 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
     )
     evaluate.add_argument(
         "--against",
-        choices=("traditional", "stages"),
-        help="compare with the traditional chain (mutual information, z-score, a rule); 'stages': "
-        "and with each stage of ours replaced alone (default: ours alone)",
-    )
-    evaluate.add_argument(
-        "--rule",
-        default="average",
-        choices=("average", "maximum", "pca", "laplacian"),
-        help="fusion of the traditional chain",
+        nargs="+",
+        default=(),
+        metavar="METHOD",
+        help="compare with 'traditional' (mutual-information+z-score+average), 'stages' (and ours "
+        "with one of its stages at a time), or any register+harmonize+fuse; a wrong name is "
+        "answered with the list (default: ours alone)",
     )
     evaluate.add_argument("--resume", action="store_true", help="skip cases that are done")
     _add_cross_validation(evaluate)
@@ -103,6 +109,14 @@ def _add_cross_validation(evaluate: "Parser") -> None:
         metavar="N",
         help="optimizer steps of each part",
     )
+    evaluate.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="ID=VALUE",
+        type=config_value,
+        help="another value of the training's config, such as data#batch_size=4; repeatable",
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -119,6 +133,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             "folders"
         )
     cases = read_datalist(args.datalist, args.section)
+    methods = methods_against(args.against)
     check_output_folder(args.output)
     dims = spatial_dims_of_cases(cases)
     if args.fold is not None:
@@ -126,9 +141,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         return 0
 
     def runners(method: "Method", folder: Path) -> "Iterator[FusionEvaluator]":
-        replaced = method.overrides.get("inferer#stages", ())
-        networks = isinstance(replaced, Sequence) and len(replaced) < 3
-        if args.folds is None or not networks:
+        if args.folds is None or not method.uses_networks:
             yield _runner(args, cases, dims, method, folder)
             return
         for number in range(args.folds):
@@ -136,9 +149,10 @@ def _evaluate(args: argparse.Namespace) -> int:
             own = argparse.Namespace(**vars(args) | {"bundle": bundle, "weights": None})
             yield _runner(own, outside, dims, method, folder)
 
-    code = run_study(cases, methods_against(args.against, args.rule), runners, args.output)
-    if args.diagnosis is not None:
-        _diagnose(args, cases, dims)
+    # a classifier of each stage that is replaced would triple the time
+    whole = [one.name for one in methods if one.chain is None or not one.uses_networks]
+    diagnose = None if args.diagnosis is None else partial(_diagnose, args, cases, dims, whole)
+    code = run_study(cases, methods, runners, args.output, diagnose)
     logger.info("study: %s", args.output / "study.html")
     return code
 
@@ -152,7 +166,26 @@ def _runner(
 ) -> "FusionEvaluator":
     """What runs some cases by one method."""
     into = argparse.Namespace(**vars(args) | {"output": folder})
-    return evaluator_of(into, dims, **{"cases": cases, "resume": args.resume, **method.overrides})
+    overrides: dict[str, object] = {"cases": cases, "resume": args.resume, **method.overrides}
+    if method.chain is not None and method.chain.needs_examples:
+        overrides["inferer#standard"] = _standard(args, cases, dims, method.chain.harmonize)
+    return evaluator_of(into, dims, **overrides)
+
+
+def _standard(
+    args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int, name: str
+) -> "Standard":
+    """A standard of the intensities, fitted to the list's training cases, else to its own."""
+    from fusion_pipeline.data import InputError, read_datalist
+    from fusion_pipeline.pipeline import FusionPipeline, fitted_standard
+
+    try:
+        examples = read_datalist(args.datalist, "training")
+    except InputError:  # none are listed
+        examples = []
+    logger.info("%s: fitted to %d cases", name, min(20, len(examples or cases)))
+    pipeline = FusionPipeline.from_bundle(bundle_of(args, dims), device=args.device)
+    return fitted_standard(name, examples or cases, pipeline.load)
 
 
 def _trained(
@@ -166,12 +199,17 @@ def _trained(
         args.phase,
         args.max_steps,
         args.device,
-        {} if args.weights is None else {"ckpt_path": str(args.weights)},
+        ({} if args.weights is None else {"ckpt_path": str(args.weights)}) | dict(args.override),
     )
     return train_fold(cases, args.folds, number, training, args.output)
 
 
-def _diagnose(args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int) -> None:
+def _diagnose(
+    args: argparse.Namespace,
+    cases: "Sequence[CaseFiles]",
+    dims: int,
+    methods: "Sequence[str]",
+) -> "Section":
     """The diagnostic part of the study."""
     from fusion_pipeline.evaluation.classifier import Recipe
     from fusion_pipeline.pipeline import FusionPipeline
@@ -182,8 +220,9 @@ def _diagnose(args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int)
         bundle_of(args, dims), weights=args.weights, device=args.device
     )
     recipe = Recipe(steps=args.diagnosis_steps)
-    plan = DiagnosisPlan(fold_numbers(cases, args.diagnosis), args.lesion_label, recipe)
-    run_diagnosis(cases, pipeline, args.output, plan)
+    folds = fold_numbers(cases, args.diagnosis)
+    plan = DiagnosisPlan(folds, methods, args.lesion_label, recipe)
+    return run_diagnosis(cases, pipeline, args.output, plan)
 
 
 __all__ = ["add_command"]

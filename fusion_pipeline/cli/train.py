@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_pipeline.cli.arguments import new_command, whole_number
+from fusion_pipeline.cli.arguments import config_value, new_command, whole_number
 
 if TYPE_CHECKING:
     from fusion_pipeline.cli.arguments import Commands
@@ -56,7 +56,7 @@ def add_command(commands: "Commands", argv: list[str]) -> None:
         "--override",
         action="append",
         metavar="ID=VALUE",
-        type=_override,
+        type=config_value,
         help="another value of the config, such as module#learning_rate=1e-3; as often as needed",
     )
 
@@ -135,16 +135,6 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 def _number_or_word(text: str | None) -> int | str | None:
     """``2`` is a number of devices, ``auto`` and ``0,1`` are Lightning's words."""
     return int(text) if text is not None and text.isdecimal() else text
-
-
-def _override(text: str) -> tuple[str, Any]:
-    """An id and its value, read as ``python -m monai.bundle`` reads it."""
-    from fire.parser import DefaultParseValue
-
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"expected ID=VALUE, got {text!r}")
-    return name, DefaultParseValue(value)
 
 
 __all__ = ["add_command"]

@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -157,6 +158,22 @@ def predictions_csv(predictions: Sequence[Prediction]) -> str:
     return text.getvalue()
 
 
+def read_predictions(path: Path) -> list[Prediction]:
+    """The rows of a file that `predictions_csv` made."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Prediction(
+                row["case"],
+                row["patient"],
+                int(row["fold"]),
+                row["input"],
+                int(row["target"]),
+                float(row["probability"]),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
 def _weighted(
     name: str, predictions: Sequence[Prediction], patients: Sequence[str]
 ) -> Callable[[Values], Values]:
@@ -234,4 +251,5 @@ __all__ = [
     "diagnose",
     "difference",
     "predictions_csv",
+    "read_predictions",
 ]

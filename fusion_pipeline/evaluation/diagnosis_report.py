@@ -20,7 +20,7 @@ from fusion_pipeline.evaluation.diagnosis import (
     Prediction,
 )
 from fusion_pipeline.evaluation.statistics import Comparison, Summary
-from fusion_pipeline.evaluation.tables import short
+from fusion_pipeline.evaluation.tables import Table, short
 
 _BINS = 5  # of the calibration curve: some 40 cases in each of 200
 
@@ -48,18 +48,18 @@ def diagnosis_json(
     return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
 
 
-def diagnosis_markdown(
+def diagnosis_tables(
     diagnoses: Sequence[Diagnosis],
     differences: Sequence[Difference],
     segmentation: Segmentation,
     compared: Mapping[str, Comparison],
-) -> str:
-    """Tables with a caption each."""
+) -> list[Table]:
+    """Tables with a caption each; no table without rows."""
     first = diagnoses[0]
     of = f"{first.cases} cases of {first.patients} patients, {first.positive} cases positive"
-    parts = [
-        f"Diagnosis, {of}; value (95 % interval over patients).",
-        _table(
+    found = [
+        Table(
+            f"Diagnosis, {of}; value (95 % interval over patients).",
             ["input", *SCORES, "calibration error", "Brier"],
             [
                 [
@@ -71,37 +71,26 @@ def diagnosis_markdown(
                 for one in diagnoses
             ],
         ),
-    ]
-    if differences:
-        parts += [
+        Table(
             f"Difference of AUROC, paired, {first.patients} patients; intervals are not corrected "
             f"for the {len(differences)} comparisons. Not worse: the interval lies above −0.05.",
-            _table(
-                ["input", "against", "difference (95 % interval)", "verdict"],
-                [
-                    [one.input, one.against, _estimate(one.auroc), one.verdict]
-                    for one in differences
-                ],
-            ),
-        ]
-    if segmentation:
-        parts += [
+            ["input", "against", "difference (95 % interval)", "verdict"],
+            [[one.input, one.against, _estimate(one.auroc), one.verdict] for one in differences],
+        ),
+        Table(
             "Dice of the lesion where there is one, by a small head on the input; mean (95 % "
             "interval), median, worst 30 %.",
-            _table(
-                ["input", "patients", "mean (95 % interval)", "median", "worst 30 %"],
-                [[name, *_summary(one)] for name, one in segmentation.items()],
-            ),
-        ]
-    if compared:
-        parts += [
-            "Difference of Dice, paired; Wilcoxon's test with Holm's correction over this table.",
-            _table(
-                ["compared", "patients", "difference (95 % interval)", "p (Holm)", "verdict"],
-                [[name, *_comparison(one)] for name, one in compared.items()],
-            ),
-        ]
-    return "\n\n".join(parts) + "\n"
+            ["input", "patients", "mean (95 % interval)", "median", "worst 30 %"],
+            [[name, *_summary(one)] for name, one in segmentation.items()],
+        ),
+        Table(
+            "Difference of Dice, paired; Wilcoxon's test with Holm's correction over this table, "
+            "rank-biserial correlation as effect size.",
+            ["compared", "patients", "difference (95 % interval)", "effect", "p (Holm)", "verdict"],
+            [[name, *_comparison(one)] for name, one in compared.items()],
+        ),
+    ]
+    return [table for table in found if table.rows]
 
 
 def draw_roc(predictions: Mapping[str, Sequence[Prediction]], path: Path) -> None:
@@ -152,13 +141,8 @@ def _summary(one: Summary) -> list[str]:
 
 def _comparison(one: Comparison) -> list[str]:
     mean = f"{short(one.mean)} ({short(one.low)} to {short(one.high)})"
-    return [str(one.patients), mean, short(one.p_holm), one.verdict(higher_is_better=True)]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    verdict = one.verdict(higher_is_better=True)
+    return [str(one.patients), mean, f"{one.effect:.2f}", short(one.p_holm), verdict]
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON
@@ -173,7 +157,7 @@ def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON
 __all__ = [
     "Segmentation",
     "diagnosis_json",
-    "diagnosis_markdown",
+    "diagnosis_tables",
     "draw_calibration",
     "draw_roc",
 ]

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -15,6 +16,7 @@ from fusion_pipeline.evaluation.tables import (
     SUMMARY_HEAD,
     ComparisonRow,
     SummaryRow,
+    Table,
     comparison_cells,
     short,
     summary_cells,
@@ -47,12 +49,38 @@ class CaseRow:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page beside the scores.
+
+    Attributes:
+        title: its heading.
+        note: a sentence below it; may be empty.
+        tables: with their captions.
+        figures: per caption a data URI.
+    """
+
+    title: str
+    note: str
+    tables: Sequence[Table]
+    figures: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, title: str, note: str, tables: Sequence[Table], pictures: Mapping[str, Path]
+    ) -> "Section":
+        """With the PNG files of its figures inside."""
+        figures = {caption: _uri(path.read_bytes()) for caption, path in pictures.items()}
+        return cls(title, note, tables, figures)
+
+
 def render_page(
     scores: Sequence[Score],
     summaries: Sequence[SummaryRow],
     comparisons: Sequence[ComparisonRow],
     cases: Sequence[CaseRow],
     facts: Mapping[str, Any],
+    sections: Sequence[Section] = (),
 ) -> str:
     """Draw the page.
 
@@ -62,6 +90,7 @@ def render_page(
         comparisons: of them.
         cases: as they are to stand on it.
         facts: what was run, for its head.
+        sections: other parts.
 
     Returns:
         HTML with its style and plots inside; pictures of cases are linked.
@@ -80,6 +109,7 @@ def render_page(
             comparison_head=COMPARISON_HEAD,
             comparisons=[comparison_cells(row) for row in comparisons if not row.label],
             cases=cases,
+            sections=sections,
         )
     )
 
@@ -223,7 +253,12 @@ def _png(figure: "Figure") -> str:
     """A data URI."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return _uri(out.getvalue())
+
+
+def _uri(png: bytes) -> str:
+    """A picture inside the page."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _environment() -> Environment:
@@ -237,4 +272,4 @@ def _environment() -> Environment:
     )
 
 
-__all__ = ["CaseRow", "render_page", "sorted_cases"]
+__all__ = ["CaseRow", "Section", "render_page", "sorted_cases"]

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 START = "start"  # the method that does nothing: where the headers place the images
@@ -38,8 +39,10 @@ KINDS: Mapping[str, Kind] = {
     "sd_log_jacobian": Kind("SD of the log Jacobian", "", False, "registration"),
     "inverse_consistency_mm": Kind("inverse consistency", "mm", False, "registration"),
     "doubtful": Kind("share called doubtful by the method", "", False, "registration"),
+    "protocol_residual": Kind("difference between two protocols", "SD", False, "harmonization"),
     "edges_kept": Kind("edges kept", "", True, "harmonization"),
     "information_kept": Kind("information kept", "", True, "harmonization"),
+    "contrast_kept": Kind("contrast of edges kept", "", True, "harmonization"),
     "agreement": Kind("agreement with the reference", "", True, "harmonization"),
     "q": Kind("Q^AB/F", "", True, "fusion"),
     "ssim": Kind("SSIM", "", True, "fusion"),
@@ -149,6 +152,12 @@ def as_csv(scores: Sequence[Score]) -> str:
     return text.getvalue()
 
 
+def read_scores(path: Path) -> list[Score]:
+    """The rows of a file that `as_csv` made."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [Score(**{**row, "value": float(row["value"])}) for row in csv.DictReader(file)]
+
+
 def by_patient(scores: Iterable[Score]) -> dict[str, list[float]]:
     """The values of each patient."""
     found: dict[str, list[float]] = {}
@@ -157,4 +166,4 @@ def by_patient(scores: Iterable[Score]) -> dict[str, list[float]]:
     return found
 
 
-__all__ = ["KINDS", "START", "Kind", "Score", "as_csv", "by_patient", "scores_of"]
+__all__ = ["KINDS", "START", "Kind", "Score", "as_csv", "by_patient", "read_scores", "scores_of"]

@@ -49,6 +49,31 @@ class ComparisonRow:
         return self.comparison.verdict(higher_is_better=KINDS[self.name].higher_is_better)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of texts, for any format.
+
+    Attributes:
+        caption: what, on what, how many.
+        head: names of the columns.
+        rows: texts.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def markdown(self) -> str:
+        """The caption and a table."""
+        return "\n\n".join(part for part in (self.caption, pipes(self.head, self.rows)) if part)
+
+    @property
+    def latex(self) -> str:
+        """A ``tabular`` with the packages that LaTeX has anyway; the caption as a comment."""
+        return f"% {self.caption}\n{tabular(self.head, self.rows)}"
+
+
 _Cell = tuple[str, str, str, str]
 
 
@@ -76,8 +101,9 @@ def summary_rows(scores: Sequence[Score]) -> list[SummaryRow]:
 def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]:
     """One method against each other one, for all scores that both have.
 
-    p values are corrected by Holm's procedure over the whole table. Cost is left out: machines
-    differ, and a time needs no test.
+    p values are corrected by Holm's procedure over all rows of a stage (registration,
+    harmonization, fusion): each stage is one question. Cost is left out: machines differ, and a
+    time needs no test.
 
     Args:
         scores: of all methods.
@@ -92,11 +118,12 @@ def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]
             if other != method:
                 found = compare(ours, by_patient(theirs))
                 rows.append(ComparisonRow(*cell, method, other, found))
-    corrected = holm([row.comparison.p for row in rows])
-    return [
-        replace(row, comparison=replace(row.comparison, p_holm=p))
-        for row, p in zip(rows, corrected, strict=True)
-    ]
+    corrected: dict[ComparisonRow, float] = {}
+    for stage in dict.fromkeys(KINDS[row.name].stage for row in rows):
+        family = [row for row in rows if KINDS[row.name].stage == stage]
+        p_holm = holm([row.comparison.p for row in family])
+        corrected |= dict(zip(family, p_holm, strict=True))
+    return [replace(row, comparison=replace(row.comparison, p_holm=corrected[row])) for row in rows]
 
 
 def as_json(
@@ -115,17 +142,17 @@ def as_json(
 
 def as_markdown(summaries: Sequence[SummaryRow], comparisons: Sequence[ComparisonRow]) -> str:
     """Two tables for people."""
-    parts = [_pipes(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
+    parts = [pipes(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
     if comparisons:
-        parts.append(_pipes(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
+        parts.append(pipes(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
     return "\n\n".join(parts) + "\n"
 
 
 def as_latex(summaries: Sequence[SummaryRow], comparisons: Sequence[ComparisonRow]) -> str:
     """Two ``tabular`` environments with the packages that LaTeX has anyway."""
-    parts = [_tabular(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
+    parts = [tabular(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
     if comparisons:
-        parts.append(_tabular(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
+        parts.append(tabular(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -221,13 +248,13 @@ def _flat(row: SummaryRow | ComparisonRow, numbers: Summary | Comparison) -> dic
     return {**named, "unit": kind.unit, "higher_is_better": kind.higher_is_better, **values}
 
 
-def _pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def tabular(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A LaTeX table."""
     lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (head, *rows)]
     body = "\n".join([lines[0], r"\hline", *lines[1:]])
@@ -245,12 +272,15 @@ def _escaped(text: str) -> str:
 __all__ = [
     "ComparisonRow",
     "SummaryRow",
+    "Table",
     "as_json",
     "as_latex",
     "as_markdown",
     "comparison_cells",
     "comparison_rows",
+    "pipes",
     "short",
     "summary_cells",
     "summary_rows",
+    "tabular",
 ]

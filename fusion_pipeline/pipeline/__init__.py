@@ -36,7 +36,7 @@ from fusion_pipeline.pipeline.shared_run import CaseQueue, SharedRun
 from fusion_pipeline.pipeline.study import Method, methods_against, run_study
 from fusion_pipeline.pipeline.summary import Outcome
 from fusion_pipeline.pipeline.synthetic import SyntheticCases
-from fusion_pipeline.pipeline.traditional import TraditionalInferer
+from fusion_pipeline.pipeline.traditional import TraditionalInferer, fitted_standard
 from fusion_pipeline.pipeline.workflow import run_training
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "case_list",
     "check_bids_labels",
     "check_bundle_folder",
+    "fitted_standard",
     "from_config",
     "load_weights",
     "methods_against",

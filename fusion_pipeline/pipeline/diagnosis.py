@@ -24,10 +24,11 @@ from fusion_pipeline.evaluation.diagnosis import (
 )
 from fusion_pipeline.evaluation.diagnosis_report import (
     diagnosis_json,
-    diagnosis_markdown,
+    diagnosis_tables,
     draw_calibration,
     draw_roc,
 )
+from fusion_pipeline.evaluation.page import Section
 from fusion_pipeline.evaluation.statistics import Comparison, compare, holm, summarize
 from fusion_pipeline.metrics import dice
 from fusion_pipeline.pipeline.diagnosis_inputs import (
@@ -39,12 +40,14 @@ from fusion_pipeline.pipeline.diagnosis_inputs import (
 )
 from fusion_pipeline.pipeline.folder import REPORT
 from fusion_pipeline.pipeline.pipeline import FusionPipeline
-from fusion_pipeline.pipeline.study import CASES, OURS
+from fusion_pipeline.pipeline.study import CASES, TRADITIONAL
+from fusion_pipeline.pipeline.traditional import OURS
 
 logger = logging.getLogger("fusion_pipeline.run")
 
 FOLDER = "diagnosis"
-_OURS_AGAINST = ("channels", "fused", "features")
+_OURS_AGAINST = ("channels", "fused", "fused colour", "features")
+_COMPARED_WITH = {"features": "channels", "fused colour": "fused"}  # the like input of others
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,23 @@ class DiagnosisPlan:
     Attributes:
         folds: number of the fold of each case, by its id; all cases of a patient share it.
         lesion_label: value of the reference's label map that is the lesion.
+        methods: whose results are read; ours first.
         recipe: how classifier and head are trained.
     """
 
     folds: Mapping[str, int]
+    methods: Sequence[str] = (OURS, TRADITIONAL)
     lesion_label: int = 1
     recipe: Recipe = field(default_factory=Recipe)
 
 
 def run_diagnosis(
     cases: Sequence[CaseFiles], pipeline: FusionPipeline, output: Path, plan: DiagnosisPlan
-) -> None:
+) -> Section:
     """Train and judge the classifiers on what `run_study` left in ``output``.
 
     Leaves ``output/diagnosis/``: ``predictions.csv`` (a row for each case and input),
-    ``diagnosis.json``, ``diagnosis.md``, ``roc.png``, ``calibration.png``, and a file for each
+    ``diagnosis.json``, ``.md`` and ``.tex``, ``roc.png``, ``calibration.png``, and a file for each
     input whose classifiers are done, so that a stopped run goes on.
 
     Args:
@@ -77,11 +82,14 @@ def run_diagnosis(
         output: the folder of the study.
         plan: folds and recipe.
 
+    Returns:
+        The tables and figures for the study's page.
+
     Raises:
         InputError: targets are missing or not of two classes, or no case has all results.
     """
     targets = _binary_targets(cases)
-    methods = [path.name for path in sorted((output / CASES).iterdir()) if path.is_dir()]
+    methods = [name for name in plan.methods if (output / CASES / name).is_dir()]
     done = [case for case in cases if _has_results(case, output, methods)]
     missing = [case.id for case in cases if case not in done]
     if missing:
@@ -107,8 +115,9 @@ def run_diagnosis(
         )
     }
     overlaps = _overlaps(done, inputs, masks, folds, plan.recipe, folder)
-    _write(predictions, overlaps, folder, missing)
+    section = _write(predictions, overlaps, folder, missing)
     logger.info("diagnosis: %s", folder / "diagnosis.md")
+    return section
 
 
 def _inputs_of(
@@ -222,19 +231,21 @@ def _write(
     overlaps: Mapping[str, Mapping[str, list[float]]],
     folder: Path,
     missing: Sequence[str],
-) -> None:
-    """All files."""
+) -> Section:
+    """All files, and what of them stands on the page."""
     named = {name: [replace(one, input=name) for one in some] for name, some in predictions.items()}
     diagnoses = [diagnose(some) for some in named.values()]
-    pairs = _pairs(list(named))
-    differences = [difference(named[a], named[b]) for a, b in pairs]
+    compared_with = pairs(list(named))
+    differences = [difference(named[a], named[b]) for a, b in compared_with]
     dices = {name: summarize(some, higher_is_better=True) for name, some in overlaps.items()}
-    compared = _compared(overlaps, pairs)
+    compared = _compared(overlaps, compared_with)
     facts = {"missing": list(missing)}
+    tables = diagnosis_tables(diagnoses, differences, dices, compared)
     texts = {
         "predictions.csv": predictions_csv([one for some in named.values() for one in some]),
         "diagnosis.json": diagnosis_json(diagnoses, differences, dices, compared, facts),
-        "diagnosis.md": diagnosis_markdown(diagnoses, differences, dices, compared),
+        "diagnosis.md": "\n\n".join(table.markdown for table in tables) + "\n",
+        "diagnosis.tex": "\n\n".join(table.latex for table in tables) + "\n",
     }
     for name, text in texts.items():
         with written_whole(folder / name) as aside:
@@ -242,16 +253,19 @@ def _write(
     for name, draw in (("roc.png", draw_roc), ("calibration.png", draw_calibration)):
         with written_whole(folder / name) as aside:
             draw(named, aside)
+    left_out = f"{len(missing)} cases without results of all methods are left out."
+    figures = {"ROC curves": folder / "roc.png", "calibration": folder / "calibration.png"}
+    return Section.of("Diagnosis", left_out if missing else "", tables, figures)
 
 
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """Ours against each image alone, the stack as it is, and other methods' like inputs."""
-    pairs = []
+    found = []
     for kind in _OURS_AGAINST:
         ours = f"{OURS}: {kind}"
         if ours not in names:
             continue
-        same = kind if kind != "features" else "channels"
+        same = _COMPARED_WITH.get(kind, kind)
         others = [
             name
             for name in names
@@ -259,15 +273,15 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
             or name in (UNREGISTERED, TRUE)
             or (name.endswith(f": {same}") and not name.startswith(f"{OURS}: "))
         ]
-        pairs += [(ours, other) for other in others]
-    return pairs
+        found += [(ours, other) for other in others]
+    return found
 
 
 def _compared(
-    overlaps: Mapping[str, Mapping[str, list[float]]], pairs: Sequence[tuple[str, str]]
+    overlaps: Mapping[str, Mapping[str, list[float]]], chosen: Sequence[tuple[str, str]]
 ) -> dict[str, Comparison]:
     """Dice of the same pairs, corrected over all of them."""
-    there = [(a, b) for a, b in pairs if a in overlaps and b in overlaps]
+    there = [(a, b) for a, b in chosen if a in overlaps and b in overlaps]
     found = [compare(overlaps[a], overlaps[b]) for a, b in there]
     corrected = holm([one.p for one in found])
     return {
@@ -276,4 +290,4 @@ def _compared(
     }
 
 
-__all__ = ["FOLDER", "DiagnosisPlan", "run_diagnosis"]
+__all__ = ["FOLDER", "DiagnosisPlan", "pairs", "run_diagnosis"]

@@ -79,7 +79,10 @@ def case_inputs(
     for method, folder in folders.items():
         channels = _harmonized(case, folder)
         images[f"{method}: channels"] = channels
-        images[f"{method}: fused"] = _read(folder, read_report(folder)["files"]["fused"], "mr")
+        names = read_report(folder)["files"]
+        images[f"{method}: fused"] = _read(folder, names["fused"], "mr")
+        if "fused_colour" in names:
+            images[f"{method}: fused colour"] = _read_colour(folder, names["fused_colour"])
         if method == features_of:
             images[f"{method}: features"] = _features(case, pipeline, channels, folder)
     side = [_SIDE[dims]] * dims
@@ -133,6 +136,13 @@ def _read(folder: Path, name: str, key: str) -> Tensor:
     image = read_image(str(folder / name), key)[0].in_canonical_axes()
     # a PNG holds 0..255 of what a NIfTI holds as 0..1
     return image.array.float() / (255.0 if image.is_picture else 1.0)
+
+
+def _read_colour(folder: Path, name: str) -> Tensor:
+    """A colour image of a result in canonical axes, ``(3, *S)`` in 0..1."""
+    image = read_image(str(folder / name), "mr")[0].in_canonical_axes()
+    colour = image.array.expand(3, *image.shape) if image.colour is None else image.colour
+    return colour.float() / 255.0
 
 
 def _features(case: Case, pipeline: FusionPipeline, channels: Tensor, folder: Path) -> Tensor:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,6 +28,7 @@ from fusion_pipeline.harmonize import Harmonization, Harmonize
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
 from fusion_pipeline.pipeline.clock import Clock, announce, announce_end, peak_memory_mb
+from fusion_pipeline.pipeline.measures import measured
 from fusion_pipeline.pipeline.result import PipelineResult
 from fusion_pipeline.register import Register, Registration
 from fusion_pipeline.transforms import NormalizeModality
@@ -52,6 +54,7 @@ class FusionInferer(Inferer):
         working_spacing: mm of the lattice on which the registration works, 0.1 to 20; None: by the
             images.
         same_person: False for images of different people, such as an atlas: softer fields.
+        measure: add the scores of `measures.measured`, which cost as much as the harmonization.
         device: where images are registered, resampled, harmonized and fused; in a process of
             ``torchrun`` plain ``cuda`` is the GPU of its own number, ``LOCAL_RANK``.
     """
@@ -65,6 +68,7 @@ class FusionInferer(Inferer):
         colour_map: str = "hot",
         working_spacing: float | None = None,
         same_person: bool = True,
+        measure: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
@@ -75,6 +79,7 @@ class FusionInferer(Inferer):
         self.colour_map = check_colour_map(colour_map)
         self.working_spacing = working_spacing
         self.same_person = bundle.switch("same_person", same_person)
+        self.measure = bundle.switch("measure", measure)
         self.device = torch.device(device)
 
     @property
@@ -87,6 +92,7 @@ class FusionInferer(Inferer):
             "working_spacing": self.working_spacing,
             "same_person": self.same_person,
             "device": str(self.device),
+            **({"measure": "yes"} if self.measure else {}),  # a report of a plain run stays valid
         }
 
     def __call__(
@@ -213,7 +219,7 @@ class FusionInferer(Inferer):
             shown = displayed_images(together, fields_of_view)
             fusion = self.fuse(harmonization.images, fields_of_view, network, shown)
         native = case.fixed.affine if case.native_affine is None else case.native_affine
-        return PipelineResult(
+        result = PipelineResult(
             case=case,
             registered_images=_along(native, registered),
             registrations=registrations,
@@ -223,6 +229,10 @@ class FusionInferer(Inferer):
             timings=clock.timings,
             peak_memory_mb=peak_memory_mb(),
         )
+        if not self.measure:
+            return result
+        again = partial(self.harmonize, network=network, normalize=normalize)
+        return measured(result, together, fields_of_view, again)
 
 
 def _prepared(case: Case, key: str) -> Prepared:

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import numpy as np
 from PIL import Image as Pillow
 
 import fusion_pipeline
+from fusion_pipeline.baselines import ENGINES
 from fusion_pipeline.data import CaseFiles, InputError, read_image, written_whole
 from fusion_pipeline.evaluation import page, tables
 from fusion_pipeline.evaluation.scores import START, Score, as_csv, scores_of
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator
+from fusion_pipeline.pipeline.fingerprint import weights_digest
 from fusion_pipeline.pipeline.summary import Outcome, read_report
 from fusion_pipeline.pipeline.summary import as_csv as as_csv_of_outcomes
-from fusion_pipeline.pipeline.traditional import STAGES
+from fusion_pipeline.pipeline.traditional import OURS, STAGES, Chain
 
 logger = logging.getLogger("fusion_pipeline.run")
 
-OURS = "ours"
 CASES = "cases"  # folder of the results, one folder for each method in it
+TRADITIONAL = "traditional"
+_ALL = "all"
 _THUMBNAIL = 160  # pixels
 
 
@@ -31,44 +35,81 @@ class Method:
 
     Attributes:
         name: in tables, and of its folder.
-        overrides: ids of the bundle's config and their values.
+        chain: what does each stage; None: the bundle.
     """
 
     name: str
-    overrides: Mapping[str, object]
+    chain: Chain | None = None
+
+    @property
+    def uses_networks(self) -> bool:
+        """Whether trained weights decide something of it."""
+        return self.chain is None or self.chain.uses_networks
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """Ids of the bundle's config and their values."""
+        common: dict[str, object] = {"inferer#measure": True}
+        if self.chain is None:
+            return common
+        stages = {f"inferer#{name}": value for name, value in asdict(self.chain).items()}
+        return common | stages | {"inferer#_target_": "fusion_pipeline.pipeline.TraditionalInferer"}
 
 
-def methods_against(what: str | None, rule: str = "average") -> list[Method]:
+def methods_against(what: Sequence[str] = ()) -> list[Method]:
     """The methods of a study, ours first.
 
     Args:
-        what: None: ours alone; ``traditional``: the whole traditional chain as well; ``stages``:
-            and ours with one stage replaced at a time.
-        rule: of the traditional fusion.
+        what: each ``register+harmonize+fuse`` by names of `STAGES`, where ``ours`` leaves a stage
+            as it is and ``all`` takes every method of a stage, of engines those that are
+            installed; ``traditional``: ``mutual-information+z-score+average``; ``stages``: that,
+            and ours with one of its stages at a time.
 
     Raises:
-        InputError: something else.
+        InputError: a name that is not one of these, or an engine that is not installed.
     """
-    methods = [Method(OURS, {})]
-    if what is None:
-        return methods
-    if what not in ("traditional", "stages"):
-        raise InputError(f"--against: expected traditional or stages, got {what!r}; correct it")
-    methods.append(_replacing(STAGES, "traditional", rule))
-    if what == "stages":
-        methods += [_replacing((stage,), f"traditional-{stage}", rule) for stage in STAGES]
+    methods = [Method(OURS)]
+    for name in what:
+        methods += [one for one in _methods(name) if one not in methods]
+    for method in methods[1:]:
+        if method.chain is not None:
+            method.chain.check_installed()  # before the first case runs
     return methods
 
 
-def _replacing(stages: Sequence[str], name: str, rule: str) -> Method:
-    return Method(
-        name,
-        {
-            "inferer#_target_": "fusion_pipeline.pipeline.TraditionalInferer",
-            "inferer#stages": list(stages),
-            "inferer#rule": rule,
-        },
-    )
+def _methods(name: str) -> list[Method]:
+    """What one word of ``--against`` stands for."""
+    if name == TRADITIONAL:
+        return [Method(TRADITIONAL, Chain())]
+    if name == "stages":
+        usual = asdict(Chain())
+        alone = [Chain(**{s: usual[s] if s == one else OURS for s in STAGES}) for one in STAGES]
+        return [Method(TRADITIONAL, Chain()), *(Method(str(chain), chain) for chain in alone)]
+    parts = name.split("+")
+    if len(parts) != len(STAGES) or set(parts) == {OURS}:
+        raise InputError(f"--against: expected {_names()}, got {name!r}; correct it")
+    choices = [
+        _offered(stage) if part == _ALL else [part]
+        for stage, part in zip(STAGES, parts, strict=True)
+    ]
+    try:
+        chains = [Chain(*chosen) for chosen in product(*choices)]
+    except InputError as error:
+        raise InputError(f"--against {name}: {error}") from error
+    return [Method(str(chain), chain) for chain in chains]
+
+
+def _offered(stage: str) -> list[str]:
+    """All methods of a stage that can run here."""
+    if stage != "register":
+        return list(STAGES[stage])
+    return [name for name, engine in ENGINES.items() if engine.installed]
+
+
+def _names() -> str:
+    """All that can be asked for."""
+    lists = "+".join(f"{{{', '.join(STAGES[stage])}}}" for stage in STAGES)
+    return f"{TRADITIONAL}, stages, or {lists} (each also {OURS} or {_ALL})"
 
 
 def run_study(
@@ -76,6 +117,7 @@ def run_study(
     methods: Sequence[Method],
     evaluators_of: Callable[[Method, Path], Iterable[FusionEvaluator]],
     output: Path,
+    diagnose: Callable[[], page.Section] | None = None,
 ) -> int:
     """Run all cases by all methods, and write what their scores say.
 
@@ -88,12 +130,14 @@ def run_study(
         evaluators_of: method and folder → what runs it; several where each has its own cases and
             weights (cross-validation), which together run every case once.
         output: the folder.
+        diagnose: what follows the last case, and gives a part of the page.
 
     Returns:
         0; 1 where a case failed by some method.
     """
     scores: list[Score] = []
     failed: dict[str, str] = {}
+    weights: set[str] = set()
     patients = {files.id: files.patient or files.id for files in cases}
     for method in methods:
         logger.info("method: %s", method.name)
@@ -102,6 +146,8 @@ def run_study(
         for evaluator in evaluators_of(method, folder):
             evaluator.run()
             outcomes += evaluator.state.outcomes
+            if method.uses_networks:
+                weights.add(weights_digest(evaluator.pipeline.network))
         with written_whole(folder / "summary.csv") as aside:  # of all parts, not of the last one
             aside.write_text(as_csv_of_outcomes(outcomes), encoding="utf-8")
         for outcome in outcomes:
@@ -114,36 +160,42 @@ def run_study(
             scores += [one for one in found if one.method != START or method is methods[0]]
         if method is methods[0]:
             ours = outcomes
-    _write(scores, methods, failed, _reports(ours, output, methods[0].name), patients, output)
-    return 1 if failed else 0
-
-
-def _write(
-    scores: Sequence[Score],
-    methods: Sequence[Method],
-    failed: Mapping[str, str],
-    reports: Mapping[str, tuple[str, str]],
-    patients: Mapping[str, str],
-    output: Path,
-) -> None:
-    """All files of the study."""
-    first = methods[0].name
-    summaries = tables.summary_rows(scores)
-    comparisons = tables.comparison_rows(scores, first)
-    facts: dict[str, Any] = {
+    facts = {
         "cases": len(patients),
         "patients": len(set(patients.values())),
         "methods": [method.name for method in methods],
         "failed": len(failed),
         "version": fusion_pipeline.__version__,
+        "weights": sorted(weights),
     }
+    sections: list[page.Section] = []
+    try:
+        sections += [] if diagnose is None else [diagnose()]
+    finally:  # the scores do not depend on it
+        reports = _reports(ours, output, methods[0].name)
+        _write(scores, facts, failed, reports, sections, output)
+    return 1 if failed else 0
+
+
+def _write(
+    scores: Sequence[Score],
+    facts: Mapping[str, Any],
+    failed: Mapping[str, str],
+    reports: Mapping[str, tuple[str, str]],
+    sections: Sequence[page.Section],
+    output: Path,
+) -> None:
+    """All files of the study."""
+    first = facts["methods"][0]
+    summaries = tables.summary_rows(scores)
+    comparisons = tables.comparison_rows(scores, first)
     rows = page.sorted_cases(scores, first, reports, failed)
     texts = {
         "scores.csv": as_csv(scores),
         "summary.json": tables.as_json(summaries, comparisons, facts),
         "summary.md": tables.as_markdown(summaries, comparisons),
         "summary.tex": tables.as_latex(summaries, comparisons),
-        "study.html": page.render_page(scores, summaries, comparisons, rows, facts),
+        "study.html": page.render_page(scores, summaries, comparisons, rows, facts, sections),
     }
     for name, text in texts.items():
         with written_whole(output / name) as aside:
@@ -180,4 +232,4 @@ def _thumbnail(folder: Path, target: Path) -> None:
         small.resize((width, height)).save(aside)
 
 
-__all__ = ["CASES", "OURS", "Method", "methods_against", "run_study"]
+__all__ = ["CASES", "TRADITIONAL", "Method", "methods_against", "run_study"]

@@ -1,73 +1,137 @@
 """The traditional chain as an inferer, whole or one stage at a time, to be compared with."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from fusion_pipeline import baselines
-from fusion_pipeline.data import Case, Image, InputError, one_line_refusals
+from fusion_pipeline.baselines import ENGINES, RULES, FuseBy, pywavelets
+from fusion_pipeline.data import Case, CaseFiles, Image, InputError, one_line_refusals
 from fusion_pipeline.fuse import Fusion
 from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.register import Registration
-from fusion_pipeline.standards import HarmonizeBy
+from fusion_pipeline.standards import (
+    HarmonizeBy,
+    HistogramStandard,
+    NyulStandard,
+    Standard,
+    z_score_in_body,
+)
 from fusion_pipeline.transforms import NormalizeModality
 
-STAGES = ("register", "harmonize", "fuse")
-_RULES = {
-    "average": baselines.average,
-    "maximum": baselines.maximum,
-    "pca": baselines.pca,
-    "laplacian": baselines.laplacian_pyramid,
+OURS = "ours"
+_FITTED = {"histogram": HistogramStandard, "nyul": NyulStandard}
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "register": tuple(ENGINES),
+    "harmonize": ("z-score", *_FITTED),
+    "fuse": tuple(RULES),
 }
+_EXAMPLES = 20  # cases that a standard is fitted to
+_EXAMPLE_SIDE = 64  # voxels of an example along each axis: some 10⁵ values tell its percentiles
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Which method does each stage: a name of `STAGES`, or ``ours``.
+
+    Attributes:
+        register: engine of the registration.
+        harmonize: standard of the intensities.
+        fuse: rule of the fusion.
+    """
+
+    register: str = "mutual-information"
+    harmonize: str = "z-score"
+    fuse: str = "average"
+
+    def __post_init__(self) -> None:
+        """Refuse names that no stage has."""
+        for stage, name in zip(STAGES, astuple(self), strict=True):
+            if name not in (OURS, *STAGES[stage]):
+                raise InputError(
+                    f"{stage}: expected {OURS}, {', '.join(STAGES[stage])}, got {name!r}; "
+                    "correct the name"
+                )
+
+    def __str__(self) -> str:
+        """As it is named in tables and on the command line."""
+        return "+".join(astuple(self))
+
+    def check_installed(self) -> None:
+        """Refuse what needs a package that is not there."""
+        if self.register != OURS:
+            _ = ENGINES[self.register].version
+        if self.fuse == "wavelet":
+            pywavelets()
+
+    @property
+    def needs_examples(self) -> bool:
+        """Whether its standard is fitted to images first, see `fitted_standard`."""
+        return self.harmonize in _FITTED
+
+    @property
+    def uses_networks(self) -> bool:
+        """Whether a stage of ours is left."""
+        return OURS in astuple(self)
 
 
 class TraditionalInferer(FusionInferer):
     """`FusionInferer` with some stages replaced by what a clinic has without learning.
 
-    Register: SimpleITK's mutual information, rigid and B-spline. Harmonize: z-score. Fuse: a rule.
-
     Args:
-        stages: which of ``register``, ``harmonize`` and ``fuse`` are replaced; all by default.
-        rule: ``average``, ``maximum``, ``pca`` or ``laplacian``.
+        register: an engine: ``mutual-information`` (SimpleITK), ``greedy``, ``ants``, ``elastix``
+            or ``convexadam``; or ``ours``.
+        harmonize: ``z-score``, ``histogram`` or ``nyul``; or ``ours``.
+        fuse: ``average``, ``maximum``, ``pca``, ``wavelet`` or ``laplacian``; or ``ours``.
+        standard: of ``histogram`` and ``nyul``, from `fitted_standard`.
         settings: of `FusionInferer`, for the stages that stay.
+
+    Raises:
+        InputError: a name that no stage has, an engine that is not installed, or no standard.
     """
 
     @one_line_refusals()
     def __init__(
         self,
         *,
-        stages: Sequence[str] = STAGES,
-        rule: str = "average",
+        register: str = "mutual-information",
+        harmonize: str = "z-score",
+        fuse: str = "average",
+        standard: Standard | None = None,
         **settings: Any,  # noqa: ANN401 - FusionInferer's own
     ) -> None:
         super().__init__(**settings)
-        unknown = sorted(set(stages) - set(STAGES))
-        if unknown or rule not in _RULES:
-            came = ", ".join(unknown) or rule
+        self.chain = Chain(register, harmonize, fuse)
+        if self.chain.needs_examples and standard is None:
             raise InputError(
-                f"inferer: expected stages of {', '.join(STAGES)} and a rule of "
-                f"{', '.join(_RULES)}, got {came}; correct the name"
+                f"harmonize {harmonize}: expected a standard, got none; fit it to images by "
+                "fitted_standard"
             )
-        self.stages = tuple(stages)
-        self.rule = rule
+        self._standard = standard or z_score_in_body
+        self._engine = None if register == OURS else ENGINES[register].load()
 
     @property
     def settings(self) -> Mapping[str, float | str | None]:
-        """Those of the stages that stay, and which are replaced."""
-        return {**super().settings, "traditional": " ".join(self.stages), "rule": self.rule}
+        """Those of the stages that stay, and what replaces the others."""
+        engine = "" if self._engine is None else ENGINES[self.chain.register].version
+        own = {"traditional": str(self.chain), "engine": engine}
+        if isinstance(self._standard, HistogramStandard | NyulStandard):
+            numbers = repr(sorted(self._standard.learned.items()))
+            own["standard"] = hashlib.sha256(numbers.encode()).hexdigest()[:16]
+        return {**super().settings, **own}
 
     def register(
         self, case: Case, network: MultimodalNet, normalize: NormalizeModality
     ) -> dict[str, Registration]:
         """See `FusionInferer`; masks are not looked at."""
-        if "register" not in self.stages:
+        if self._engine is None:
             return super().register(case, network, normalize)
-        stage = baselines.RegisterByMutualInformation()
         return {
-            key: stage(case.fixed, moving, transform=case.series[key].transform)
+            key: self._engine(case.fixed, moving, transform=case.series[key].transform)
             for key, moving in case.moving.items()
         }
 
@@ -79,9 +143,9 @@ class TraditionalInferer(FusionInferer):
         normalize: NormalizeModality,
     ) -> Harmonization:
         """See `FusionInferer`."""
-        if "harmonize" not in self.stages:
+        if self.chain.harmonize == OURS:
             return super().harmonize(images, fields_of_view, network, normalize)
-        return HarmonizeBy()(images, fields_of_view)
+        return HarmonizeBy(self._standard)(images, fields_of_view)
 
     def fuse(
         self,
@@ -91,9 +155,53 @@ class TraditionalInferer(FusionInferer):
         displayed: Mapping[str, Image] | None = None,
     ) -> Fusion:
         """See `FusionInferer`; a rule fuses the harmonized images."""
-        if "fuse" not in self.stages:
+        if self.chain.fuse == OURS:
             return super().fuse(images, fields_of_view, network, displayed)
-        return baselines.FuseBy(_RULES[self.rule])(images, fields_of_view, displayed)
+        return FuseBy(RULES[self.chain.fuse])(images, fields_of_view, displayed)
 
 
-__all__ = ["STAGES", "TraditionalInferer"]
+def fitted_standard(
+    name: str, cases: Sequence[CaseFiles], load: Callable[[CaseFiles], Case]
+) -> Standard:
+    """The standard of ``histogram`` or ``nyul``, one scale for each modality.
+
+    Args:
+        name: of the standard.
+        cases: examples; the first 20 that can be read are looked at.
+        load: reads and prepares a case.
+
+    Raises:
+        InputError: none of the cases can be read.
+    """
+    examples: list[tuple[Image, Tensor]] = []
+    read, refused = 0, ""
+    for files in cases:
+        if read == _EXAMPLES:
+            break
+        try:
+            case = load(files)
+        except InputError as error:  # the run itself reports it
+            refused = str(error)
+            continue
+        read += 1
+        examples += [
+            _thinned(one.image, one.prepared.body)
+            for one in case.series.values()
+            if one.prepared is not None
+        ]
+    if not examples:
+        raise InputError(
+            f"{name}: expected images to fit it to, got none; {refused or 'add cases'}"
+        )
+    return _FITTED[name]().fit(examples)
+
+
+def _thinned(image: Image, body: Tensor) -> tuple[Image, Tensor]:
+    """Every n-th voxel; an empty body is the whole image."""
+    steps = (slice(None), *(slice(None, None, -(-n // _EXAMPLE_SIDE)) for n in image.shape))
+    few, inside = image.array[steps].clone(), body[steps] > 0.5
+    whole = inside if bool(inside.any()) else inside.new_ones(inside.shape)
+    return image.with_array(few, colour=None), whole
+
+
+__all__ = ["OURS", "STAGES", "Chain", "TraditionalInferer", "fitted_standard"]

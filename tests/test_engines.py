@@ -1,18 +1,17 @@
-"""The peers of ``benchmarks/``: each map leads the way ours do, whatever the axes of the files."""
+"""Classical engines: each map leads the way ours do, whatever the axes of the files."""
 
-import importlib.util
 import itertools
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from register_cases import itk_affine
+from register_cases import itk_affine, moved_blobs
 
-from fusion_pipeline.data import Image
+from fusion_pipeline.baselines import ENGINES
+from fusion_pipeline.data import Image, InputError
 from fusion_pipeline.geometry import (
     apply_affine,
     identity_points,
@@ -20,9 +19,8 @@ from fusion_pipeline.geometry import (
     rigid_matrix,
 )
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 # measured: 0.5–0.6, 0.5–0.8, 1.6–1.7 and 1.9 mm, of 10.3; a wrong axis or sign costs 5 mm and more
-ENGINES = {
+MEASURED = {
     "greedy": ("picsl_greedy", 1.0),
     "ants": ("ants", 1.0),
     "elastix": ("itk", 2.0),
@@ -31,15 +29,6 @@ ENGINES = {
 CENTRE = np.array([14.0, -22.0, 31.0])
 # another angle, shift and size along each axis: no swap and no sign can hide
 TRUTH = rigid_matrix([5.0, -3.0, 5.5], [7.0, -5.0, 4.5], CENTRE.tolist())
-
-
-def _peers():
-    """``benchmarks/peers.py``, which is no package's."""
-    if "peers" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("peers", BENCHMARKS / "peers.py")
-        sys.modules["peers"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["peers"])
-    return sys.modules["peers"]
 
 
 def _lattice(angles, spacing, shape):
@@ -109,11 +98,11 @@ class _Greedy3D:
 
 @pytest.fixture
 def greedy(monkeypatch):
-    """The peer with an engine that is never wrong."""
+    """The stage with an engine that is never wrong."""
     monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     engine = type("_Greedy3D", (_Greedy3D,), {})
     monkeypatch.setitem(sys.modules, "picsl_greedy", SimpleNamespace(Greedy3D=engine))
-    return _peers().PEERS["greedy"].load(1), engine
+    return ENGINES["greedy"].load(1), engine
 
 
 @pytest.mark.parametrize("orientation", FIXED)
@@ -135,28 +124,30 @@ def test_a_field_that_is_not_finite_is_no_result(greedy):
         register(fixed, fixed)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_a_missing_engine_says_what_to_install(monkeypatch, name):
     monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
-    module = "convexAdam.convex_adam_MIND" if name == "convexadam" else ENGINES[name][0]
+    module = "convexAdam.convex_adam_MIND" if name == "convexadam" else MEASURED[name][0]
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SystemExit, match=r"is not installed \(.*\): pip install -e '\.\[peers\]'"):
-        _peers().PEERS[name].load(1)
+    with pytest.raises(
+        InputError, match=r"to be installed, got none.*pip install 'fusion-pi.*peers"
+    ):
+        ENGINES[name].load(1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("orientation", FIXED)
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_finds_the_known_map(name, orientation, monkeypatch):
     """A turn of 8° and a shift of 10 mm, between lattices of unlike axes."""
-    module, within_mm = ENGINES[name]
+    module, within_mm = MEASURED[name]
     pytest.importorskip(module)
     if name == "elastix" and not hasattr(sys.modules["itk"], "ParameterObject"):
         pytest.skip("needs itk-elastix; itk alone comes with the package")
     monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     fixed = _image(FIXED[orientation], np.eye(4), seed=3)
     moving = _image(MOVING, inverse_affine(TRUTH), seed=4)
-    found = _peers().PEERS[name].load(1)(fixed, moving)
+    found = ENGINES[name].load(1)(fixed, moving)
     points = _points()
     true = apply_affine(TRUTH, points)
 
@@ -167,3 +158,47 @@ def test_finds_the_known_map(name, orientation, monkeypatch):
     assert error(found.map.points(points)) < within_mm
     assert found.transform == "deformable"
     assert found.evidence.folded_fraction < 0.01
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_headers_are_trusted_where_nothing_is_to_move(name, monkeypatch):
+    engine = {"greedy": "picsl_greedy", "ants": "ants", "convexadam": "convexAdam.convex_adam_MIND"}
+    if name == "elastix":
+        pytest.importorskip("itk")
+        pytest.skip("its parameters need the engine")
+    if name in engine:
+        monkeypatch.setitem(sys.modules, engine[name], SimpleNamespace())
+    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    affine, shape = FIXED["oblique"]
+    fixed = Image(torch.zeros(1, *shape), affine, "mr")
+    result = ENGINES[name].load()(fixed, fixed, transform="none")
+    assert result.transform == "none"
+    points = _points()
+    np.testing.assert_array_equal(result.map.points(points), points)
+
+
+def test_convexadam_refuses_pictures_in_one_line(monkeypatch):
+    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    monkeypatch.setitem(sys.modules, "convexAdam.convex_adam_MIND", SimpleNamespace())
+    picture = Image(torch.rand(1, 20, 24), np.diag([-1.0, -1.0, 1.0]), "mr")
+    with pytest.raises(InputError, match="expected volumes to be deformed, got 2D images"):
+        ENGINES["convexadam"].load()(picture, picture)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["greedy", "ants", "elastix"])
+@pytest.mark.parametrize("transform", ["rigid", "deformable"])
+def test_pictures_are_registered_in_their_own_pixels(name, transform, monkeypatch):
+    """A turn of 6° and a shift of 5 mm; a wrong axis or sign costs more than there was."""
+    pytest.importorskip(MEASURED[name][0])
+    if name == "elastix" and not hasattr(sys.modules["itk"], "ParameterObject"):
+        pytest.skip("needs itk-elastix; itk alone comes with the package")
+    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    fixed, moving, truth = moved_blobs(2)
+    result = ENGINES[name].load()(fixed, moving, transform=transform)
+    points = apply_affine(fixed.affine, identity_points(fixed.shape).numpy())[8:-8, 8:-8]
+    true = apply_affine(truth, points)
+    before = np.linalg.norm(points - true, axis=-1).mean()
+    after = np.linalg.norm(result.map.points(points) - true, axis=-1).mean()
+    assert result.transform == transform
+    assert after < 0.5 * before

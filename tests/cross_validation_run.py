@@ -1,0 +1,48 @@
+"""A small cross-validation in a process of its own, which may be killed: what a test starts.
+
+python tests/cross_validation_run.py FOLDER [--kill-in-part 1 --at-step 3]
+"""
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from fusion_pipeline.cli import main
+from fusion_pipeline.training import MultimodalTraining
+
+STEPS = 6  # an epoch has 4: two painted samples, two cases
+
+
+def kill_in(part: int, step: int) -> None:
+    """End this process as a power cut would, in the middle of a part's training."""
+
+    def after_a_step(self, *_):
+        number = Path(self.trainer.default_root_dir).name
+        if number == str(part) and self.trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    MultimodalTraining.on_train_batch_end = after_a_step
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kill-in-part", type=int)
+    parser.add_argument("--at-step", type=int, default=5)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if options.kill_in_part is not None:
+        kill_in(options.kill_in_part, options.at_step)
+    arguments = ["--datalist", "patients/cases.json", "--output", "study", "--folds", "2"]
+    arguments += ["--max-steps", str(STEPS), "--refine-steps", "0", "--fuse-steps", "0", "--resume"]
+    for one in ("shape=[33,33]", "samples_per_epoch=2", "validation_samples=1"):
+        arguments += ["--override", f"data#{one}"]
+    arguments += ["--override", "train#trainer#accumulate_grad_batches=1"]
+    os.chdir(options.folder)
+    sys.exit(main(["evaluate", *arguments]))
