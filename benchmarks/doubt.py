@@ -136,13 +136,11 @@ def fitted(x: Array, y: NDArray[np.bool_]) -> Array:
     return np.array([w[0] - weights @ mean, *weights])
 
 
-def judged_on_others(rows: Sequence[Row]) -> Judged:
+def judged_on_others(x: Array, y: NDArray[np.bool_], patients: Sequence[str]) -> Judged:
     """Each patient's results by a model of the others'."""
-    x, y = measures(rows), wrong(rows)
-    patients = np.array([row.patient for row in rows])
-    out = np.zeros(len(rows))
-    for patient in np.unique(patients):
-        mine = patients == patient
+    names, out = np.array(patients), np.zeros(len(y))
+    for patient in np.unique(names):
+        mine = names == patient
         w = fitted(x[~mine], y[~mine])
         out[mine] = 1 / (1 + np.exp(-(w[0] + x[mine] @ w[1:])))
     return Judged(out, y)
@@ -267,7 +265,8 @@ def main() -> None:
     if args.judge:
         judged, limit = Judged(np.array([row.probability for row in rows]), wrong(rows)), RISK.limit
     else:
-        judged = judged_on_others(rows)
+        patients = [row.patient for row in rows]
+        judged = judged_on_others(measures(rows), wrong(rows), patients)
         limit = judged.limit
         names, weights = ("offset", *rows[0].measures), fitted(measures(rows), wrong(rows))
         numbers = zip(names, weights, strict=True)

@@ -70,17 +70,19 @@ class KnownMap:
         )
 
 
-def known_map(seed: int, severity: Severity, affine: Array, shape: tuple[int, ...]) -> KnownMap:
+def known_map(
+    seed: int, severity: Severity | Ranges, affine: Array, shape: tuple[int, ...]
+) -> KnownMap:
     """Draw a map for a fixed lattice.
 
     Args:
         seed: same seed, same map.
-        severity: how far (`RANGES`).
+        severity: how far: one of `RANGES`, or ranges of one's own.
         affine: ``(4, 4)`` world_from_voxel of the fixed image.
         shape: its spatial shape.
     """
     rng = np.random.default_rng(seed)
-    ranges = RANGES[severity]
+    ranges = severity if isinstance(severity, Ranges) else RANGES[severity]
     centre = apply_affine(affine, (np.asarray(shape) - 1) / 2)
     axis = _unit(rng)
     rotation = axis * rng.uniform(*ranges.rotation)

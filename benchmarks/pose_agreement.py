@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from known_truth import Severity, known_map
-from registration_cases import SEVERITIES, ImagePair, Spec, make
+from registration_cases import SEVERITIES, Pair, Spec, make
 from scipy.spatial.transform import Rotation
 
 from fusion_pipeline.geometry import apply_affine
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         if name in _HELD_OUT or (options.patients and name not in options.patients):
             continue
         files = [(key, options.data / entry[key]) for key in ("ct", options.moving)]
-        pair = ImagePair("training", name, files[0], files[1])
+        pair = Pair("training", name, files[0], files[1])
         rows += _patient(pair, options.severities, options.seeds)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     summary = _summary(rows)
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(severity, ", ".join(f"{k} {v:.2f}" for k, v in numbers.items()))
 
 
-def _patient(pair: ImagePair, severities: list[Severity], seeds: int) -> list[dict[str, Any]]:
+def _patient(pair: Pair, severities: list[Severity], seeds: int) -> list[dict[str, Any]]:
     """All moves of one patient: a row each."""
     rows, back = [], []
     for severity in severities:

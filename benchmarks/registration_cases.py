@@ -162,9 +162,9 @@ def make(spec: Spec) -> KnownCase:
         seed=spec.seed,
     )
     moving = Image(torch.from_numpy(moved.astype(np.float32))[None], fixed.affine, still.key)
-    points = _body_points(fixed)
+    points = body_points(fixed)
     targets = truth(points)
-    in_view = _shows(still, points) & _within(fixed, targets)
+    in_view = shows(still, points) & within(fixed, targets)
     return KnownCase(fixed, moving, points, targets, in_view)
 
 
@@ -179,7 +179,7 @@ def _read(key: str, path: Path, source: str) -> Image:
     return image.with_array(array, affine=halved_affine(image.affine))
 
 
-def _body_points(fixed: Image) -> np.ndarray:
+def body_points(fixed: Image) -> np.ndarray:
     """Voxel centres strewn over the body, the same ones each time."""
     body = BodyMask(fixed.modality)(fixed.array, fixed.spacing.tolist())[0].numpy()
     index = np.argwhere(body)
@@ -187,15 +187,15 @@ def _body_points(fixed: Image) -> np.ndarray:
     return apply_affine(fixed.affine, index[chosen])
 
 
-def _shows(image: Image, points: np.ndarray) -> np.ndarray:
+def shows(image: Image, points: np.ndarray) -> np.ndarray:
     """Whether an image has seen the points: inside its lattice, and not in its padding."""
-    inside = _within(image, points)
+    inside = within(image, points)
     voxels = np.rint(apply_affine(np.linalg.inv(image.affine), points[inside])).astype(int)
     inside[inside] = FieldOfView()(image.array)[0].numpy()[tuple(voxels.T)]
     return inside
 
 
-def _within(image: Image, points: np.ndarray) -> np.ndarray:
+def within(image: Image, points: np.ndarray) -> np.ndarray:
     """Whether points lie between the first and the last voxel centres of a lattice."""
     voxels = apply_affine(np.linalg.inv(image.affine), points)
     return np.asarray(((voxels >= 0) & (voxels <= np.asarray(image.shape) - 1)).all(-1))

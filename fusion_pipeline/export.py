@@ -178,7 +178,8 @@ def _write(program: ExportedProgram, path: Path) -> None:
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
-    written = torch.onnx.export(program, dynamo=True, verbose=False)
+    # its optimizer takes numbers below 1e-8 for 0, and a sum that keeps a divisor above 0 away
+    written = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False)
     if written is None:
         raise RuntimeError(f"{path}: torch gave no ONNX program")
     written.save(str(path), external_data=False)

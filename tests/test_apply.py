@@ -10,6 +10,7 @@ import torch
 from pipeline_cases import OTHER_AFFINE, body, small_pipeline
 
 import fusion_pipeline.pipeline.inferer as inferer_module
+import fusion_pipeline.report.write as write_module
 from fusion_pipeline.cli import main
 from fusion_pipeline.data import InputError, read_points, read_transform, write_transform
 from fusion_pipeline.geometry import WorldMap, rigid_matrix
@@ -67,6 +68,7 @@ def result(tmp_path_factory):
     paths = write_patient(root / "patient")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inferer_module, "Register", BentRegister)
+        patch.setattr(write_module, "render_html", lambda *_: "")  # the page takes most of the time
         case = {"id": "p1", **{key: str(path) for key, path in paths.items()}}
         folder = small_pipeline().run(case, root / "out")
     return paths, folder

@@ -104,8 +104,9 @@ def stored(images, views, affine):
 AXES = [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (1, -1, 1)), ((1, 2, 0), (-1, -1, -1))]
 
 
-@pytest.mark.parametrize(("order", "signs"), AXES)
-def test_harmonize_and_fuse_do_not_depend_on_the_axes(order, signs):
+@pytest.fixture(scope="module")
+def unturned():
+    """Images of two stages with where they are data, the stages, and what comes of them."""
     rng = np.random.default_rng(0)
     shape = (26, 22, 18)
     images, views = {}, {}
@@ -118,13 +119,18 @@ def test_harmonize_and_fuse_do_not_depend_on_the_axes(order, signs):
     torch.manual_seed(0)
     harmonize, network = Harmonize(HarmonizationNet()), FusionNet()
     torch.nn.init.normal_(network.logit.weight, std=0.7)
-    fuse = Fuse(network)
+    fuse = Fuse(network, steps=3)  # each step is the same arithmetic
 
     def run(given, fields):
         harmonized = harmonize(given, fields)
         return harmonized.images, fuse(harmonized.images, fields)
 
-    expected, fusion = run(images, views)
+    return images, views, run, run(images, views)
+
+
+@pytest.mark.parametrize(("order", "signs"), AXES)
+def test_harmonize_and_fuse_do_not_depend_on_the_axes(unturned, order, signs):
+    images, views, run, (expected, fusion) = unturned
     columns = [AFFINE[:3, a] * s for a, s in zip(order, signs, strict=True)]
     other = np.eye(4)
     other[:3, :3] = np.stack(columns, 1)

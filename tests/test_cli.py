@@ -130,6 +130,7 @@ def test_two_files_become_a_folder(made, paths, tmp_path, capsys):
     assert err == ""
 
 
+@pytest.mark.usefixtures("brief_report")
 class TestADoubtfulRegistration:
     """`ShiftRegister` does not trust an affine."""
 
@@ -513,6 +514,7 @@ def test_help_names_the_commands(capsys):
     assert "--mask-KEY" in "".join(out.split())  # lines may be broken at a hyphen
 
 
+@pytest.mark.usefixtures("brief_report")
 def test_demo_says_what_is_gained(monkeypatch, made, tmp_path, capsys):
     monkeypatch.setattr(
         SyntheticCases,

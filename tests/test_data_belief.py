@@ -428,6 +428,19 @@ class TestItkUnits:
         assert words in warning
 
 
+class TestMetaImageAxes:
+    def test_axes_that_are_not_of_length_1_are_said(self, tmp_path):
+        fields = SPACED.replace("1 0 0 0 1 0 0 0 1", "2 0 0 0 1 0 0 0 1")
+        image, (warning,) = read_image(meta_image(tmp_path / "a.mha", fields), "mr")
+        np.testing.assert_allclose(image.spacing, [2, 2, 3])
+        assert "axes are 2 x 1 x 1 long beside its voxel sizes" in warning
+
+    def test_a_turn_and_rounded_cosines_are_silent(self, tmp_path):
+        for text in ("0 1 0 -1 0 0 0 0 1", "0.8 0.6 0 -0.6 0.8 0 0 0 0.99995"):
+            fields = SPACED.replace("1 0 0 0 1 0 0 0 1", text)
+            assert read_image(meta_image(tmp_path / "a.mha", fields), "mr")[1] == []
+
+
 class TestMetaImageScale:
     def test_slope_and_offset_are_applied(self, tmp_path):
         scale = "ElementToIntensityFunctionSlope = 0.5\nElementToIntensityFunctionOffset = -1000\n"
@@ -460,6 +473,13 @@ class TestNifti:
         np.testing.assert_allclose(image.affine, oblique(), atol=1e-5)
         assert "sform has voxels of 1 x 1.5 x 3 mm and its pixdim says 3.5 x 3.5 x 4" in warning
         assert read_image(save_nifti(tmp_path / "b.nii", qform_code=0), "mr")[1] == []
+
+    def test_voxels_within_the_header_are_refused(self, tmp_path):
+        raw = bytearray(save_nifti(tmp_path / "a.nii").read_bytes())
+        raw[108:112] = np.zeros(1, "<f4").tobytes()
+        (tmp_path / "b.nii").write_bytes(raw)
+        with pytest.raises(InputError, match=r"voxels after the 348 bytes .* a vox_offset of 0"):
+            read_image(tmp_path / "b.nii", "mr")
 
     @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
     def test_negative_voxel_sizes_are_said(self, tmp_path, name):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from data_phantoms import save, series_pixels
 from dicom_cases import enhanced, nuclear, put, slices
+from pydicom import Dataset
 
 from fusion_pipeline.data import InputError, read_image
 
@@ -277,3 +278,90 @@ def test_a_mosaic_is_refused_by_its_name(tmp_path):
     slices(tmp_path, put(ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]), Modality="MR")
     with pytest.raises(InputError, match=r"a Siemens mosaic .*dcm2niix"):
         read_image(tmp_path, "mr")
+
+
+def private(creator, group, element, vr, value):
+    """An edit that adds a private element, of whatever block its creator has."""
+    return lambda ds, k: ds.private_block(group, creator, create=True).add_new(
+        element, vr, value(k) if callable(value) else value
+    )
+
+
+def test_a_mosaic_whose_type_was_lost_is_refused_by_its_number_of_tiles(tmp_path):
+    slices(tmp_path, private("SIEMENS MR HEADER", 0x19, 0x0A, "US", 16), Modality="MR")
+    with pytest.raises(InputError, match=r"a Siemens mosaic .*dcm2niix"):
+        read_image(tmp_path, "mr")
+
+
+def test_one_tile_and_another_makers_element_are_silent(tmp_path):
+    slices(tmp_path / "a", private("SIEMENS MR HEADER", 0x19, 0x0A, "US", 1), Modality="MR")
+    slices(tmp_path / "b", private("SOMEBODY", 0x19, 0x0A, "US", 16), Modality="MR")
+    for name in "ab":
+        array, warnings = values(tmp_path / name)
+        np.testing.assert_array_equal(array, series_pixels().T)
+        assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "one", "two"),
+    [
+        ("bvalue", ("SIEMENS MR HEADER", 0x19, 0x0C, "IS"), 0, 1000),
+        ("bvalue", ("GEMS_PARM_01", 0x43, 0x39, "IS"), [0, 8, 0], [1000001000, 8, 0]),
+        ("bvalue", ("Philips Imaging DD 001", 0x2001, 0x03, "FL"), 0.0, 1000.0),
+        ("component", ("GEMS_PARM_01", 0x43, 0x2F, "SS"), 0, 1000),
+    ],
+)
+def test_volumes_that_private_elements_tell_apart_can_be_picked(tmp_path, name, block, one, two):
+    slices(tmp_path, private(*block, one), Modality="MR")
+    slices(tmp_path, private(*block, two), Modality="MR", name="b", plus=5000)
+    with pytest.raises(InputError, match=rf"{name}=0 \(9 slices\), {name}=1000 \(9 slices\)"):
+        read_image(tmp_path, "mr")
+    array, warnings = values(f"{tmp_path}::{name}=1000")
+    np.testing.assert_array_equal(array, series_pixels().T + 5000)
+    assert warnings == []
+
+
+def test_magnitude_and_phase_in_turns_along_a_stack_are_refused(tmp_path):
+    slices(tmp_path, private("GEMS_PARM_01", 0x43, 0x2F, "SS", lambda k: k % 2), Modality="MR")
+    with pytest.raises(InputError, match=r"component=0 \(5 slices\), component=1 \(4 slices\)"):
+        read_image(tmp_path, "mr")
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "values_of_two"),
+    [
+        ("time", ("TemporalPositionSequence", "TemporalPositionTimeOffset"), (0.0, 5.0)),
+        (
+            "gate",
+            ("RespiratorySynchronizationSequence", "NominalRespiratoryTriggerDelayTime"),
+            (0.0, 300.0),
+        ),
+        (
+            "direction",
+            (
+                "MRDiffusionSequence",
+                "DiffusionGradientDirectionSequence",
+                "DiffusionGradientOrientation",
+            ),
+            ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
+        ),
+        ("echo", ("MREchoSequence", "EffectiveEchoTime"), (10.0, 90.0)),
+    ],
+)
+def test_frames_of_two_volumes_without_declared_dimensions(tmp_path, name, groups, values_of_two):
+    pixels, second = series_pixels(), values_of_two[1]
+    frames = [(3.0 * k, (), pixels[k] + 1000 * n) for k in range(9) for n in (0, 1)]
+    ds = enhanced(frames, dimensions=())
+    for n, frame in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        item = frame
+        for sequence in groups[:-1]:
+            setattr(item, sequence, [Dataset()])
+            item = getattr(item, sequence)[0]
+        setattr(item, groups[-1], values_of_two[n % 2])
+    path = save(ds, tmp_path / "a.dcm")
+    with pytest.raises(InputError, match=rf"got {name}=\S+ \(9 slices\), {name}=\S+ \(9 slices\)"):
+        read_image(path, "mr")
+    wanted = "/".join(f"{v:g}" for v in second) if isinstance(second, list) else f"{second:g}"
+    array, warnings = values(f"{path}::{name}={wanted}")
+    np.testing.assert_array_equal(array, pixels.T + 1000)
+    assert warnings == []

@@ -3,7 +3,7 @@
 import numpy as np
 import pydicom
 import pytest
-from data_phantoms import save_series, series_pixels
+from data_phantoms import save, save_series, series_pixels
 
 from fusion_pipeline.data import read_image
 from fusion_pipeline.data.nuclides import HALF_LIFE, nuclide_of
@@ -106,7 +106,7 @@ def test_an_impossible_header_gives_no_suv_but_a_sentence(tmp_path, elements, to
     [
         ({}, 70e3 / (3.5e8 * HOUR)),
         ({"PatientWeight": "3.1", "info": {"RadionuclideTotalDose": 1e7}}, 3100 / (1e7 * HOUR)),
-        ({"PatientWeight": "160", "PatientSize": "1.70"}, 160e3 / (3.5e8 * HOUR)),  # BMI 55
+        ({"PatientWeight": "130", "PatientSize": "1.70"}, 130e3 / (3.5e8 * HOUR)),  # BMI 45
         ({"PatientWeight": "9", "PatientSize": "0.72"}, 9e3 / (3.5e8 * HOUR)),
         ({"PatientSize": "0"}, 70e3 / (3.5e8 * HOUR)),
         ({"info": {"RadionuclideHalfLife": 6588.0}}, 70e3 / (3.5e8 * 2 ** (-3600 / 6588))),
@@ -153,6 +153,40 @@ def test_an_impossible_header_gives_no_suv_but_a_sentence(tmp_path, elements, to
 def test_a_header_that_can_be_true_gives_suv_in_silence(tmp_path, elements, factor):
     image, warnings = read_image(pet(tmp_path / "pet", **elements), "pet")
     assert (image.units, warnings) == ("SUV", [])
+    np.testing.assert_allclose(image.array[0].numpy(), series_pixels().T * factor, rtol=1e-6)
+
+
+def test_a_weight_that_few_have_gives_suv_and_a_sentence(tmp_path):
+    folder = pet(tmp_path / "pet", PatientWeight="154", PatientSize="1.75")
+    image, warnings = read_image(folder, "pet")
+    assert image.units == "SUV"
+    assert len(warnings) == 1
+    assert "154 kg at a size of 1.75 m is rare; if it is in pounds, the SUV are 2.2" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("creator", "suv", "units", "told"),
+    [
+        ("Philips PET Private Group", "0.0006", "SUV", ""),
+        ("", "0.0006", "SUV", ""),  # lost by an anonymizer
+        ("Philips PET Private Group", "50", "counts", "is 50 and its dose, weight and times give"),
+        ("SOMEBODY", "0.0006", "counts", "no factor to SUV is in the header"),
+    ],
+)
+def test_philips_factors_are_believed_where_they_fit_the_dose(tmp_path, creator, suv, units, told):
+    folder = pet(tmp_path / "pet", Units="CNTS")
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        if creator:
+            ds.add_new((0x7053, 0x0010), "LO", creator)
+        ds.add_new((0x7053, 0x1000), "DS", suv)
+        ds.add_new((0x7053, 0x1009), "DS", "2.0")  # to Bq/ml: 0.00058 to SUV
+        save(ds, path)
+    image, warnings = read_image(folder, "pet")
+    assert image.units == units
+    assert told in "".join(warnings)
+    assert bool(warnings) == bool(told)
+    factor = float(suv) if units == "SUV" else 1.0
     np.testing.assert_allclose(image.array[0].numpy(), series_pixels().T * factor, rtol=1e-6)
 
 

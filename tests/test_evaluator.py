@@ -196,6 +196,7 @@ class TestManyCases:
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("brief_report")
 def test_the_means_of_what_the_truths_say_are_written(bad, files, tmp_path, monkeypatch):
     scores = {"mr": {"tre_mm_before": 4.0, "tre_mm_after": 1.0}}
     monkeypatch.setattr(

@@ -86,17 +86,7 @@ def _tensors(found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "registration",
-        pytest.param(
-            "harmonization",
-            marks=pytest.mark.xfail(strict=True, reason="open: the graph gives NaN, CHANGELOG"),
-        ),
-        "fusion",
-    ],
-)
+@pytest.mark.parametrize("name", export.NETWORKS)
 def test_graphs_equal_the_network(name, spatial_dims, monkeypatch, tmp_path):
     """In both formats, written from one trace: a trace takes up to a minute."""
     traced = cache(getattr(export, f"export_{name}"))

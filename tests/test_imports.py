@@ -1,5 +1,6 @@
 """What an import costs and needs: no torch for the help, no symbolic links, no Unix."""
 
+import ast
 import os
 import re
 import shutil
@@ -94,6 +95,46 @@ def test_the_package_alone_imports_neither_torch_nor_monai(statement):
     assert found.stdout == "set()\n", found.stderr
 
 
+def imported(name, visited=None):
+    """What a module of the package imports when it is imported, and so what those import."""
+    visited = set() if visited is None else visited
+    parts = name.split(".")
+    for module in (".".join(parts[: n + 1]) for n in range(len(parts))):
+        path = ROOT.joinpath(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if module in visited or not path.is_file():  # the last part may be a function's name
+            continue
+        visited.add(module)
+        for other in _outside_functions(ast.parse(path.read_text("utf-8"))):
+            if other.partition(".")[0] == "fusion_pipeline":
+                imported(other, visited)
+            else:
+                visited.add(other.partition(".")[0])
+    return visited
+
+
+def _outside_functions(node):
+    """Names in the import statements that run with a module."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+        return
+    elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        for inner in ast.iter_child_nodes(node):
+            yield from _outside_functions(inner)
+
+
+def test_metrics_as_functions_and_export_import_neither_torchmetrics_nor_lightning():
+    assert not {"torchmetrics", "pytorch_lightning"} & imported("fusion_pipeline.metrics")
+    assert "pytorch_lightning" not in imported("fusion_pipeline.export")
+    # where they are imported, they are listed
+    assert "torchmetrics" in imported("fusion_pipeline.metrics.registration_metrics")
+    assert "pytorch_lightning" in imported("fusion_pipeline.training")
+
+
+@pytest.mark.slow
 def test_metrics_as_functions_and_export_need_neither_torchmetrics_nor_lightning():
     found = python("-c", _COMES_WHEN_ASKED_FOR)
     assert found.stdout.splitlines() == ["[]", "False", "True True"], found.stderr

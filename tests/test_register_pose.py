@@ -135,8 +135,16 @@ class TestKnownMoves:
 
 
 class TestPolish:
-    @pytest.mark.parametrize("swapped", [False, True])
-    @pytest.mark.parametrize("key", ["mr", "pet"])
+    # each modality and each order once in the fast tests
+    @pytest.mark.parametrize(
+        ("key", "swapped"),
+        [
+            ("mr", True),
+            ("pet", False),
+            pytest.param("mr", False, marks=pytest.mark.slow),
+            pytest.param("pet", True, marks=pytest.mark.slow),
+        ],
+    )
     def test_a_rough_pose_is_placed_more_exactly(self, key, swapped):
         pair = rigid_pair(3, key=key)
         half = pair.moving.array[:, :, : pair.moving.shape[1] * 3 // 4]

@@ -200,11 +200,14 @@ class TestCallback:
         with pytest.raises(InputError, match=r"expected (cases|every) of 1 or more, got 0"):
             ExamplePictures(**settings)
 
-    def test_drawing_changes_nothing_of_the_training(self, tmp_path):
+    @pytest.mark.parametrize(
+        "phase", ["registration", pytest.param("fusion", marks=pytest.mark.slow)]
+    )
+    def test_drawing_changes_nothing_of_the_training(self, tmp_path, phase):
         states = []
         for name, callbacks in (("with", [ExamplePictures()]), ("without", [])):
-            trained = module("fusion")
-            trainer(tmp_path / name, *callbacks).fit(trained, data("fusion"))
+            trained = module(phase)
+            trainer(tmp_path / name, *callbacks).fit(trained, data(phase))
             states.append(trained.network.state_dict())
         assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 

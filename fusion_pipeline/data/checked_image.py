@@ -19,7 +19,7 @@ from fusion_pipeline.data.image import (
     fill_value_of,
     meta_tensor,
 )
-from fusion_pipeline.data.padding import certain, impossible_constants
+from fusion_pipeline.data.padding import certain, impossible_constants, is_impossible
 from fusion_pipeline.data.palettes import uptake_of
 from fusion_pipeline.data.pictures import luma
 from fusion_pipeline.data.refusals import refusal
@@ -116,9 +116,10 @@ class _Padding:
     @classmethod
     def of(cls, array: Array, noted: Mask | None) -> "_Padding":
         """Of an image, and what its reader says."""
-        finite = (
-            None if np.isfinite(array.min()) and np.isfinite(array.max()) else np.isfinite(array)
-        )
+        ends = float(array.min()), float(array.max())
+        finite = None if np.isfinite(ends).all() else np.isfinite(array)
+        if finite is None and not is_impossible(*ends):  # as nearly always: two passes, not four
+            return cls(None, None, noted)
         impossible = impossible_constants(array, finite) if _any(finite) else None
         return cls(None if finite is None else ~finite, impossible, noted)
 
@@ -268,8 +269,10 @@ def _ct_units(values: Array, units: str, dims: int, place: str) -> tuple[str, li
 
 def _fill_value(values: Array, modality: Modality, units: str) -> float:
     """What lies outside an image: of a CT in other units than HU the darkest that it has."""
+    if modality != "ct" or units == "HU":
+        return fill_value_of(units)
     finite = sampled(values)
-    if modality != "ct" or units == "HU" or finite.size == 0 or finite.min() >= 0:
+    if finite.size == 0 or finite.min() >= 0:
         return fill_value_of(units)
     # some stray voxels below the air, such as one of -1, are not the air
     return float(np.percentile(finite, _DARKEST))

@@ -16,6 +16,7 @@ Array = npt.NDArray[np.float32]
 FEW_SLICES = 8
 SINGULAR = 1e-4  # |det| of the axes' unit vectors
 CLINICAL_MM = (0.01, 50.0)  # voxel sizes that are believed
+_SOME = 4096  # voxels: of an image that has more than two values, some of these have a third
 SHEARED = 1e-3  # |cos| of the angle between two axes: 0.06 degrees
 
 
@@ -118,6 +119,9 @@ def check_values(array: Array, data: npt.NDArray[np.bool_] | None, place: str) -
     low, high = values.min(), values.max()
     if low == high:
         raise refusal(place, "an image", f"the constant value {low:g} everywhere", advice)
+    some = values.ravel(order="K")[:: values.size // _SOME | 1]
+    if ((some > low) & (some < high)).any():  # as nearly always, and told by few voxels
+        return []
     if np.count_nonzero(values == low) + np.count_nonzero(values == high) == values.size:
         return [
             f"{place}: holds two values only ({low:g} and {high:g}), like a mask; "

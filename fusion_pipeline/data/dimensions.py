@@ -1,6 +1,6 @@
 """What the slices of a DICOM series may differ in besides their place: echo, time point, gate."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,29 +24,57 @@ class Dimension:
         name: what a selector calls it, as in ``folder::echo=90``.
         keywords: DICOM elements that say it; the first with a value counts.
         rule: how far slices of one volume may differ in it.
+        private: creator, group and element of private elements that say it where no other does.
     """
 
     name: str
     keywords: tuple[str, ...]
     rule: Rule
+    private: tuple[tuple[str, int, int], ...] = ()
 
 
 DIMENSIONS = (
     Dimension("echo", ("EchoTime", "EffectiveEchoTime", "EchoNumbers"), "same"),
-    Dimension("bvalue", ("DiffusionBValue",), "same"),
+    Dimension(
+        "bvalue",
+        ("DiffusionBValue",),
+        "same",
+        (
+            ("SIEMENS MR HEADER", 0x0019, 0x0C),
+            ("GEMS_PARM_01", 0x0043, 0x39),
+            ("Philips Imaging DD 001", 0x2001, 0x03),
+        ),
+    ),
+    Dimension("direction", ("DiffusionGradientOrientation",), "blocks"),
     Dimension("acquisition", ("AcquisitionNumber", "FrameAcquisitionNumber"), "blocks"),
-    Dimension("time", ("TemporalPositionIdentifier", "TemporalPositionIndex"), "blocks"),
+    Dimension(
+        "time",
+        ("TemporalPositionIdentifier", "TemporalPositionIndex", "TemporalPositionTimeOffset"),
+        "blocks",
+    ),
     Dimension("type", ("ImageType", "FrameType"), "blocks"),
-    Dimension("component", ("ComplexImageComponent",), "blocks"),
+    # GE: magnitude, phase, real or imaginary part, as 0 to 3
+    Dimension("component", ("ComplexImageComponent",), "blocks", (("GEMS_PARM_01", 0x0043, 0x2F),)),
     Dimension("kernel", ("ConvolutionKernel",), "blocks"),
     Dimension("inversion", ("InversionTime", "InversionTimes"), "blocks"),
     Dimension("flip", ("FlipAngle",), "blocks"),
     Dimension("kvp", ("KVP",), "blocks"),
     Dimension("stack", ("StackID",), "blocks"),
-    Dimension("gate", ("TriggerTime", "NominalCardiacTriggerDelayTime"), "free"),
+    Dimension(
+        "gate",
+        (
+            "TriggerTime",
+            "NominalCardiacTriggerDelayTime",
+            "NominalRespiratoryTriggerDelayTime",
+            "NominalPercentageOfCardiacPhase",
+            "NominalPercentageOfRespiratoryPhase",
+        ),
+        "free",
+    ),
     Dimension("reference", ("FrameReferenceTime",), "free"),
     Dimension("clock", ("AcquisitionTime",), "free"),
 )
+_GE_FLAG = 100_000  # GE adds 1e9 to some b-values
 # of a classic file that is one slice
 NUMBER = "number"
 # one value per frame in a nuclear medicine file (DICOM PS3.3 C.8.4.8); SliceVector is the place
@@ -69,6 +97,8 @@ _PLACE = (
     "SliceLocation",
     "SliceVector",
 )
+# sequences within functional groups that hold a dimension
+_INNER = ("DiffusionGradientDirectionSequence",)
 _BY_KEYWORD = {keyword: one.name for one in DIMENSIONS for keyword in one.keywords}
 _RULES: Mapping[str, Rule] = {one.name: one.rule for one in DIMENSIONS}
 # marks of labels that a file itself declares as a dimension of its frames
@@ -104,7 +134,7 @@ def labels_of(header: Dataset, count: int, *, nuclear: bool) -> list[Mapping[str
     Returns:
         Per frame the values by label name.
     """
-    shared = {one.name: _first(header, one.keywords) for one in DIMENSIONS}
+    shared = {one.name: _said(header, one) for one in DIMENSIONS}
     if count == 1 and "PerFrameFunctionalGroupsSequence" not in header:
         shared[NUMBER] = _text(header.get("InstanceNumber"))
         return [shared]
@@ -149,12 +179,18 @@ def _functional_labels(
 
 
 def _elements(group: Dataset) -> dict[str, Any]:
-    """All elements in the items of a frame's functional groups, by keyword."""
+    """All elements in the items of a frame's functional groups, by keyword; inner ones last."""
+    items = [macro.value[0] for macro in group if macro.VR == "SQ" and macro.value]
+    inner = [
+        element.value[0]
+        for item in items
+        for element in item
+        if element.keyword in _INNER and element.value
+    ]
     return {
         element.keyword: element.value
-        for macro in group
-        if macro.VR == "SQ" and macro.value
-        for element in macro.value[0]
+        for item in [*inner, *items]
+        for element in item
         if element.keyword
     }
 
@@ -164,13 +200,41 @@ def _keyword(pointer: Any, n: int) -> str:  # noqa: ANN401 - a tag, or nothing
     return (keyword_for_tag(pointer) if pointer is not None else "") or f"dimension{n + 1}"
 
 
-def _first(header: Dataset, keywords: Iterable[str]) -> str:
-    """The first of several elements that has a value."""
-    for keyword in keywords:
+def _said(header: Dataset, dimension: Dimension) -> str:
+    """The first of a dimension's elements that has a value, private ones last."""
+    for keyword in dimension.keywords:
         text = _text(header.get(keyword))
         if text != MISSING:
             return text
+    for creator, group, element in dimension.private:
+        value = private_value(header, creator, group, element)
+        if isinstance(value, MultiValue):  # GE: b, and other numbers of the sequence
+            value = value[0] % _GE_FLAG if value else None
+        if _text(value) != MISSING:
+            return _text(value)
     return MISSING
+
+
+def private_value(header: Dataset, creator: str, group: int, element: int) -> Any:  # noqa: ANN401
+    """The value of a private element.
+
+    Args:
+        header: of the file.
+        creator: as the block's first elements name it.
+        group: of the element.
+        element: its last two digits, as in ``(0043,xx39)``.
+
+    Returns:
+        None where that creator has not written it, or its type is unknown.
+    """
+    for block in range(0x10, 0x20):
+        named = header.get((group, block))
+        if named is None:
+            return None
+        if str(named.value).strip() == creator:
+            found = header.get((group, block << 8 | element))
+            return None if found is None or isinstance(found.value, bytes) else found.value
+    return None
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - any DICOM value
@@ -190,4 +254,14 @@ def _length(vector: Any) -> int:  # noqa: ANN401 - one number or several
     return len(vector) if isinstance(vector, Sequence | MultiValue) else 0
 
 
-__all__ = ["DIMENSIONS", "MISSING", "NUMBER", "Dimension", "Rule", "labels_of", "rule_of", "spoken"]
+__all__ = [
+    "DIMENSIONS",
+    "MISSING",
+    "NUMBER",
+    "Dimension",
+    "Rule",
+    "labels_of",
+    "private_value",
+    "rule_of",
+    "spoken",
+]

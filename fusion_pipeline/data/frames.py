@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydicom import Dataset
 
-from fusion_pipeline.data.dimensions import labels_of
+from fusion_pipeline.data.dimensions import labels_of, private_value
 from fusion_pipeline.data.refusals import refusal
 from fusion_pipeline.geometry.affines import Matrix
 
 NUCLEAR = "1.2.840.10008.5.1.4.1.1.20"  # NM Image Storage
+_SIEMENS_TILES = ("SIEMENS MR HEADER", 0x0019, 0x0A)  # NumberOfImagesInMosaic
 # Values of ImageType of an NM file whose frames are views or projections (DICOM PS3.3 C.8.4.9.1.1).
 _VIEWS = ("STATIC", "DYNAMIC", "GATED", "WHOLE BODY", "TOMO", "GATED TOMO")
 
@@ -79,7 +80,8 @@ def frames_of(header: Dataset, file: int, place: str) -> Iterator[Frame]:
 def _check_slices(header: Dataset, count: int, *, nuclear: bool, place: str) -> None:
     """Refuse frames that are views, projections or tiles of slices."""
     image_type = [str(value).strip().upper() for value in header.get("ImageType") or []]
-    if "MOSAIC" in image_type:
+    tiles = private_value(header, *_SIEMENS_TILES)
+    if "MOSAIC" in image_type or (tiles is not None and int(tiles) > 1):
         raise refusal(
             place,
             "one slice in each DICOM file",

@@ -24,6 +24,8 @@ MM_PER_UNIT: Mapping[str, float] = {
 _PATIENT_SPACES = re.compile(
     r"(left|right)-(posterior|anterior)-superior(-time)?|[LR][AP]ST?", re.IGNORECASE
 )
+_AXES = ("transformmatrix", "orientation", "rotation")  # MetaImage's names of the axes' directions
+_UNIT = 1e-3  # of an axis of length 1: writers round
 _QUOTED = re.compile(r'"([^"]*)"')
 
 
@@ -106,11 +108,14 @@ def _metaimage(fields: Mapping[str, str], dims: int, place: str) -> ItkText:
     unit = fields.get("distanceunits", "")
     mm = (_in_mm(unit, place),) * dims if unit else ()
     has = set(fields)
-    lacks = [] if {"transformmatrix", "orientation", "rotation"} & has else ["orientation"]
+    lacks = [] if set(_AXES) & has else ["orientation"]
     lacks += [] if {"offset", "position", "origin"} & has else ["position"]
     sizes = {"elementspacing", "elementsize"} & has
     lacks += [] if sizes else ["voxel sizes"]
     messages = _lacking(lacks, place) + _negative(fields.get("elementspacing", ""), place)
+    messages += _stretched(
+        next((fields[name] for name in _AXES if name in fields), ""), dims, place
+    )
     slope = _number(fields, "ElementToIntensityFunctionSlope", 1.0, place)
     offset = _number(fields, "ElementToIntensityFunctionOffset", 0.0, place)
     if slope == 0:
@@ -150,6 +155,21 @@ def _negative(sizes: str, place: str) -> list[str]:
         return []
     return [
         f"{place}: the header has negative voxel sizes ({sizes}); these axes are taken as flipped."
+    ]
+
+
+def _stretched(axes: str, dims: int, place: str) -> list[str]:
+    """A word on axes that are not of length 1, beside voxel sizes of their own."""
+    try:
+        lengths = np.linalg.norm(np.array(axes.split(), float).reshape(dims, dims), axis=1)
+    except ValueError:
+        return []
+    if not axes or np.allclose(lengths, 1, atol=_UNIT):
+        return []
+    said = " x ".join(f"{length:g}" for length in lengths)
+    return [
+        f"{place}: the header's axes are {said} long beside its voxel sizes; the voxel sizes are "
+        "multiplied by that."
     ]
 
 

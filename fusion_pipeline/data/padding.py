@@ -35,7 +35,7 @@ def impossible_constants(array: Array, finite: Bool | None = None) -> Bool | Non
     for _ in range(4):  # a scanner's circle, a resampling's corners and a rare third one
         low, high = _ends(array, finite if found is None else ~found & _all(finite))
         value = low if low < _LOWEST else high
-        if not (low < _LOWEST or high > _HIGHEST):
+        if not is_impossible(low, high):
             break
         same = array == value
         if np.count_nonzero(same) < max(2.0, _SHARE * array.size):
@@ -47,6 +47,11 @@ def impossible_constants(array: Array, finite: Bool | None = None) -> Bool | Non
             break
         found = same if found is None else found | same
     return found
+
+
+def is_impossible(low: float, high: float) -> bool:
+    """Whether an image with these ends has a value that no tissue has."""
+    return low < _LOWEST or high > _HIGHEST
 
 
 def _ends(array: Array, where: Bool | None) -> tuple[float, float]:
@@ -114,4 +119,4 @@ def certain(padding: Bool, array: Array, units: str) -> Bool:
     return padding & solid[np.ix_(*index)]
 
 
-__all__ = ["certain", "impossible_constants", "stored_padding"]
+__all__ = ["certain", "impossible_constants", "is_impossible", "stored_padding"]

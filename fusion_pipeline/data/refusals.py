@@ -6,7 +6,7 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -126,16 +126,22 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loud]
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     try:
-        for logger in loud:  # a change of level empties the caches of all loggers
-            logger.setLevel(_SILENT)
+        _set_levels(loud, [_SILENT] * len(loud))
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-        for logger, level in zip(loud, levels, strict=True):
-            logger.setLevel(level)
+        _set_levels(loud, levels)
+
+
+def _set_levels(loggers: Sequence[logging.Logger], levels: Sequence[int]) -> None:
+    """Levels of several loggers; `setLevel` empties the caches of all loggers, so it is last."""
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.level = level
+    if loggers:
+        loggers[-1].setLevel(levels[-1])
 
 
 @contextmanager

@@ -7,13 +7,18 @@ from typing import NamedTuple
 
 from pydicom import Dataset
 
+from fusion_pipeline.data.dimensions import private_value
 from fusion_pipeline.data.nuclides import HALF_LIFE, NEAR, nuclide_of, of_half_life
 
-_PHILIPS_SUV = (0x7053, 0x1000)
-_PHILIPS_ACTIVITY = (0x7053, 0x1009)
+_PHILIPS = ("Philips PET Private Group", 0x7053)
+_PHILIPS_SUV, _PHILIPS_ACTIVITY = 0x00, 0x09
+# Philips' factor to SUV and the one from dose, weight and times differ by the time that decay is
+# counted from, by less than this
+_FACTORS_AGREE = 2.0
 # What is believed of a person's scan. Above and below lie other units: g, kBq, MBq, minutes.
 _WEIGHT_KG = (0.4, 318.0)  # the smallest preterm infants; the heaviest load of PET/CT tables
 _BMI_MAX = 60.0  # kg/m2; above it: under 0.2 % of adults (NHANES)
+_BMI_RARE = 45.0  # kg/m2; above it: some 3 % of adults in the US, and most weights in pounds
 _SIZE_M = (0.3, 2.6)  # newborns; the tallest people
 # EANM dosage card: at least 10 to 26 MBq in children. Rb-82 and O-15 water: 400 to 3000 MBq.
 _DOSE_MBQ = (5.0, 2000.0)
@@ -73,13 +78,20 @@ def emission_scale(headers: Sequence[Dataset], place: str) -> EmissionScale:
 
 def _from_counts(headers: Sequence[Dataset], place: str) -> EmissionScale:
     """Counts: Philips notes a factor to SUV, or else one to Bq/ml, in private elements."""
-    suv = _private_number(headers[0], _PHILIPS_SUV)
-    if suv:
-        return EmissionScale(suv, "SUV", [])
-    activity = _private_number(headers[0], _PHILIPS_ACTIVITY)
+    suv, activity = (_philips(headers[0], element) for element in (_PHILIPS_SUV, _PHILIPS_ACTIVITY))
     if activity:
         factor, units, notes = _from_activity(headers, place, units_given=True)
-        return EmissionScale(factor * activity, units, notes)
+        computed = factor * activity
+        if not suv:
+            return EmissionScale(computed, units, notes)
+        if units == "SUV" and not 1 / _FACTORS_AGREE <= suv / computed <= _FACTORS_AGREE:
+            note = (
+                f"{place}: no SUV, because the header's factor from counts to SUV is {suv:g} and "
+                f"its dose, weight and times give {computed:.3g}; the values stay in counts."
+            )
+            return EmissionScale(1.0, "counts", [note])
+    if suv:
+        return EmissionScale(suv, "SUV", [])
     note = f"{place}: PET units are counts and no factor to SUV is in the header; values are kept."
     return EmissionScale(1.0, "counts", [note])
 
@@ -92,13 +104,14 @@ def _from_activity(headers: Sequence[Dataset], place: str, *, units_given: bool)
     try:
         if lacks := _not_corrected(headers[0]):
             raise ValueError(lacks)
-        weight_g = 1000.0 * _weight_kg(headers[0])
+        weight_kg, notes = _weight(headers[0], place)
+        weight_g = 1000.0 * weight_kg
         dose = _dose_at_reference(headers)
         _check_range("activity per gram at the scan", dose / weight_g, _DOSE_PER_GRAM, "Bq/g")
     except ValueError as error:
         note = f"{place}: no SUV, because {error}; the values stay in Bq/ml."
         return EmissionScale(1.0, "Bq/ml", [note])
-    return EmissionScale(weight_g / dose, "SUV", [])
+    return EmissionScale(weight_g / dose, "SUV", notes)
 
 
 def _not_corrected(header: Dataset) -> str:
@@ -112,20 +125,23 @@ def _not_corrected(header: Dataset) -> str:
     return f"CorrectedImage has no correction for {' and '.join(lacks)}" if lacks else ""
 
 
-def _weight_kg(header: Dataset) -> float:
-    """The patient's weight, if a person can have it."""
+def _weight(header: Dataset, place: str) -> tuple[float, list[str]]:
+    """The patient's weight in kg, if a person can have it; a sentence where few have."""
     weight = _positive(header, "PatientWeight")
     _check_range("weight", weight, _WEIGHT_KG, "kg")
     try:
         size = _positive(header, "PatientSize")
     except ValueError:
-        return weight
+        return weight, []
     metres = size / 100 if size > _SIZE_M[1] else size  # some write cm
-    if _SIZE_M[0] <= metres <= _SIZE_M[1] and weight / metres**2 > _BMI_MAX:
-        raise ValueError(
-            f"a weight of {weight:g} kg at a size of {metres:g} m is not believable (pounds?)"
-        )
-    return weight
+    index = weight / metres**2
+    if not _SIZE_M[0] <= metres <= _SIZE_M[1] or index <= _BMI_RARE:
+        return weight, []
+    what = f"a weight of {weight:g} kg at a size of {metres:g} m"
+    if index > _BMI_MAX:
+        raise ValueError(f"{what} is not believable (pounds?)")
+    note = f"{place}: {what} is rare; if it is in pounds, the SUV are 2.2 times too high."
+    return weight, [note]
 
 
 def _dose_at_reference(headers: Sequence[Dataset]) -> float:
@@ -279,11 +295,18 @@ def _positive(header: Dataset, name: str) -> float:
     return number
 
 
-def _private_number(header: Dataset, tag: tuple[int, int]) -> float:
-    """A positive private number, or 0."""
-    element = header.get(tag)
+def _philips(header: Dataset, element: int) -> float:
+    """A positive number of Philips' private group, or 0.
+
+    Anonymizers that take the block's creator away may leave its elements: then the usual block.
+    """
+    creator, group = _PHILIPS
+    value = private_value(header, creator, group, element)
+    if (group, 0x10) not in header:
+        usual = header.get((group, 0x1000 | element))
+        value = None if usual is None else usual.value
     try:
-        number = float(element.value) if element is not None else 0.0
+        number = float(0.0 if value is None else value)
     except (TypeError, ValueError):
         return 0.0
     return number if 0 < number < float("inf") else 0.0

@@ -48,6 +48,7 @@ _ITK_IO = {
 ITK_SUFFIXES = tuple(_ITK_IO)
 
 UNITS_PREFIX = "units="  # how `write_image` notes the units in the NIfTI header's `descrip`
+_OFFSET_ADVICE = "correct it in the header (352 in NIfTI-1, 544 in NIfTI-2)"
 _BY_ITK = re.compile(r"ERROR: \w+\(0x\w+\): (.*)", re.DOTALL)
 
 
@@ -256,6 +257,9 @@ def _open_nifti(path: Path, place: str) -> nib.Nifti1Pair:
         raise _unreadable(place, "a NIfTI file", error) from error
     if not isinstance(image, nib.Nifti1Pair):
         raise refusal(place, "a NIfTI file", type(image).__name__, "convert it to NIfTI")
+    if isinstance(image, nib.Nifti1Image) and image.dataobj.offset < size:
+        came = f"a vox_offset of {image.dataobj.offset}"  # nibabel would read the header as voxels
+        raise refusal(place, f"voxels after the {size} bytes of the header", came, _OFFSET_ADVICE)
     return image
 
 

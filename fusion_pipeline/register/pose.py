@@ -35,6 +35,7 @@ class Pose:
         distance_penalty: of ``rigid``, nats, for its distance from the initial alignment, or from
             the transform that was given where that is nearer.
         given_score: score of the transform that was given; NaN without one.
+        rivals: all poses that climbed on the middle level, the best first.
     """
 
     rigid: Matrix
@@ -44,6 +45,20 @@ class Pose:
     score: float
     distance_penalty: float
     given_score: float = math.nan
+    rivals: tuple["Rival", ...] = ()
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A pose that climbed from a start of its own.
+
+    Attributes:
+        matrix: ``(d + 1, d + 1)`` moving_from_fixed.
+        score: on the middle level, less its distance penalty, nats.
+    """
+
+    matrix: Matrix
+    score: float
 
 
 def find_pose(
@@ -89,6 +104,7 @@ def find_pose(
     points = Points(coarse[0], POSE.coarse_points, seed=0, blind=volumes, structure_nats=nats)
     score = PointScore(points, coarse[1])
     found = [(pose[None], score) for pose in _best_of_many(score, starts, given)]
+    rivals: list[Rival] = []
     for views, blind, level in levels:
         points = Points(views[0], level.points, seed=1, blind=blind, structure_nats=nats)
         climbed = [
@@ -100,8 +116,10 @@ def find_pose(
             reverse=True,
         )
         found = [(pose, score) for pose, _, score in climbed[: level.kept]]
+        rivals = rivals or [_rival(*one, given, backward=backward) for one in climbed]
     prior = _prior(beside_emission=beside_emission, volumes=volumes)
     pose = _finished(*found[0], fine[1], given, prior=prior, affine=affine)
+    pose = replace(pose, rivals=tuple(rivals))
     if not backward:
         return pose
     return replace(pose, rigid=inverse_affine(pose.rigid), matrix=inverse_affine(pose.matrix))
@@ -161,6 +179,15 @@ def _score_of(points: Points, target: View, given: Matrix | None) -> float:
     with torch.no_grad():
         pose = nearest_parameters(given, score.centre, strain=True)
         return float(score(matrices_of(pose))[0])
+
+
+def _rival(
+    pose: Tensor, value: Tensor, score: PointScore, given: Matrix | None, *, backward: bool
+) -> Rival:
+    """A climbed pose as a map of the fixed image's world."""
+    matrix = world_matrix(pose, score.centre)
+    value = value - _distance_penalty(pose, _given_at(score, given))
+    return Rival(inverse_affine(matrix) if backward else matrix, float(value))
 
 
 def _given_at(score: PointScore, given: Matrix | None) -> Tensor | None:

@@ -1,0 +1,132 @@
+r"""What says that a registration is off by more than 5 mm? Sets of measures, compared.
+
+    python benchmarks/doubt_features.py --rows out/doubt_rows.jsonl --out out
+
+Reads the results of ``doubt_rows.py``. Each set of measures is judged by a logistic model with a
+ridge, each patient's results by a model of the others'; ``present`` is the package's model as
+it is. Writes ``doubt_features.md``, and ``doubt_features.json`` with the weights of every set,
+fitted to all rows. Nothing here reads a held-out patient.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from doubt import LIMIT_MM, Judged, fitted, judged_on_others
+from doubt_rows import HELD_OUT
+
+Row = dict[str, Any]
+_NATS = 0.05  # a rival pose that scores so much lower counts 1/e
+_APART_MM = 8.0  # two climbed poses so far apart are two answers
+
+MEASURES: Mapping[str, Callable[[Row], float]] = {
+    "estimate": lambda r: math.log(max(r["estimate_mm"], 0.1)),
+    "unevenness": lambda r: math.log(r["estimate_percentiles"][2] / r["estimate_percentiles"][1]),
+    "information": lambda r: math.log(max(r["after"]["nmi"] - 1, 1e-3)),
+    "structure": lambda r: r["after"]["mind"],
+    "gain": lambda r: r["before"]["mind"] - r["after"]["mind"],
+    "overlap": lambda r: r["after"]["overlap"],
+    "score": lambda r: r["details"]["pose_score_rigid"],
+    "score_gain": lambda r: r["details"]["pose_score_rigid"] - r["details"]["pose_score_start"],
+    "move": lambda r: math.log1p(r["move_mm"]),
+    "bend": lambda r: math.log1p(r["bend_mm"]),
+    "emission": lambda r: float(r["moving"] == "pet"),
+    "spread": lambda r: spread_mm(r["rivals"]),
+    "second": lambda r: second_nats(r["rivals"]),
+}
+SETS = {
+    "estimate alone": ("estimate",),
+    "present measures": ("estimate", "information", "emission"),
+    "pose search": ("score", "score_gain", "spread", "second"),
+    "estimate, score": ("estimate", "score", "emission"),
+    "estimate, score, spread": ("estimate", "score", "spread", "emission"),
+    "all": tuple(MEASURES),
+}
+
+
+def spread_mm(rivals: Sequence[tuple[float, float]]) -> float:
+    """Mean distance of the climbed poses from the result, each by how well it scores; ln(1 + mm).
+
+    Args:
+        rivals: distance in mm and score in nats of each.
+
+    >>> round(spread_mm([(0.0, 1.0), (10.0, 1.0)]), 3)  # ln(1 + 5)
+    1.792
+    """
+    distances, scores = np.array(rivals, dtype=float).T
+    weights = np.exp((scores - scores.max()) / _NATS)
+    return math.log1p(float(weights @ distances / weights.sum()))
+
+
+def second_nats(rivals: Sequence[tuple[float, float]]) -> float:
+    """How much lower than the best the best pose scores that lies elsewhere; 1 at most.
+
+    >>> round(second_nats([(0.5, 1.4), (2.0, 1.3), (20.0, 1.1)]), 3)
+    0.3
+    """
+    best_mm, best = max(rivals, key=lambda rival: rival[1])
+    elsewhere = [score for mm, score in rivals if abs(mm - best_mm) > _APART_MM]
+    return min(1.0, best - max(elsewhere, default=best - 1.0))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Results that have an estimate.
+
+    Raises:
+        SystemExit: a held-out patient is among them.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    named = sorted({row["patient"] for row in rows} & set(HELD_OUT))
+    if named:
+        raise SystemExit(f"{path}: expected training patients alone, got {', '.join(named)}")
+    return [row for row in rows if math.isfinite(row["estimate_mm"])]
+
+
+def table(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
+    """Measures of each row, ``(n, m)``."""
+    return np.array([[MEASURES[name](row) for name in names] for row in rows])
+
+
+def wrong(rows: Sequence[Row]) -> np.ndarray:
+    """Which results are off by more than 5 mm on average over the body."""
+    return np.array([row["error_mm"] > LIMIT_MM for row in rows])
+
+
+def main() -> None:
+    """Compare the sets of measures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=Path, required=True, help="of doubt_rows.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(args.rows)
+    over, patients = wrong(rows), [row["patient"] for row in rows]
+    results = {"the package's model": Judged(np.array([row["over_5_mm"] for row in rows]), over)}
+    for name, names in SETS.items():
+        results[name] = judged_on_others(table(rows, names), over, patients)
+    lines = [
+        f"{len(rows)} training results of {len(set(patients))} patients, {over.sum()} over 5 mm; "
+        "each patient judged by a model of the others.",
+        "",
+        "| measures | AUROC | over 5 mm flagged at 15 % false alarms |",
+        "|---|---|---|",
+    ]
+    for name, one in results.items():
+        caught, _ = one.flagged(one.limit)
+        lines.append(f"| {name} | {one.auroc:.2f} | {caught:.0%} |")
+    text = "\n".join([*lines, ""])
+    (args.out / "doubt_features.md").write_text(text, encoding="utf-8")
+    content = {
+        name: dict(zip(("offset", *names), fitted(table(rows, names), over).tolist(), strict=True))
+        for name, names in SETS.items()
+    }
+    (args.out / "doubt_features.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
