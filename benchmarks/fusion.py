@@ -75,8 +75,10 @@ def cut_against_whole(
     """What the end of an MR changes, which is cut in the middle of the first axis.
 
     Means over what is shown: how much the fused image differs in the 30 mm before the MR fades; how
-    far it lies beyond that with the whole MR and that without where the MR fades; and how much all
-    weights differ there from those of the whole MR by what it keeps.
+    far it lies beyond that with the whole MR and that without where the MR fades; how much all
+    weights differ there from those of the whole MR and those without it, mixed by its share; and
+    how much larger the step from voxel to voxel is across the end than over the 6 on either side,
+    where that is a ratio (1: no frame).
     """
     step = images["mr"].spacing[0]
     half, fade, before = images["mr"].shape[0] // 2, int(10 / step) + 2, int(30 / step)
@@ -90,15 +92,22 @@ def cut_against_whole(
     found = cut.fused.array[0]
     outside = (found - ends.amax(0)).clamp_min(0) + (ends.amin(0) - found).clamp_min(0)
     mr = list(images).index("mr")
-    expected = whole.weights.clone()
-    expected[mr] *= faded((beyond[0] > 0.5).float(), images["mr"].spacing.tolist())
-    expected /= expected.sum(0, keepdim=True).clamp_min(1e-6)
+    share = faded((beyond[0] > 0.5).float(), images["mr"].spacing.tolist())
+    others = without.weights
+    others = torch.cat([others[:mr], torch.zeros_like(others[:1]), others[mr:]])
+    expected = share * whole.weights + (1 - share) * others
     apart = (cut.weights - expected).abs().mean(0)
 
     def mean(values: Tensor, where: slice) -> float:
         return float(values[where][shown[where]].mean())
 
+    both = shown[1:] & shown[:-1]
+    steps = found.diff(dim=0).abs()
+    at_end = steps[half - 1][both[half - 1]].mean()
+    nearby = [n for n in range(half - 7, half + 6) if n != half - 1]
+    around = torch.cat([steps[n][both[n]] for n in nearby]).mean()
     return {
+        "step across the end over those nearby": float(at_end / around),
         "fused, before the fade": mean((found - ends[0]).abs(), deep),
         "fused, in the fade, beyond those with and without MR": mean(outside, fading),
         "weights, in the fade": mean(apart, fading),

@@ -96,7 +96,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         chosen = [*_atlas(arguments.judge, arguments.open_data)]
-        chosen += _sarcoma(arguments.open_data, arguments.cache, Path(folder))
+        chosen += limb_slices(arguments.open_data, arguments.cache, Path(folder))
         for pair in chosen[:: arguments.every]:
             picture = np.asarray(Picture.open(pair.moving))
             first, second = grey_values(pair.fixed), grey_values(pair.moving)
@@ -151,9 +151,11 @@ def _atlas(judge: Path, data: Path) -> Iterator[_Pair]:
         yield _Pair(case["id"], case["pair"], keys, *paths, case["seed"], judged=True)
 
 
-def _sarcoma(data: Path, cache: Path, folder: Path) -> Iterator[_Pair]:
+def limb_slices(
+    data: Path, cache: Path, folder: Path, *, evaluation: bool = True
+) -> Iterator[_Pair]:
     """Slices at a quarter, half and three quarters of what the MR shows, written as PNG."""
-    for patient in patients(data, cache, evaluation=True):
+    for patient in patients(data, cache, evaluation=evaluation):
         shown = patient.body[1].any(0).any(0).nonzero()[:, 0]
         for share in (0.25, 0.5, 0.75):
             k = int(shown[int(share * (len(shown) - 1))])

@@ -8,6 +8,10 @@ be moved within the plane, though the outlines differ. PET and SPECT show the br
 half of them are coloured, and read as grey, as pictures are. Each pair as it is and after a known
 move (``misalign.py`` in ``--judge``: up to 5°, 10 pixels and 8 pixels elastic).
 
+With ``--limbs`` instead: CT and PET slices of the training patients, as scanned and after a known
+move. They lie in one space; the longest right move and the shortest wrong one bound
+`STANDING.slice_reach_emission`.
+
 *Best move*: mean displacement of what the search and the deformation would do, taken or not. Its
 95th percentile between aligned images is what `STANDING` in ``register/settings.py`` has to exceed.
 """
@@ -18,7 +22,8 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +34,10 @@ from painted_heads import label_map, tissues_of
 from PIL import Image as Picture
 from registration_cases import HEAD
 from scipy import ndimage
-from slices_atlas import end_point_error
+from slices_atlas import end_point_error, limb_slices
 
 from fusion_pipeline.pipeline import FusionPipeline, bundle_for
+from fusion_pipeline.register import standing
 from fusion_pipeline.synthesis.scanner import acquire, tissue_image
 from fusion_pipeline.synthesis.tissues import Contrast
 
@@ -55,6 +61,7 @@ class _Pair:
     key: str
     fixed: np.ndarray
     moving: np.ndarray
+    reference: str = "mr"
 
 
 def main() -> None:
@@ -68,6 +75,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="another one than the packaged 2D one")
     parser.add_argument("--heads", nargs="+", default=list(HEADS))
     parser.add_argument("--keys", nargs="+", default=["ct", "pet", "spect"])
+    parser.add_argument("--limbs", action="store_true", help="of patients, in place of heads")
+    parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     parser.add_argument("--slices", type=int, default=len(_SHARES), help="of each head")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -78,13 +87,21 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     shares = _SHARES[: arguments.slices]
-    for pair in _pairs(arguments.open_data, arguments.heads, shares, arguments.keys):
+    pairs = (
+        _limbs(arguments.open_data, arguments.cache)
+        if arguments.limbs
+        else _pairs(arguments.open_data, arguments.heads, shares, arguments.keys)
+    )
+    if arguments.limbs:  # what would be moved if nothing were too far
+        standing.STANDING = replace(standing.STANDING, slice_reach_emission=inf)
+    for pair in pairs:
         move = field(zlib.crc32(pair.id.encode()), pair.moving.shape)
         rows.append(_row(pipeline, pair, pair.moving, np.zeros_like(move), "aligned"))
         rows.append(_row(pipeline, pair, warp(pair.moving, move), move, "moved"))
         (arguments.out / "standing.json").write_text(json.dumps(rows, indent=1) + "\n")
         print(pair.id, *(f"{row['best']:.1f} {row['after']:.1f}" for row in rows[-2:]), flush=True)
-    (arguments.out / "standing.md").write_text(text := markdown(rows))
+    text = markdown(rows) + (reach(rows) if arguments.limbs else "")
+    (arguments.out / "standing.md").write_text(text)
     print(text)
 
 
@@ -93,15 +110,15 @@ def _row(
 ) -> dict[str, Any]:
     """What the register stage makes of a pair whose second image was moved."""
     with tempfile.TemporaryDirectory() as folder:
-        files = {"mr": Path(folder) / "fixed.png", pair.key: Path(folder) / "moving.png"}
+        files = {pair.reference: Path(folder) / "fixed.png", pair.key: Path(folder) / "moving.png"}
         for path, picture in zip(files.values(), (pair.fixed, moving), strict=True):
             Picture.fromarray(picture).save(path)
-        case = pipeline.load({"id": "a", "reference": "mr", **files})
+        case = pipeline.load({"id": "a", "reference": pair.reference, **files})
     found = pipeline.register(case)[pair.key]
     tissue = (pair.fixed > _TISSUE) | (pair.moving > _TISSUE)
     return {
         "id": pair.id,
-        "pair": f"MR-{pair.key.upper()}",
+        "pair": f"{pair.reference}-{pair.key}".upper(),
         "input": what,
         "before": float(np.hypot(*move)[tissue].mean()),
         "after": float(end_point_error(case, found, move)[tissue].mean()),
@@ -133,6 +150,15 @@ def _pairs(
                 other = _painted(planes, "ct" if key == "ct" else "pet", rng)
                 shown = _ct_picture(other, rng) if key == "ct" else _uptake(other, key, rng)
                 yield _Pair(name, key, _picture(mr / np.quantile(mr, 0.995)), _picture(shown))
+
+
+def _limbs(data: Path, cache: Path) -> Iterator[_Pair]:
+    """CT and PET slices of the training patients."""
+    with tempfile.TemporaryDirectory() as folder:
+        for one in limb_slices(data, cache, Path(folder), evaluation=False):
+            if one.keys[1] == "pet":
+                fixed, moving = (np.asarray(Picture.open(p)) for p in (one.fixed, one.moving))
+                yield _Pair(f"{one.id} pet", "pet", fixed, moving, "ct")
 
 
 def _planes(whole: np.ndarray, height: float, a: float, b: float) -> np.ndarray:
@@ -175,6 +201,16 @@ def _picture(values: np.ndarray) -> np.ndarray:
     corner = [(_SIDE - n) // 2 for n in levels.shape]
     out[tuple(slice(c, c + n) for c, n in zip(corner, levels.shape, strict=True))] = levels
     return out
+
+
+def reach(rows: list[dict[str, Any]]) -> str:
+    """Which moves that were made were right, and which wrong."""
+    made = [row for row in rows if not row["stays"]]
+    moves: dict[bool, list[float]] = {True: [], False: []}
+    for row in made:
+        moves[row["after"] < row["before"]].append(row["best"])
+    right, wrong = (", ".join(f"{x:.1f}" for x in sorted(moves[key])) for key in (True, False))
+    return f"Moves that were made, px: nearer than before {right}; farther {wrong}.\n"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

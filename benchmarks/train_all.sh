@@ -34,11 +34,12 @@ phase 3 registration registration.json 12000 "$start" --override pretrained=fals
 phase 3 harmonization cases.json 1600 "$RUNS/3d/registration/bundle" \
     --override data#batch_size=4 --override data#samples_per_epoch=64 \
     --override data#windows_per_case=16
-phase 3 fusion cases.json 8000 "$RUNS/3d/harmonization/bundle" \
-    --override data#samples_per_epoch=64 --override data#windows_per_case=16 --override data#typical=1.0
+phase 3 fusion cases.json 600 "$RUNS/3d/harmonization/bundle" \
+    --override data#samples_per_epoch=32 --override data#windows_per_case=4 \
+    --override data#typical=1.0 --override data#validation_samples=4
 
 start=$(python -c 'from fusion_pipeline.pipeline import bundle_for; print(bundle_for(2))')
-phase 2 registration registration.json 10000 "$start" --override pretrained=false \
+phase 2 registration registration.json 6000 "$start" --override pretrained=false \
     --override data#batch_size=8 --override data#samples_per_epoch=960 \
     --override data#windows_per_case=2 --override data#validation_samples=64
 phase 2 harmonization cases.json 2000 "$RUNS/2d/registration/bundle" \

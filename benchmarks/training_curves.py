@@ -58,7 +58,9 @@ def card_of(run: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8")
-    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|$", text, flags=re.MULTILINE))
+    # the first table is of the run; an objective's setting may have the name of one of its rows
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]*) \|$", text, flags=re.MULTILINE)
+    cells = dict(reversed(rows))
     command = re.search(r"## Training\n```\n(.*?)\n```", text, flags=re.DOTALL)
     return cells | ({"command": command.group(1)} if command else {})
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from fusion_pipeline.geometry.filters import block_mean, box_mean, box_sum_adjoint
+from fusion_pipeline.geometry.shares import masked_softmax, range_by_share, softmax_by_share
 from fusion_pipeline.networks.kinds import KINDS, kind_indices
 
 STRIDE = 4  # voxels of the input in one coarse voxel, along each axis
@@ -221,12 +222,11 @@ class FusionNet(nn.Module):
         )
         fused, mean = torch.zeros_like(images[:, :1]), torch.zeros_like(images)
         for level, detail in enumerate(details):
-            weights = _masked_softmax(logits[:, :, level], kept)
+            weights = softmax_by_share(logits[:, :, level], kept)
             fused = fused + (weights * detail).sum(1, keepdim=True)
             mean = mean + weights / len(details)
         # where scales weigh differently their sum could leave the range: air would not stay black
-        low = displayed.masked_fill(in_view <= 0, 1.0).amin(1, keepdim=True)
-        high = displayed.amax(1, keepdim=True)
+        low, high = range_by_share(displayed, kept)
         fused = torch.minimum(torch.maximum(fused, low), high)
         within = [slice(None)] * 2 + [slice(n) for n in shape]
         return fused[tuple(within)], mean[tuple(within)]
@@ -324,7 +324,7 @@ class _ModalityAttention(nn.Module):
         mixed = []
         for m in range(count):
             score = (query[:, m : m + 1] * key).sum(2) / channels**0.5
-            weight = _masked_softmax(score, attention_mask)
+            weight = masked_softmax(score, attention_mask)
             attended = (weight.unsqueeze(2) * value).sum(1)
             mixed.append(features[:, m] + self.out(F.leaky_relu(attended, 0.1)))
         return torch.stack(mixed, 1)
@@ -439,14 +439,6 @@ def _bounded(logits: Tensor) -> Tensor:
     The factor makes the last layer learn as fast as the others, whose output is small.
     """
     return 8.0 * torch.tanh(4.0 * logits / 8.0)
-
-
-def _masked_softmax(logits: Tensor, in_view: Tensor) -> Tensor:
-    """Softmax over axis 1 among those with positive ``in_view``; all zero where there is none."""
-    absent = in_view <= 0
-    top = logits.detach().masked_fill(absent, -1e4).amax(1, keepdim=True)
-    raised = torch.exp((logits - top).masked_fill(absent, -100.0)) * in_view
-    return raised / raised.sum(1, keepdim=True).clamp_min(1e-12)
 
 
 def _summary(coarse: Tensor, images: Tensor, in_view: Tensor) -> Tensor:

@@ -114,8 +114,12 @@ def test_untrained_is_the_average_whatever_the_windows():
     found = Fuse(FusionNet(), steps=0, window=40)(images, valid)
     spacing = images["ct"].spacing.tolist()
     stacked = torch.cat([images[k].array for k in images])
-    kept = torch.stack([faded(one[0], spacing) for one in valid.values()])
-    expected = (stacked * kept).sum(0, keepdim=True) / kept.sum(0)
+    # what the PET does not keep, the other two share
+    share = faded(valid["pet"][0], spacing)
+    weights = torch.stack(
+        [share / 3 if key == "pet" else (1 - share) / 2 + share / 3 for key in images]
+    )
+    expected = (stacked * weights).sum(0, keepdim=True)
     torch.testing.assert_close(found.fused.array, expected, atol=1e-5, rtol=0)
 
 
@@ -137,6 +141,23 @@ def test_a_modality_ends_without_a_step():
     assert float(steps.min()) > -0.06
 
 
+def test_steps_leave_no_frame_where_bright_fat_ends():
+    """Fat is bright in the MR and dark in the CT; the steps once drew a third of it as a border."""
+    shape = (96, 48)
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.ones(1, *shape)
+    seen[:, 60:] = 0
+    images = {
+        key: Image(value + 0.03 * torch.randn(1, *shape, generator=generator), np.eye(3), key)
+        for key, value in (("ct", 0.15), ("mr", 0.9), ("pet", 0.1))
+    }
+    valid = {key: seen if key == "mr" else torch.ones(1, *shape) for key in images}
+    along = Fuse(FusionNet(2))(images, valid).fused.array[0, :, 12:36].mean(1)
+    whole = float(along[30:45].mean() - along[62:].mean())
+    assert whole > 0.2
+    assert float(along[57:63].diff().abs().max()) < 0.2 * whole
+
+
 class TestFaded:
     def test_the_end_of_the_lattice_is_no_edge(self):
         everywhere = torch.ones(9, 8, 7)
@@ -148,12 +169,13 @@ class TestFaded:
         assert float((kept - kept[:, :1, :1]).abs().max()) == 0
 
     @pytest.mark.parametrize("size", [1.0, 2.0, 3.0, 5.0])
-    def test_it_is_the_square_of_the_depth_over_10_mm(self, size):
+    def test_it_is_a_smooth_step_over_10_mm(self, size):
         seen = torch.zeros(60, 30)
         seen[:30] = 1
         kept = faded(seen, [size, 1.0])[:, 15]
         depth = (29.5 - torch.arange(30)) * size
-        expected = (depth / 10).clamp(0, 1).square().clamp_min(0.01)
+        rise = (depth / 10).clamp(0, 1)
+        expected = (rise * rise * (3 - 2 * rise)).clamp_min(0.01)
         torch.testing.assert_close(kept[:30], expected, atol=0.06, rtol=0)
         assert float(kept[30:].abs().max()) == 0
 

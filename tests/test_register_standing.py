@@ -145,6 +145,22 @@ class TestClearGain:
         assert is_identity(found)
         assert found.evidence.aligned_already
 
+    @pytest.mark.parametrize(
+        ("key", "reach", "stays"), [("pet", 7, False), ("pet", 5, True), ("mr", 5, False)]
+    )
+    def test_a_slice_of_a_pet_is_not_moved_far_and_that_is_said(
+        self, monkeypatch, key, reach, stays
+    ):
+        case = pair(key)
+        matrix, moving = shifted(case, 6.0)
+        found_by_search(monkeypatch, matrix, start=0.5, score=1.0)
+        settings = {"slice_gain": 0.0, "slice_gain_emission": 0.0, "slice_reach_emission": reach}
+        found = with_settings(monkeypatch, **settings)(case.fixed, moving, transform="rigid")
+        assert is_identity(found) == stays
+        if stays:
+            assert not found.ok
+            assert "6 mm away, farther than a slice of it was ever placed right" in found.reason
+
     @pytest.mark.parametrize(("mm", "aligned"), [(2.0, True), (6.0, False)])
     def test_what_stays_is_aligned_if_the_best_pose_is_near_and_doubtful_if_not(
         self, monkeypatch, mm, aligned

@@ -22,6 +22,10 @@ fusion-pipeline train --phase registration
 | SHA-256 of models/model.pt | `abc` |
 | wall time in s | 600 |
 | training cases | 2 |
+
+| objective | value |
+|---|---|
+| steps | 6 |
 """
 
 

@@ -2,14 +2,17 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from training_cases import OBJECTIVES, SHAPE, module, network, painted
 
-from fusion_pipeline.data import InputError
+from fusion_pipeline.data import Image, InputError
+from fusion_pipeline.fuse import displayed
 from fusion_pipeline.metrics import protocol_residual
 from fusion_pipeline.training import Batch, EndToEnd, RegistrationObjective
 from fusion_pipeline.training.objectives.end_to_end import soft_dice
+from fusion_pipeline.training.objectives.fusion import displayed_batch
 from fusion_pipeline.training.objectives.registration import distance, match_loss
 
 PHASES = ("registration", "harmonization", "fusion", "all")
@@ -241,3 +244,37 @@ class TestRegistrationScores:
         batch, predicted = labelled
         bare = Batch(batch.image, batch.valid, batch.kinds, batch.spacing, ddf=batch.ddf)
         assert self.scores((bare, predicted))["error_mm"] > 1.2 * self.SPACING
+
+
+class TestDisplayedBatch:
+    """Training sees what the fuse stage sums."""
+
+    def test_a_volume_in_hu_is_displayed_as_the_fuse_stage_does(self):
+        hu = torch.linspace(-1000, 1500, 4 * 5 * 6).view(1, 1, 4, 5, 6)
+        everywhere = torch.ones_like(hu)
+        batch = Batch(hu / 1000, everywhere, ("ct",), (2.0,), original=hu, body=everywhere)
+        image = Image(hu[0], np.eye(4), "ct", units="HU")
+        expected = displayed(image, everywhere[0])
+        torch.testing.assert_close(displayed_batch(batch)[0], expected)
+
+    def test_a_picture_of_a_ct_has_any_window_and_always_the_same(self):
+        hu = torch.linspace(-1000, 1500, 40 * 30).view(1, 1, 40, 30)
+        seen = []
+        for shift in (0.0, 0.0, 7.0, 11.0, 13.0, 17.0):
+            own = hu + shift
+            batch = Batch(own, torch.ones_like(own), ("ct",), (2.0,), original=own)
+            seen.append(displayed_batch(batch))
+            assert float(seen[-1].min()) == 0
+            assert float(seen[-1].max()) == 1
+        assert seen[0].equal(seen[1])
+        between = [float(((one > 0) & (one < 1)).float().mean()) for one in seen[1:]]
+        assert max(between) > 1.5 * min(between)  # wide windows and narrow ones
+
+    def test_uptake_begins_at_zero_and_what_is_out_of_view_is_black(self):
+        uptake = 1 + torch.rand(1, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+        view = torch.ones_like(uptake)
+        view[..., 15:] = 0
+        batch = Batch(uptake, view, ("emission",), (2.0,), original=uptake)
+        out = displayed_batch(batch)
+        assert float(out[..., :15].min()) > 0.4
+        assert float(out[..., 15:].abs().max()) == 0

@@ -33,11 +33,7 @@ def displayed(image: Image, field_of_view: Tensor) -> Tensor:
     values = image.array.float()
     inside = field_of_view.to(values.device) > 0.5
     if image.units == "HU":
-        low, high = WINDOW_HU
-        unit = ((values - low) / (high - low)).clamp_min(0)
-        above = (values - high).clamp_min(0)
-        bone = (1 - _TOP_OF_WINDOW) * above / (above + _HALFWAY_HU)
-        shown = _TOP_OF_WINDOW * unit.clamp_max(1) + bone
+        shown = of_hu(values)
     elif _is_grey_levels(image):
         shown = values / 255
     else:
@@ -54,6 +50,14 @@ def displayed_images(
         key: image.with_array(displayed(image, fields_of_view[key]), units="a.u.")
         for key, image in images.items()
     }
+
+
+def of_hu(values: Tensor) -> Tensor:
+    """Grey values in [0, 1] of HU; see `displayed`."""
+    low, high = WINDOW_HU
+    above = (values - high).clamp_min(0)
+    bone = (1 - _TOP_OF_WINDOW) * above / (above + _HALFWAY_HU)
+    return _TOP_OF_WINDOW * ((values - low) / (high - low)).clamp(0, 1) + bone
 
 
 def _is_grey_levels(image: Image) -> bool:
@@ -75,4 +79,11 @@ def _range(image: Image, inside: Tensor) -> tuple[float, float]:
     return low, high
 
 
-__all__ = ["EMISSION_PERCENTILE", "MR_PERCENTILES", "WINDOW_HU", "displayed", "displayed_images"]
+__all__ = [
+    "EMISSION_PERCENTILE",
+    "MR_PERCENTILES",
+    "WINDOW_HU",
+    "displayed",
+    "displayed_images",
+    "of_hu",
+]

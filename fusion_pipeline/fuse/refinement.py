@@ -9,6 +9,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_around, dilated
+from fusion_pipeline.geometry.shares import range_by_share
 from fusion_pipeline.losses.fusion_loss import FusionLoss
 from fusion_pipeline.networks.fusion_net import canonical_order
 from fusion_pipeline.networks.kinds import kind_indices
@@ -66,7 +67,9 @@ def refined(
     kinds = [kinds[m] for m in order]
     given, shares = (torch.stack([x[m] for m in order]) for x in (images, kept))
     start, given, shares = (x[box][None] for x in (fused, given, shares))
-    free = ((shares > 0).sum(1, keepdim=True) > 1).float()
+    # how far a second image is in view: the change ends where that ends, and no frame is left
+    first, second = shares.topk(2, 1).values.split(1, 1)
+    free = second / first.clamp_min(1e-6)
     free = free * dilated((given > _SHOWN).any(1, keepdim=True).float(), _AROUND)
     factor, coarse, whole = _schedule(start.shape[2:], steps, largest)
     change = torch.zeros_like(start)
@@ -85,10 +88,8 @@ def _within_sources(fused: Tensor, images: Tensor, kept: Tensor) -> Tensor:
 
     What is black in all sources stays black.
     """
-    low = images.masked_fill(kept <= 0, 2.0).amin(1, keepdim=True)
-    return torch.minimum(
-        torch.maximum(fused, _DARKER * low.clamp_max(1)), _BRIGHTER * images.amax(1, keepdim=True)
-    )
+    low, high = range_by_share(images, kept)
+    return torch.minimum(torch.maximum(fused, _DARKER * low), _BRIGHTER * high)
 
 
 def _schedule(shape: Sequence[int], steps: int, largest: int) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 _FADE_MM = 10.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
-LEAST_KEPT = 0.01  # of a weight, at an edge
+_LEAST_KEPT = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 
 
@@ -27,8 +27,8 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
         spacing: mm along each axis.
 
     Returns:
-        ``(*S)`` 0 outside, 0.01 to 1 inside: the square of the depth of a voxel's centre over that
-        of the fade. Then a weight of about a half, which others share, falls evenly.
+        ``(*S)`` 0 outside, 0.01 to 1 inside: a smooth step of the depth of a voxel's centre over
+        that of the fade.
     """
     shape, d = view.shape, view.ndim
     if bool((view > 0).all()) or not bool(view.any()):
@@ -53,9 +53,10 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     depth = np.sqrt(sum(np.square(x, dtype=np.float32) for x in apart))
     parts, count = ndimage.label(blocks)
     deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
-    reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, LEAST_KEPT))[parts]
+    reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_KEPT))[parts]
     kept = torch.from_numpy((depth / reach).astype(np.float32))[None, None].to(view.device)
     mode = "trilinear" if d == 3 else "bilinear"
     kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
-    kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0).square()
-    return kept.clamp_min(LEAST_KEPT) * (view > 0)
+    kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0)
+    kept = kept.square() * (3 - 2 * kept)
+    return kept.clamp_min(_LEAST_KEPT) * (view > 0)

@@ -13,9 +13,10 @@ from fusion_pipeline.data import Image, check_colour_map
 from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.fuse.colour import fused_colour
 from fusion_pipeline.fuse.refinement import refined
-from fusion_pipeline.fuse.shares import LEAST_KEPT, faded
+from fusion_pipeline.fuse.shares import faded
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import box_around
+from fusion_pipeline.geometry.shares import softmax_by_share
 from fusion_pipeline.metrics.fusion import fusion_scores
 from fusion_pipeline.networks.fusion_net import STRIDE, FusionNet
 from fusion_pipeline.networks.kinds import kind_of
@@ -241,8 +242,8 @@ def _laid_around(shown: Tensor, longest: int) -> list[_Window]:
 
 
 def _by_shares(images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighed by what each image keeps: ``(M, *S)`` both to ``(1, *S)`` and the weights."""
-    weights = kept / kept.sum(0, keepdim=True).clamp_min(LEAST_KEPT)
+    """The average by shares: ``(M, *S)`` both to ``(1, *S)`` and the weights."""
+    weights = softmax_by_share(torch.zeros_like(kept)[None], kept[None])[0]
     fused = torch.zeros_like(images[:1])
     for image, weight in zip(images, weights, strict=True):
         fused[0].addcmul_(image, weight)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.geometry.filters import dilated, gradients
+from fusion_pipeline.geometry.shares import range_by_share, softmax_by_share
 from fusion_pipeline.losses.fusion_regions import Boxes, Region, regions_of
 
 _WINDOW = 7  # voxels, as SSIM's
@@ -121,7 +122,7 @@ class FusionLoss:
         # where all end, the fused image has to
         self._within = self._inside * _surrounded(self._inside)
         self._regions = regions_of(in_view, self._share)
-        self._bounds = _lowest(images, in_view), images.amax(1, keepdim=True)
+        self._bounds = range_by_share(images, self._share)
         edged = self._share * _surrounded(in_view)
         self._vector, self._strongest = _strongest_gradient(images, edged)
         self._boxes = Boxes(images, _WINDOW), Boxes(images, _WIDE)
@@ -453,23 +454,17 @@ def _salient(
     covered = boxes.mean(in_view).clamp_min(1e-3)
     mean, square = (boxes.mean(t) / covered for t in (images, images * images))
     contrast = (square - mean * mean).clamp_min(1e-8).sqrt()
-    score = 8.0 * (images + 2.0 * contrast) + share.clamp_min(1e-12).log()
+    score = 8.0 * (images + 2.0 * contrast)
     by_mr = _share_of_mr(kinds, share)
     soft = (_FOR_SOFT_TISSUE if images.ndim == _VOLUME else 0.0) * by_mr * (1 - mean**3)
     of_ct = [float(kind == "ct") for kind in kinds]
     score = score - soft * score.new_tensor(of_ct).view(1, -1, *[1] * (images.ndim - 2))
-    return (score.softmax(1) * images).sum(1, keepdim=True)
+    return (softmax_by_share(score, share) * images).sum(1, keepdim=True)
 
 
 def _length(vectors: Tensor) -> Tensor:
     """Lengths along the channels; the root is safe to differentiate at 0."""
     return (vectors.square().sum(1, keepdim=True) + 1e-10).sqrt()
-
-
-def _lowest(images: Tensor, in_view: Tensor) -> Tensor:
-    """The darkest source in view; 0 where there is none."""
-    lowest = images.masked_fill(in_view <= 0, 2.0).amin(1, keepdim=True)
-    return torch.where(lowest > 1.0, torch.zeros_like(lowest), lowest)
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:

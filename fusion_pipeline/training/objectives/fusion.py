@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from fusion_pipeline.fuse import faded, refined
+from fusion_pipeline.fuse import EMISSION_PERCENTILE, MR_PERCENTILES, faded, of_hu, refined
 from fusion_pipeline.losses.fusion_loss import WEIGHTS, FusionLoss
 from fusion_pipeline.metrics import artefacts, edge_transfer
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
@@ -15,7 +15,10 @@ from fusion_pipeline.training.objectives.harmonization import harmonized
 from fusion_pipeline.training.objectives.objective import Outputs
 from fusion_pipeline.transforms.scaling import percentiles
 
-_PERCENTILES = (1.0, 99.0)  # of the body; black and white of an image as displayed
+_VOLUME = 3  # axes
+_LOWEST_OF_A_PICTURE = -20.0  # a CT in HU has fat or air
+# centre and width of the presets of viewers, from brain to bone
+_WINDOWS_HU = (40.0, 80.0), (400.0, 2000.0)
 
 
 class FusionObjective:
@@ -139,20 +142,42 @@ def update_fusion_scores(scores: MetricCollection, outputs: Outputs) -> None:
 
 
 def displayed_batch(batch: Batch) -> Tensor:
-    """``(B, M, *S)`` in [0, 1]: percentiles 1 to 99 of each body are black and white.
+    """``(B, M, *S)`` in [0, 1], as the fuse stage displays them (`fuse.displayed`).
 
-    A sample holds normalized images, of which a reader's window in HU or uptake is not known.
+    Of a picture the window is not known: a CT in HU is shown in one between a brain's and a bone's,
+    drawn from the sample's own values, so that a run that goes on draws the same.
     """
-    rows = []
+    own = batch.image if batch.original is None else batch.original
     bodies = batch.valid if batch.body is None else batch.body * batch.valid
-    for images, views, inside in zip(batch.image, batch.valid, bodies, strict=True):
-        row = []
-        for image, view, body in zip(images, views, inside, strict=True):
-            values = image[body > 0] if bool((body > 0).any()) else image.flatten()
-            low, high = percentiles(values.float(), *_PERCENTILES)
-            row.append(((image - low) / max(high - low, 1e-6)).clamp(0, 1) * view)
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
+    rows = [
+        torch.stack([_displayed(*one) for one in zip(images, batch.kinds, inside, strict=True)])
+        for images, inside in zip(own, bodies, strict=True)
+    ]
+    return torch.stack(rows) * batch.valid
+
+
+def _displayed(image: Tensor, kind: str, body: Tensor) -> Tensor:
+    """One image ``(*S)`` in [0, 1]."""
+    if kind == "ct" and float(image.min()) < _LOWEST_OF_A_PICTURE:
+        if image.ndim == _VOLUME:
+            return of_hu(image)
+        low, high = _any_window(image)
+    else:
+        values = (image[body > 0] if bool((body > 0).any()) else image.flatten()).float()
+        if kind == "emission":
+            low, high = 0.0, percentiles(values, EMISSION_PERCENTILE)[0]
+        else:
+            low, high = percentiles(values, *MR_PERCENTILES)
+    return ((image - low) / max(high - low, 1e-6)).clamp(0, 1)
+
+
+def _any_window(image: Tensor) -> tuple[float, float]:
+    """Black and white in HU of a window between the usual ones of brain and bone."""
+    seed = int(image.double().abs().sum().item()) % 2**31
+    part = float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+    (brain, narrow), (bone, wide) = _WINDOWS_HU
+    centre, width = brain + part * (bone - brain), narrow * (wide / narrow) ** part
+    return centre - width / 2, centre + width / 2
 
 
 def faded_views(batch: Batch) -> Tensor:
