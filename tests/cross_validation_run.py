@@ -18,11 +18,13 @@ from fusion_pipeline.training import MultimodalTraining
 STEPS = 6  # an epoch has 4: two painted samples, two cases
 
 
-def kill_in(part: int, step: int) -> None:
-    """End this process as a power cut would, in the middle of a part's training."""
+def watch(part: int | None, step: int) -> None:
+    """Note each step of each part; in one of them end this process as a power cut would."""
 
     def after_a_step(self, *_):
         number = Path(self.trainer.default_root_dir).name
+        with Path("steps.txt").open("a") as file:
+            file.write(f"{number} {self.trainer.global_step}\n")
         if number == str(part) and self.trainer.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -37,8 +39,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    if options.kill_in_part is not None:
-        kill_in(options.kill_in_part, options.at_step)
+    watch(options.kill_in_part, options.at_step)
     arguments = ["--datalist", "patients/cases.json", "--output", "study", "--folds", "2"]
     arguments += ["--max-steps", str(STEPS), "--refine-steps", "0", "--fuse-steps", "0", "--resume"]
     for one in ("shape=[33,33]", "samples_per_epoch=2", "validation_samples=1"):

@@ -155,7 +155,19 @@ def as_csv(scores: Sequence[Score]) -> str:
 def read_scores(path: Path) -> list[Score]:
     """The rows of a file that `as_csv` made."""
     with path.open(encoding="utf-8", newline="") as file:
-        return [Score(**{**row, "value": float(row["value"])}) for row in csv.DictReader(file)]
+        return [
+            Score(
+                row["case"],
+                row["patient"],
+                row["group"],
+                row["method"],
+                row["image"],
+                row["label"],
+                row["name"],
+                float(row["value"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def by_patient(scores: Iterable[Score]) -> dict[str, list[float]]:
