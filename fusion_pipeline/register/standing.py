@@ -62,10 +62,10 @@ def judged(
     """Whether a move is earned against "they are aligned already".
 
     Two slices are moved only where that makes them clearly more alike, or where the pose's score is
-    far above that of the initial alignment; a PET or SPECT only by a clear distance, and a slice of
-    one not far. Other volumes are compared with their headers before (decision 0010). Images that
-    stay are aligned if the best pose that was searched is near. If it lies far off and was not
-    clearly better, a slice does not say where it belongs.
+    far above that of the initial alignment; a PET or SPECT only by a clear distance, and a far move
+    of a slice of one is doubtful. Other volumes are compared with their headers before (decision
+    0010). Images that stay are aligned if the best pose that was searched is near. If it lies far
+    off and was not clearly better, a slice does not say where it belongs.
 
     Args:
         found: what came of the pose search; its details gain ``best_move_mm`` and ``nmi_gain``.
@@ -86,17 +86,12 @@ def judged(
     found.details.update(best_move_mm=best, nmi_gain=gain)
     needed = STANDING.slice_gain_emission if emission else STANDING.slice_gain
     too_near = emission and made < STANDING.resolved_mm
-    too_far = slices and emission and made > STANDING.slice_reach_emission
-    stays = too_near or too_far or (slices and gain < needed and not found.undisputed)
+    stays = too_near or (slices and gain < needed and not found.undisputed)
     unit = "px" if images[0].is_picture else "mm"
-    if too_far:
-        far = (
-            f"one slice does not tell where the {images[1].key} lies: the best place is "
-            f"{best:.0f} {unit} away, farther than a slice of it was ever placed right; look at it"
-        )
-        return Verdict(stays=True, doubt=far)
     if not stays:
-        return Verdict()
+        far = slices and emission and made > STANDING.slice_reach_emission
+        doubt = f"one slice of the {images[1].key} was moved {made:.0f} {unit}; look at it"
+        return Verdict(doubt=doubt if far else "")
     if best < STANDING.resolved_mm:
         why = f"{_ALIGNED} (the best move, {best:.1f} {unit}, is no clear gain)"
         return Verdict(stays=True, aligned=why)
