@@ -189,9 +189,9 @@ class StandingSettings:
     # mm (pictures: px), mean displacement: of PETs of training patients as scanned with their CT
     # 1 to 3 were found (``python benchmarks/sarcoma_cohort.py``); nearer is taken for aligned
     resolved_mm: float = 3.0
-    # the same, the longest move of a slice's PET or SPECT without a doubt: of training patients'
-    # PET slices (45) those that ended nearer were of up to 12.0, a wrong one, with 130 % more NMI - 1,
-    # of 13.5 (``python benchmarks/standing.py --limbs``)
+    # the same, the longest move of a slice's PET or SPECT without a doubt: of 45 PET slices of
+    # training patients those that ended nearer had moved by up to 12.0, a wrong one, with 130 %
+    # more NMI - 1, by 13.5 (``python benchmarks/standing.py --limbs``)
     slice_reach_emission: float = 12.0
 
 
