@@ -274,7 +274,7 @@ class TestOverrides:
             ("refine_step", "did you mean refine_steps?"),
             (
                 "inferer#refine_step",
-                "inferer has colour_map, device, fuse_steps, refine_steps, same",
+                "inferer has colour_map, device, fuse_steps, measure, only, refine_steps, same",
             ),
             ("inferer#refine_step", "did you mean inferer#refine_steps?"),
             (
