@@ -293,6 +293,18 @@ def test_a_mosaic_whose_type_was_lost_is_refused_by_its_number_of_tiles(tmp_path
         read_image(tmp_path, "mr")
 
 
+def test_a_private_block_that_is_not_the_first_one_is_read(tmp_path):
+    """As it is after others were taken out with their patient's name."""
+
+    def second_block(ds, k):
+        ds.add_new((0x19, 0x11), "LO", "SIEMENS MR HEADER")
+        ds.add_new((0x19, 0x110A), "US", 16)
+
+    slices(tmp_path, second_block, Modality="MR")
+    with pytest.raises(InputError, match=r"a Siemens mosaic .*dcm2niix"):
+        read_image(tmp_path, "mr")
+
+
 def test_one_tile_and_another_makers_element_are_silent(tmp_path):
     slices(tmp_path / "a", private("SIEMENS MR HEADER", 0x19, 0x0A, "US", 1), Modality="MR")
     slices(tmp_path / "b", private("SOMEBODY", 0x19, 0x0A, "US", 16), Modality="MR")

@@ -52,6 +52,27 @@ def test_a_users_file_under_our_name_is_refused_before_and_at_the_end(tmp_path):
     assert check_case_folder(target, ["ct", "mr"]) == target  # no key of this case
 
 
+@pytest.mark.parametrize(
+    ("earlier", "only", "got"),
+    [
+        (None, "fuse", "a whole run"),
+        ("register", "fuse", "register alone"),
+        ("register", "register", None),
+        ("register", None, None),  # a whole run has all of it
+    ],
+)
+def test_one_stage_is_not_written_over_the_results_of_others(tmp_path, earlier, only, got):
+    target = tmp_path / "p"
+    run(target, "1")
+    report = json.loads((target / "report.json").read_text())
+    (target / "report.json").write_text(json.dumps(report | ({"only": earlier} if earlier else {})))
+    if got is None:
+        assert check_case_folder(target, ["ct", "mr"], only) == target
+        return
+    with pytest.raises(InputError, match=f"got the results of {got}, which would be lost"):
+        check_case_folder(target, ["ct", "mr"], only)
+
+
 def test_a_replacement_that_broke_off_is_ours(tmp_path, monkeypatch):
     target = tmp_path / "p"
     run(target, "1")

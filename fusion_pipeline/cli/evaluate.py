@@ -1,6 +1,7 @@
 """``fusion-pipeline evaluate``: a datalist with truths, its scores, statistics and a page."""
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.fold is not None and args.folds is None:
         raise InputError("--fold: expected --folds K beside it, got none; add it")
+    if args.override and args.folds is None:
+        raise InputError(
+            "--override: expected --folds K beside it, whose training it is of; add it"
+        )
     if args.folds is not None and args.diagnosis is not None:
         # each part has its own network, and features of different networks are no one input
         raise InputError(
@@ -141,13 +146,12 @@ def _standard(
     args: argparse.Namespace, cases: "Sequence[CaseFiles]", dims: int, name: str
 ) -> "Standard":
     """A standard of the intensities, fitted to the list's training cases, else to its own."""
-    from fusion_pipeline.data import InputError, read_datalist
+    from fusion_pipeline.data import read_datalist
     from fusion_pipeline.pipeline import FusionPipeline, fitted_standard
 
-    try:
-        examples = read_datalist(args.datalist, "training")
-    except InputError:  # none are listed
-        examples = []
+    listed = json.loads(args.datalist.read_text(encoding="utf-8"))
+    training = listed.get("training") if isinstance(listed, dict) else None
+    examples = read_datalist(args.datalist, "training") if training else []
     logger.info("%s: fitted to %d cases", name, min(20, len(examples or cases)))
     pipeline = FusionPipeline.from_bundle(bundle_of(args, dims), device=args.device)
     return fitted_standard(name, examples or cases, pipeline.load)

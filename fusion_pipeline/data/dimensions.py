@@ -229,8 +229,8 @@ def private_value(header: Dataset, creator: str, group: int, element: int) -> An
     """
     for block in range(0x10, 0x20):
         named = header.get((group, block))
-        if named is None:
-            return None
+        if named is None:  # blocks need not follow each other
+            continue
         if str(named.value).strip() == creator:
             found = header.get((group, block << 8 | element))
             return None if found is None or isinstance(found.value, bytes) else found.value

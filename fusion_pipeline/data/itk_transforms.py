@@ -64,11 +64,12 @@ def read_transform(path: str | Path, *, place: str = "") -> WorldMap:
         InputError: no transform, or one of another structure.
     """
     place = place or f"transform ({path})"
+    if not Path(path).is_file():  # HDF5 would write a page of its own
+        raise refusal(place, "an ITK transform", "no such file", "check the path")
     try:
         transform = sitk.ReadTransform(str(path))
     except READ_ERRORS as error:
-        came = "no such file" if not Path(path).exists() else one_line(error)
-        raise refusal(place, "an ITK transform", came, "check the path") from error
+        raise refusal(place, "an ITK transform", one_line(error), "check the file") from error
     d = transform.GetDimension()
     parts = _parts(transform)
     deformation = None

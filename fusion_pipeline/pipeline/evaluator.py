@@ -235,7 +235,7 @@ class FusionEvaluator(Evaluator):
         folder = self.output_dir / loaded.files.id
         if loaded.case is None:
             return Outcome.done(loaded.files.id, folder)
-        check_case_folder(folder, loaded.files.series)
+        check_case_folder(folder, loaded.files.series, self.pipeline.inferer.only)
         for step in self._savers():
             step.check(loaded.case)
         result = self.pipeline.infer(loaded.case, loaded.clock)

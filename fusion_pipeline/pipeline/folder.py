@@ -64,17 +64,26 @@ def deliver(target: Path) -> Iterator[Path]:
                 aside.rename(target)
 
 
-def check_case_folder(target: Path, keys: Iterable[str] = ()) -> Path:
+def check_case_folder(target: Path, keys: Iterable[str] = (), only: str | None = None) -> Path:
     """Refuse an output folder that cannot be written, or that holds a user's files by our names.
 
     Args:
         target: folder of a case.
         keys: image keys of the case.
+        only: the one stage that runs; None: all.
 
     Raises:
-        InputError: a file stands in its place, it cannot be written, or it holds such files.
+        InputError: a file stands in its place, it cannot be written, it holds such files, or
+            results of other stages, which those of one stage would replace.
     """
     check_output_folder(target)
+    earlier = _report_in(target)
+    if only is not None and earlier is not None and earlier.get("only") != only:
+        ran = "a whole run" if earlier.get("only") is None else f"{earlier['only']} alone"
+        raise InputError(
+            f"output folder {target}: expected none or an earlier run of {only} alone, got the "
+            f"results of {ran}, which would be lost; choose another output folder or id"
+        )
     if target.is_dir():
         roles = ("registered", "displacement", "harmonized", "transform", "transform_inverse")
         stems = {
@@ -192,6 +201,14 @@ def _written_by_us(target: Path) -> set[str]:
         with suppress(OSError, ValueError):
             names |= _names_in(json.loads(path.read_text(encoding="utf-8")))
     return {name for name in names if _OURS.fullmatch(name)}
+
+
+def _report_in(target: Path) -> dict[str, Any] | None:
+    """The report of the earlier run; None without one that can be read."""
+    with suppress(OSError, ValueError):
+        report = json.loads((target / REPORT).read_text(encoding="utf-8"))
+        return report if isinstance(report, dict) else None
+    return None
 
 
 def _names_in(report: object) -> set[str]:

@@ -144,7 +144,7 @@ class FusionPipeline:
         files = self._files(case) if isinstance(case, Mapping) else case
         folder = Path(output) / files.id
         check_output_folder(output)
-        check_case_folder(folder, files.series)
+        check_case_folder(folder, files.series, self.inferer.only)
         clock = Clock()
         with clock.stage("load"):
             loaded = self.load(files)

@@ -78,7 +78,7 @@ class PipelineResult(CaseResult):
         Raises:
             InputError: it cannot be written.
         """
-        folder = check_case_folder(Path(folder), self.modalities)
+        folder = check_case_folder(Path(folder), self.modalities, self.only)
         result = self if self.evaluation else replace(self, evaluation=_scores(self))
         with deliver(folder) as aside:
             write_files(result, aside, dicom)

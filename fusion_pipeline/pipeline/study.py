@@ -70,7 +70,8 @@ def methods_against(what: Sequence[str] = ()) -> list[Method]:
     """
     methods = [Method(OURS)]
     for name in what:
-        methods += [one for one in _methods(name) if one not in methods]
+        chains = [one.chain for one in methods]
+        methods += [one for one in _methods(name) if one.chain not in chains]
     for method in methods[1:]:
         if method.chain is not None:
             method.chain.check_installed()  # before the first case runs

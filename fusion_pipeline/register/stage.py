@@ -146,6 +146,8 @@ class Register:
         # masks cut the outlines off, which a gain in information mostly comes from
         asked = self.same_person and not masked
         verdict = judged(found, end, start, images) if asked else Verdict()
+        if initial is not None and not verdict.stays:
+            verdict = Verdict()  # how far it lies from a given start is said in the report
         if verdict.stays:
             return left_as_it_was(start, verdict, shown=shown, details=found.details)
         matrix = found.matrix
