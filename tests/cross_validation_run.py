@@ -42,7 +42,7 @@ if __name__ == "__main__":
     watch(options.kill_in_part, options.at_step)
     arguments = ["--datalist", "patients/cases.json", "--output", "study", "--folds", "2"]
     arguments += ["--max-steps", str(STEPS), "--refine-steps", "0", "--fuse-steps", "0", "--resume"]
-    for one in ("shape=[33,33]", "samples_per_epoch=2", "validation_samples=1"):
+    for one in ("shape=[33,33]", "samples_per_epoch=2", "twice=false", "validation_samples=1"):
         arguments += ["--override", f"data#{one}"]
     arguments += ["--override", "train#trainer#accumulate_grad_batches=1"]
     os.chdir(options.folder)

@@ -194,13 +194,13 @@ def study(tmp_path_factory):
 @pytest.mark.slow
 def test_a_study_from_results_to_tables_and_a_second_run_trains_nothing(study, monkeypatch):
     cases, pipeline, output = study
-    plan = DiagnosisPlan(fold_numbers(cases, 2), LESION_LABEL, Recipe(steps=3))
+    plan = DiagnosisPlan(fold_numbers(cases, 2), lesion_label=LESION_LABEL, recipe=Recipe(steps=3))
     run_diagnosis(cases, pipeline, output, plan)
     content = json.loads((output / "diagnosis" / "diagnosis.json").read_text())
     names = [one["input"] for one in content["diagnosis"]]
     assert names == [
         "mr alone", "pet alone", "unregistered stack", "true alignment",
-        "ours: channels", "ours: fused", "ours: features",
+        "ours: channels", "ours: fused", "ours: fused colour", "ours: features",
     ]  # fmt: skip
     assert all((one["patients"], one["positive"]) == (8, 4) for one in content["diagnosis"])
     assert content["segmentation_dice"]["ours: features"]["patients"] == 4

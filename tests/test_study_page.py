@@ -72,7 +72,8 @@ def test_the_quick_form_from_patients_to_the_page(tmp_path):
     arguments += ["--patients", "8", "--folds", "2", "--steps", "3"]
     study.main(arguments)
     page = (tmp_path / "study.md").read_text()
-    assert "8 cases of 8 patients; 0 runs failed, 0 cases left out" in page
+    assert "8 cases of 8 patients; 0 runs failed." in page
+    assert "0 cases left out of the diagnosis." in page
     assert "| traditional: channels | " in page
     assert "| mr-pet | tre_mm | start | 8 |" in page
     for name in ("roc", "calibration"):
