@@ -15,7 +15,7 @@ import torch
 from fusion_pipeline.cli import main
 from fusion_pipeline.training import MultimodalTraining
 
-STEPS = 6  # an epoch has 4: two painted samples, two cases
+STEPS = 20  # two epochs and a part of a third one
 
 
 def watch(part: int | None, step: int) -> None:
@@ -35,7 +35,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kill-in-part", type=int)
-    parser.add_argument("--at-step", type=int, default=5)
+    parser.add_argument("--at-step", type=int, default=15)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

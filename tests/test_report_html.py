@@ -303,7 +303,9 @@ def test_the_known_truth_is_shown_where_there_is_one(page, tmp_path):
 
 def test_more_overlap_is_better_and_more_error_is_worse():
     scores = {"dice_before": 0.5, "dice_after": 0.9, "hd95_mm_before": 2.0, "hd95_mm_after": 3.0}
-    dice, hd95 = known_truth_changes({**scores, "new_after": 1.0}, "mm")[:2]
+    dice, hd95 = known_truth_changes({"dice_label_3_after": 0.5, **scores, "new_after": 1.0}, "mm")[
+        :2
+    ]
     assert (dice.unit, dice.verdict, dice.before, dice.after) == ("", "better", 0.5, 0.9)
     assert (hd95.unit, hd95.verdict, hd95.largest) == ("mm", "worse", None)
 

@@ -121,6 +121,8 @@ def similarity_changes(entry: Mapping[str, Any]) -> list[Change]:
 def known_truth_changes(scores: Mapping[str, float | None], length: str) -> list[Change]:
     """What the known truth says of one moving image, a row for each measure.
 
+    Single labels stand in ``report.json`` alone: a head has thirty.
+
     Args:
         scores: ``evaluation.<key>`` of the report: names that end in ``_before``, ``_after`` and
             ``_after_max``.
@@ -128,7 +130,10 @@ def known_truth_changes(scores: Mapping[str, float | None], length: str) -> list
     """
     endings = ("_before", "_after_max", "_after")
     stems = dict.fromkeys(
-        name.removesuffix(ending) for name in scores for ending in endings if name.endswith(ending)
+        name.removesuffix(ending)
+        for name in scores
+        for ending in endings
+        if name.endswith(ending) and "_label_" not in name
     )
     return [
         _change(
