@@ -74,7 +74,7 @@ DIMENSIONS = (
     Dimension("reference", ("FrameReferenceTime",), "free"),
     Dimension("clock", ("AcquisitionTime",), "free"),
 )
-_GE_FLAG = 100_000  # GE adds 1e9 to some b-values
+_GE_FLAG = 100_000  # s/mm2: GE adds 1e9 to some b-values, and none is as large as this
 # of a classic file that is one slice
 NUMBER = "number"
 # one value per frame in a nuclear medicine file (DICOM PS3.3 C.8.4.8); SliceVector is the place
