@@ -226,8 +226,8 @@ def test_the_packaged_network_ends_a_modality_without_a_step():
     found = Fuse(network)(images, {"ct": torch.ones_like(seen), "mr": seen})
     profile = found.fused.array[0, :, 12:28, 12:28].mean((1, 2))
     whole = float(profile[:20].mean() - profile[34:].mean())
-    assert whole > 0.1
-    assert float(profile.diff().abs().max()) < 0.3 * whole
+    assert whole > 0.3
+    assert float(profile.diff().abs().max()) < 0.35 * whole
 
 
 def test_the_packaged_network_does_not_frame_a_field_of_view():

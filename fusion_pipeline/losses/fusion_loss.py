@@ -26,9 +26,9 @@ _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
 
 # of a source's brightness: leaves room for what the others show in bone, and for uptake beside fat
-_OF_BONE, _OF_BONE_IN_PICTURES, _OF_FAT = 0.85, 0.7, 0.65
-# what structure and edges of uptake count beside two anatomical images: they are a blur's, which
-# asks for darkness around it
+_OF_BONE, _OF_FAT, _OF_FAT_IN_PICTURES, _OF_UPTAKE = 0.7, 0.75, 0.65, 0.95
+# what structure and edges of uptake count beside a CT of known window, or two anatomical images:
+# they are a blur's, which asks for darkness around it
 _OF_BLURRED = 0.4
 # what the order of HU counts in a pair (of more images as much as that of uptake), and what that of
 # an MR beside a CT
@@ -55,8 +55,8 @@ class FusionLossTerms:
         contrast: share of a source's contrast between 7 and 21 voxels that is lost, sign kept.
         gradient: distance from the strongest source gradient.
         intensity: distance from the more salient source.
-        bright: how much darker than a share of them the fused image is where a CT shows bone, or an
-            MR beside it fat.
+        bright: how much darker than a share of them the fused image is where a CT shows bone, an
+            MR beside it fat, or in volumes an emission image uptake.
         added: gradients that no source has, and values outside the sources' range.
     """
 
@@ -71,7 +71,7 @@ class FusionLossTerms:
     added: Tensor
 
 
-# Chosen on training slices, see `docs/history/fusion.md`.
+# Both chosen on training patients, see `docs/history/fusion.md`.
 WEIGHTS: Mapping[str, float] = {
     "structure": 1.0,
     "information": 1.0,
@@ -82,6 +82,18 @@ WEIGHTS: Mapping[str, float] = {
     "intensity": 1.0,
     "bright": 2.0,
     "added": 10.0,
+}
+# Of volumes with a CT, whose window is known. There the contrast between 7 and 21 voxels lowered
+# what it was to keep, of bone, fat and tumour; that they are bright keeps more.
+WEIGHTS_WITH_CT: Mapping[str, float] = {
+    **WEIGHTS,
+    "structure": 2.0,
+    "information": 2.0,
+    "edges": 1.2,
+    "contrast": 0.0,
+    "intensity": 1.5,
+    "bright": 3.0,
+    "added": 20.0,
 }
 
 
@@ -98,6 +110,9 @@ class FusionLoss:
         field_of_view: ``(B, M, *S)``: 0 outside each source's view, inside the share of its weight
             that the source keeps (`FusionNet`), up to 1: so far it is judged. All by default.
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
+
+    Attributes:
+        weights: of the parts by name: `WEIGHTS_WITH_CT` for volumes with a CT, else `WEIGHTS`.
 
     Raises:
         ValueError: ``worst`` beyond 0 to 1.
@@ -144,13 +159,16 @@ class FusionLoss:
             )
             for m in range(images.shape[1])
         ]
+        # the window of a picture is not known
+        by_window = "ct" in kinds and images.ndim == _VOLUME
+        self.weights = WEIGHTS_WITH_CT if by_window else WEIGHTS
         self._bright = _bright(images, kinds, self._share)
-        few = sum(kind != "emission" for kind in kinds) < 2
+        blurred = by_window or sum(kind != "emission" for kind in kinds) > 1
         self._structure_counts = [
-            _OF_BLURRED if kind == "emission" and not few else 1.0 for kind in kinds
+            _OF_BLURRED if kind == "emission" and blurred else 1.0 for kind in kinds
         ]
-        # the window of a picture is not known, and its MR alone would not show what its CT does
-        both = {"ct", "mr"} <= set(kinds) and images.ndim == _VOLUME
+        # a picture's MR alone would not show what its CT does
+        both = by_window and "mr" in kinds
         self._intensity_counts = _SOFT_INTENSITY if both else 1.0
         of_ct = 1.0 if len(kinds) > 2 and both else _CT_TONE
         counts = {"ct": of_ct, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
@@ -163,12 +181,13 @@ class FusionLoss:
 
         Args:
             fused: ``(B, 1, *S)`` in [0, 1].
-            weights: of the parts by name, in place of `WEIGHTS`; what is not named has its own.
+            weights: of the parts by name, in place of ``self.weights``; what is not named has its
+                own.
 
         Returns:
             ``(B,)``.
         """
-        return weighted_sum(self.terms(fused), weights)
+        return weighted_sum(self.terms(fused), {**self.weights, **(weights or {})})
 
     def terms(self, fused: Tensor) -> FusionLossTerms:
         """The parts, unweighted.
@@ -314,10 +333,14 @@ def _bright(
 ) -> list[tuple[float, Tensor, Tensor]]:
     """What share of its brightness each image keeps, the image, and what a voxel counts.
 
-    Bone of a CT; fat of an MR beside a CT, where it is dark. An MR alone with uptake needs no help.
+    Bone of a CT; beside a CT fat of an MR, where the CT is dark, and in volumes uptake. An MR alone
+    with uptake needs no help.
     """
-    of_bone = _OF_BONE if images.ndim == _VOLUME else _OF_BONE_IN_PICTURES
-    shares = {"ct": of_bone, "mr": _OF_FAT} if "ct" in kinds else {}
+    shares: dict[str, float] = {}
+    if "ct" in kinds:
+        shares = {"ct": _OF_BONE, "mr": _OF_FAT_IN_PICTURES}
+        if images.ndim == _VOLUME:
+            shares |= {"mr": _OF_FAT, "emission": _OF_UPTAKE}
     bright = images * share
     return [
         (shares[kind], bright[:, m : m + 1], bright[:, m : m + 1] ** 3)
@@ -472,4 +495,4 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-6)
 
 
-__all__ = ["WEIGHTS", "FusionLoss", "FusionLossTerms", "weighted_sum"]
+__all__ = ["WEIGHTS", "WEIGHTS_WITH_CT", "FusionLoss", "FusionLossTerms", "weighted_sum"]

@@ -29,7 +29,7 @@ class FusionObjective:
     learns what descent would do.
 
     Args:
-        weights: of L_fusion's parts by name, in place of `losses.fusion_loss.WEIGHTS`.
+        weights: of L_fusion's parts by name, in place of the loss's own.
         worst: what the source that is kept worst counts, 0 to 1.
         amortized: weight of the mean distance to the optimized image.
         steps: of that optimization.
@@ -47,7 +47,7 @@ class FusionObjective:
         amortized: float = 5.0,
         steps: int = 6,
     ) -> None:
-        self.weights = {**WEIGHTS, **(weights or {})}
+        self.weights = dict(weights or {})
         self.worst = worst
         self.amortized = amortized
         self.steps = steps
@@ -82,7 +82,8 @@ class FusionObjective:
         fused, weights = out.fused.float(), out.weights.float()
         loss = FusionLoss(shown, batch.kinds, shares, worst=self.worst)
         terms = loss.terms(fused)
-        parts = {name: w * getattr(terms, name).mean() for name, w in self.weights.items()}
+        asked = {**loss.weights, **self.weights}
+        parts = {name: w * getattr(terms, name).mean() for name, w in asked.items()}
         if self.amortized > 0 and self.steps > 0:
             target = self._optimized(fused.detach(), shown, batch.kinds, shares)
             parts["amortized"] = self.amortized * (fused - target).abs().mean()
