@@ -11,6 +11,7 @@ import pytest
 from fusion_pipeline.data import read_datalist, read_image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import own_datalist
 import study
 import study_page
 
@@ -80,3 +81,24 @@ def test_the_quick_form_from_patients_to_the_page(tmp_path):
         assert (tmp_path / "figures" / f"study_generated_{name}.png").is_file()
     study.main(arguments)  # goes on where it was: nothing is left to do
     assert (tmp_path / "study.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_ten_patients_with_labels_are_one_command_and_one_page(tmp_path):
+    datalist = own_datalist.write_patients(tmp_path / "patients", 10, dims=2)
+    cost = own_datalist.timed(datalist, tmp_path / "out")
+    # the bar is ten minutes beside the inference
+    assert cost.cpu_s - cost.stages_cpu_s < 600
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert "10 cases of 10 patients" in page
+    for seed in range(10):
+        name = f"synthetic-head-{seed}"
+        assert f'href="cases/ours/{name}/report.html"' in page
+        assert (tmp_path / "out" / "cases" / "ours" / name / "report.html").is_file()
+        assert (tmp_path / "out" / "thumbnails" / f"{name}.png").is_file()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    overlap = [row for row in summary["summary"] if row["name"] == "dice" and not row["label"]]
+    assert {(row["group"], row["method"]) for row in overlap} == {
+        (group, method) for group in ("ct-mr", "ct-pet") for method in ("start", "ours")
+    }
+    assert all(row["patients"] == 10 and row["low"] < row["high"] for row in overlap)
