@@ -1,6 +1,7 @@
 """The study's driver: slices of real patients, and the quick form from patients to the page."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -61,10 +62,41 @@ def test_findings_say_good_and_bad_alike():
         "auroc_difference": [{**one, "verdict": "worse"}],
         "dice_difference": {},
     }
-    found = study_page.findings(diagnosis, {"comparison": []})
+    row = {"name": "q_min", "label": "", "image": "", "unit": "", "group": "mr-pet", "other": "x"}
+    row |= {"verdict": "worse", "mean": -0.5, "low": -0.7, "high": -0.25, "patients": 9}
+    found = study_page.findings(diagnosis, {"comparison": [row, {**row, "name": "entropy"}]})
     assert found == [
-        "AUROC from *ours: fused* against *x*: **worse** (-0.100, -0.200 to -0.0200, n = 9)"
+        "AUROC from *ours: fused* against *x*: **worse** (-0.100, -0.200 to -0.0200, n = 9)",
+        "Q of the weaker source, ours against *x*, mr-pet: **worse** (-0.500, -0.700 to -0.250, "
+        "n = 9)",
     ]
+
+
+def part(folder, verdict):
+    """A part whose grey fused image is ``verdict`` against the images as they came."""
+    (folder / "diagnosis").mkdir(parents=True)
+    facts = {"cases": 4, "patients": 4, "failed": 1, "version": "1", "weights": ["a" * 32]}
+    (folder / "summary.json").write_text(json.dumps(facts | {"summary": [], "comparison": []}))
+    auroc = {"value": 0.1, "low": 0.0, "high": 0.2}
+    one = {"input": "ours: fused", "against": "unregistered stack", "verdict": verdict}
+    told = {"auroc_difference": [one | {"patients": 4, "auroc": auroc}], "dice_difference": {}}
+    scores = {"scores": {"auroc": auroc}, "input": "ours: fused"}
+    told |= {"missing": ["c"], "diagnosis": [scores]}
+    (folder / "diagnosis" / "diagnosis.json").write_text(json.dumps(told))
+    (folder / "diagnosis" / "diagnosis.md").write_text("a table")
+    return study_page.Part("Title", "key", folder, "Exact.")
+
+
+@pytest.mark.parametrize(("verdict", "said"), [("better", False), ("no difference shown", True)])
+def test_the_page_says_why_where_grey_does_not_help(tmp_path, verdict, said):
+    made = part(tmp_path / "part", verdict)
+    study_page.note_code(made.folder)
+    study_page.draw_auroc(made.folder / "diagnosis" / "diagnosis.json", tmp_path / "auroc.png")
+    page = study_page.study_page("rules", [made])
+    assert ("Why the grey fused image does not help" in page) is said
+    assert f"commit {made.code}, weights `aaaaaaaaaaaa`. 1 cases left out" in page
+    assert "*Truth.* Exact." in page
+    assert (tmp_path / "auroc.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -79,7 +111,13 @@ def test_the_quick_form_from_patients_to_the_page(tmp_path):
     assert "| mr-pet | tre_mm | start | 8 |" in page
     for name in ("roc", "calibration"):
         assert (tmp_path / "figures" / f"study_generated_{name}.png").is_file()
+    assert "is 0 mm" in page  # the truth's floor
     study.main(arguments)  # goes on where it was: nothing is left to do
+    assert (tmp_path / "study.md").read_text() == page
+    shutil.rmtree(tmp_path / "out" / "generated" / "cases" / "ours" / "patient-0003")
+    for path in (tmp_path / "out" / "generated" / "diagnosis").glob("*ours*.pt"):
+        path.unlink()
+    study.main(arguments)  # what is made again has the same numbers
     assert (tmp_path / "study.md").read_text() == page
 
 
