@@ -79,9 +79,43 @@ def study_page(rules: str, parts: Sequence[Part]) -> str:
         "# The study",
         "Made by `make study` from its output files; what the words mean: "
         "[evaluate.md](evaluate.md).",
+        "## In short",
+        "\n".join(line for part in parts for line in in_short(part)),
         rules.strip(),
     ]
     return "\n\n".join([*head, *(text for part in parts for text in _section(part))]) + "\n"
+
+
+def in_short(part: Part) -> list[str]:
+    """The main numbers of a part, a line each; none where it has no such number."""
+    summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
+    told = part.folder / "diagnosis" / "diagnosis.json"
+    lines = []
+    if told.is_file():
+        diagnosis = json.loads(told.read_text(encoding="utf-8"))
+        auroc = [
+            f"{one['input']} {_value(one['scores']['auroc'])}" for one in diagnosis["diagnosis"]
+        ]
+        lines.append(f"AUROC of diagnosis from {'; '.join(auroc)}")
+        overlap = [
+            f"{name} {_number(one['mean'])} ({_range(one)})"
+            for name, one in diagnosis["segmentation_dice"].items()
+        ]
+        if overlap:
+            lines.append(f"Dice of the lesion from {'; '.join(overlap)}")
+    for name, title in _MAIN.items():
+        rows = [row for row in summary["summary"] if row["name"] == name and not row["label"]]
+        for group, image in dict.fromkeys((row["group"], row["image"]) for row in rows):
+            values = [
+                f"{row['method']} {_number(row['mean'])} ({_range(row)})"
+                for row in rows
+                if (row["group"], row["image"]) == (group, image)
+            ]
+            unit = f", {rows[0]['unit']}" if rows[0]["unit"] else ""
+            of = f" of {image}" if image else ""
+            lines.append(f"{title}{of}, {group}{unit}: {'; '.join(values)}")
+    start = f"**{part.title}**, {summary['patients']} patients: "
+    return [f"- {start}{line}." for line in lines]
 
 
 def _section(part: Part) -> list[str]:
@@ -235,6 +269,10 @@ def _score_table(summary: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else short(value)
+
+
+def _value(one: dict[str, float | None]) -> str:
+    return f"{_number(one['value'])} ({_range(one)})"
 
 
 def _signed(value: float | None) -> str:
