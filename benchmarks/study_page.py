@@ -96,9 +96,10 @@ def in_short(part: Part) -> list[str]:
         auroc = [
             f"{one['input']} {_value(one['scores']['auroc'])}" for one in diagnosis["diagnosis"]
         ]
-        lines.append(f"AUROC of diagnosis from {'; '.join(auroc)}")
+        count = diagnosis["diagnosis"][0]["patients"]
+        lines.append(f"AUROC of diagnosis (n = {count}) from {'; '.join(auroc)}")
         overlap = [
-            f"{name} {_number(one['mean'])} ({_range(one)})"
+            f"{name} {_number(one['mean'])} ({_range(one)}, n = {one['patients']})"
             for name, one in diagnosis["segmentation_dice"].items()
         ]
         if overlap:
@@ -107,14 +108,14 @@ def in_short(part: Part) -> list[str]:
         rows = [row for row in summary["summary"] if row["name"] == name and not row["label"]]
         for group, image in dict.fromkeys((row["group"], row["image"]) for row in rows):
             values = [
-                f"{row['method']} {_number(row['mean'])} ({_range(row)})"
+                f"{row['method']} {_number(row['mean'])} ({_range(row)}, n = {row['patients']})"
                 for row in rows
                 if (row["group"], row["image"]) == (group, image)
             ]
             unit = f", {rows[0]['unit']}" if rows[0]["unit"] else ""
             of = f" of {image}" if image else ""
             lines.append(f"{title}{of}, {group}{unit}: {'; '.join(values)}")
-    start = f"**{part.title}**, {summary['patients']} patients: "
+    start = f"**{part.title}**: "
     return [f"- {start}{line}." for line in lines]
 
 
@@ -132,6 +133,8 @@ def _section(part: Part) -> list[str]:
     if told.is_file():
         diagnosis = json.loads(told.read_text(encoding="utf-8"))
         counts += f" {len(diagnosis['missing'])} cases left out of the diagnosis."
+    failures = summary.get("failures", {})
+    counts += "".join(f" Failed: {case}: {message}." for case, message in failures.items())
     parts = [f"## {part.title}", counts, f"*Truth.* {part.truth}", "### What it says"]
     parts.append("\n".join(f"- {one}" for one in findings(diagnosis, summary)))
     if _grey_does_not_help(diagnosis):

@@ -332,4 +332,5 @@ def test_a_datalist_from_end_to_end(small, tmp_path):
     assert (tmp_path / "out" / "thumbnails" / "c1.png").exists()
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["patients"], summary["failed"]) == (3, 2)
+    assert summary["failures"].keys() == {"bad (ours)", f"bad ({other})"}
     assert any(row["verdict"] == "no difference shown" for row in summary["comparison"])

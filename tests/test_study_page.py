@@ -76,13 +76,14 @@ def part(folder, verdict):
     """A part whose grey fused image is ``verdict`` against the images as they came."""
     (folder / "diagnosis").mkdir(parents=True)
     facts = {"cases": 4, "patients": 4, "failed": 1, "version": "1", "weights": ["a" * 32]}
+    facts["failures"] = {"c (ours)": "no overlap"}
     row = {"name": "tre_mm", "label": "", "image": "", "unit": "mm", "group": "mr-pet"}
     row |= {"method": "ours", "patients": 4, "mean": 2.0, "low": 1.5, "high": 2.5}
     (folder / "summary.json").write_text(json.dumps(facts | {"summary": [row], "comparison": []}))
     auroc = {"value": 0.1, "low": 0.0, "high": 0.2}
     one = {"input": "ours: fused", "against": "unregistered stack", "verdict": verdict}
     told = {"auroc_difference": [one | {"patients": 4, "auroc": auroc}], "dice_difference": {}}
-    scores = {"scores": {"auroc": auroc}, "input": "ours: fused"}
+    scores = {"scores": {"auroc": auroc}, "input": "ours: fused", "patients": 3}
     told |= {"missing": ["c"], "diagnosis": [scores], "segmentation_dice": {}}
     (folder / "diagnosis" / "diagnosis.json").write_text(json.dumps(told))
     (folder / "diagnosis" / "diagnosis.md").write_text("a table")
@@ -97,10 +98,11 @@ def test_the_page_says_why_where_grey_does_not_help(tmp_path, verdict, said):
     page = study_page.study_page("rules", [made])
     assert ("Why the grey fused image does not help" in page) is said
     assert f"commit {made.code}, weights `aaaaaaaaaaaa`. 1 cases left out" in page
+    assert "Failed: c (ours): no overlap." in page
     assert "*Truth.* Exact." in page
-    start = "- **Title**, 4 patients: "
-    assert f"{start}AUROC of diagnosis from ours: fused 0.100 (0 to 0.200)." in page
-    assert f"{start}Registration error, mr-pet, mm: ours 2.00 (1.50 to 2.50)." in page
+    start = "- **Title**: "
+    assert f"{start}AUROC of diagnosis (n = 3) from ours: fused 0.100 (0 to 0.200)." in page
+    assert f"{start}Registration error, mr-pet, mm: ours 2.00 (1.50 to 2.50, n = 4)." in page
     assert (tmp_path / "auroc.png").stat().st_size > 1000
 
 

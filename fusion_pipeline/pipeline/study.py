@@ -174,6 +174,7 @@ def run_study(
         "patients": len(set(patients.values())),
         "methods": [method.name for method in methods],
         "failed": len(failed),
+        "failures": failed,
         "version": fusion_pipeline.__version__,
         "weights": sorted(weights),
     }
