@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from sarcoma_grids import EVALUATION
-from study_page import Part, study_page
+from study_page import Part, draw_auroc, note_code, study_page
 
 from fusion_pipeline.cli import main as command
 from fusion_pipeline.data import Image, read_image, write_image, write_labels, written_whole
@@ -32,6 +32,16 @@ _HEIGHTS = (0.35, 0.65)  # of the tumour
 _LEAST_OVERLAP = 0.35  # of the CT's body that MR and PET have to show: one thigh of two counts
 _BODY_HU = -300.0
 _PARTS = ("generated", "sarcoma", "stages")
+_GENERATED_TRUTH = (
+    "The field that made the PET, at each pixel: the least registration error that can be measured "
+    "is 0 mm. What no registration can beat in diagnosis is the row *true alignment*."
+)
+_SARCOMA_TRUTH = (
+    "The alignment is not known, so there is no registration error and no row *true alignment*. MR "
+    "was fused rigidly to CT in the clinic: over all 51 patients of the collection the median "
+    "residual is 4.4 mm; of the seven below, six have 2.1 mm or less (mutual information). PET and "
+    "CT come from one session. The class comes from one planning contour per patient."
+)
 _STAGE_PATIENTS = 60  # of the part in which one stage is replaced at a time
 
 
@@ -138,6 +148,7 @@ def first(datalist: Path, patients: int) -> Path:
 
 def run(datalist: Path, output: Path, *options: object) -> None:
     """One datalist through the product's own command; a failed case is reported, not fatal."""
+    note_code(output)
     given = ["evaluate", "--resume", "--datalist", datalist, "--output", output, *options]
     code = command([str(one) for one in given])
     if code == 2:
@@ -163,9 +174,20 @@ def run_all(args: argparse.Namespace) -> None:
 def parts_of(output: Path) -> list[Part]:
     """What the folder holds."""
     parts = [
-        Part("Generated patients", "generated", output / "generated"),
-        Part("Generated patients: one stage at a time", "stages", output / "stages"),
-        Part("Real patients: sarcoma slices", "sarcoma", output / "sarcoma", EVALUATION),
+        Part("Generated patients", "generated", output / "generated", _GENERATED_TRUTH),
+        Part(
+            "Generated patients: one stage at a time",
+            "stages",
+            output / "stages",
+            _GENERATED_TRUTH,
+        ),
+        Part(
+            "Real patients: sarcoma slices",
+            "sarcoma",
+            output / "sarcoma",
+            _SARCOMA_TRUTH,
+            EVALUATION,
+        ),
     ]
     return [part for part in parts if (part.folder / "summary.json").is_file()]
 
@@ -191,6 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in parts:
         for source in (part.folder / "diagnosis").glob("*.png"):
             shutil.copyfile(source, figures / f"study_{part.key}_{source.name}")
+        told = part.folder / "diagnosis" / "diagnosis.json"
+        if told.is_file():
+            draw_auroc(told, figures / f"study_{part.key}_auroc.png")
     text = study_page(rules, parts)
     with written_whole(args.page) as aside:
         aside.write_text(text, encoding="utf-8")

@@ -1,19 +1,22 @@
 """``docs/study.md`` from the files that a study left; no number is typed by hand."""
 
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from fusion_pipeline.evaluation.diagnosis import (
     Prediction,
     diagnose,
     difference,
-    read_predictions,
 )
 from fusion_pipeline.evaluation.diagnosis_report import diagnosis_tables
-from fusion_pipeline.evaluation.scores import START, read_scores
+from fusion_pipeline.evaluation.rows import read_csv
+from fusion_pipeline.evaluation.scores import START, Score
 from fusion_pipeline.evaluation.tables import as_json, comparison_rows, short, summary_rows
 from fusion_pipeline.pipeline.diagnosis import pairs
 
@@ -28,6 +31,21 @@ _REGISTRATION = (
 _IMAGES = ("protocol_residual", "edges_kept", "information_kept", "contrast_kept", "agreement")
 _FUSED = ("q_min", "ssim_min", "vif_min", "nabf")
 _SHOWN = (*_REGISTRATION, *_IMAGES, *_FUSED)
+# one score for each stage
+_MAIN = {
+    "tre_mm": "Registration error",
+    "protocol_residual": "Difference between two protocols",
+    "q_min": "Q of the weaker source",
+}
+_CODE = "code.txt"
+_UNREGISTERED, _GREY = "unregistered stack", "ours: fused"
+_WHY_GREY = (
+    "*Why the grey fused image does not help.* At each point it shows the source that stands out. "
+    "A hot focus on PET therefore looks the same with and without a dark focus under it on MR, and "
+    "the class is whether there is one. An average of two z-scored images keeps it, because a dark "
+    "and a bright focus cancel there. A reader or a network who has to compare the images needs "
+    "the registered and harmonized channels, or the features."
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +56,21 @@ class Part:
         title: of its section.
         key: in the names of its figures.
         folder: what ``fusion-pipeline evaluate`` left.
+        truth: what is known of it, and what no method can beat.
         unseen: patients that no network was trained on, where others trained some; else empty.
     """
 
     title: str
     key: str
     folder: Path
+    truth: str
     unseen: Sequence[str] = ()
+
+    @property
+    def code(self) -> str:
+        """Which code ran it, as `note_code` left it."""
+        path = self.folder / _CODE
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else "not noted"
 
 
 def study_page(rules: str, parts: Sequence[Part]) -> str:
@@ -53,9 +79,44 @@ def study_page(rules: str, parts: Sequence[Part]) -> str:
         "# The study",
         "Made by `make study` from its output files; what the words mean: "
         "[evaluate.md](evaluate.md).",
+        "## In short",
+        "\n".join(line for part in parts for line in in_short(part)),
         rules.strip(),
     ]
     return "\n\n".join([*head, *(text for part in parts for text in _section(part))]) + "\n"
+
+
+def in_short(part: Part) -> list[str]:
+    """The main numbers of a part, a line each; none where it has no such number."""
+    summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
+    told = part.folder / "diagnosis" / "diagnosis.json"
+    lines = []
+    if told.is_file():
+        diagnosis = json.loads(told.read_text(encoding="utf-8"))
+        auroc = [
+            f"{one['input']} {_value(one['scores']['auroc'])}" for one in diagnosis["diagnosis"]
+        ]
+        count = diagnosis["diagnosis"][0]["patients"]
+        lines.append(f"AUROC of diagnosis (n = {count}) from {'; '.join(auroc)}")
+        overlap = [
+            f"{name} {_number(one['mean'])} ({_range(one)}, n = {one['patients']})"
+            for name, one in diagnosis["segmentation_dice"].items()
+        ]
+        if overlap:
+            lines.append(f"Dice of the lesion from {'; '.join(overlap)}")
+    for name, title in _MAIN.items():
+        rows = [row for row in summary["summary"] if row["name"] == name and not row["label"]]
+        for group, image in dict.fromkeys((row["group"], row["image"]) for row in rows):
+            values = [
+                f"{row['method']} {_number(row['mean'])} ({_range(row)}, n = {row['patients']})"
+                for row in rows
+                if (row["group"], row["image"]) == (group, image)
+            ]
+            unit = f", {rows[0]['unit']}" if rows[0]["unit"] else ""
+            of = f" of {image}" if image else ""
+            lines.append(f"{title}{of}, {group}{unit}: {'; '.join(values)}")
+    start = f"**{part.title}**: "
+    return [f"- {start}{line}." for line in lines]
 
 
 def _section(part: Part) -> list[str]:
@@ -64,19 +125,25 @@ def _section(part: Part) -> list[str]:
     weights = ", ".join(f"`{one[:12]}`" for one in summary.get("weights", []))
     counts = (
         f"{summary['cases']} cases of {summary['patients']} patients; {summary['failed']} runs "
-        f"failed. fusion_pipeline {summary['version']}, weights {weights or 'not noted'}."
+        f"failed. fusion_pipeline {summary['version']}, commit {part.code}, weights "
+        f"{weights or 'not noted'}."
     )
     diagnosis: dict[str, Any] = {"auroc_difference": [], "dice_difference": {}}
     told = part.folder / "diagnosis" / "diagnosis.json"
     if told.is_file():
         diagnosis = json.loads(told.read_text(encoding="utf-8"))
         counts += f" {len(diagnosis['missing'])} cases left out of the diagnosis."
-    parts = [f"## {part.title}", counts, "### What it says"]
+    failures = summary.get("failures", {})
+    counts += "".join(f" Failed: {case}: {message}." for case, message in failures.items())
+    parts = [f"## {part.title}", counts, f"*Truth.* {part.truth}", "### What it says"]
     parts.append("\n".join(f"- {one}" for one in findings(diagnosis, summary)))
+    if _grey_does_not_help(diagnosis):
+        parts.append(_WHY_GREY)
     if told.is_file():
         parts += [
             "### Diagnosis and segmentation",
             told.with_suffix(".md").read_text(encoding="utf-8").strip(),
+            f"![AUROC of each input](figures/study_{part.key}_auroc.png)",
             f"![ROC curves](figures/study_{part.key}_roc.png) "
             f"![calibration](figures/study_{part.key}_calibration.png)",
         ]
@@ -91,7 +158,9 @@ def _section(part: Part) -> list[str]:
 
 def _of_unseen(part: Part) -> list[str]:
     """The same tables of the patients that no network was trained on."""
-    scores = [one for one in read_scores(part.folder / "scores.csv") if one.patient in part.unseen]
+    scores = [
+        one for one in read_csv(part.folder / "scores.csv", Score) if one.patient in part.unseen
+    ]
     methods = list(dict.fromkeys(one.method for one in scores if one.method != START))
     comparisons = comparison_rows(scores, methods[0])
     facts = json.loads(as_json(summary_rows(scores), comparisons, {}))
@@ -103,7 +172,7 @@ def _of_unseen(part: Part) -> list[str]:
     told = part.folder / "diagnosis" / "predictions.csv"
     if told.is_file():
         by_input: dict[str, list[Prediction]] = {}
-        for one in read_predictions(told):
+        for one in read_csv(told, Prediction):
             if one.patient in part.unseen:
                 by_input.setdefault(one.input, []).append(one)
         differences = [difference(by_input[a], by_input[b]) for a, b in pairs(list(by_input))]
@@ -127,13 +196,57 @@ def findings(diagnosis: dict[str, Any], summary: dict[str, Any]) -> list[str]:
             f"Dice of the lesion, *{name}*: **{one['verdict']}** ({_signed(one['mean'])}, "
             f"{_range(one)}, n = {one['patients']})"
         )
-    errors = [r for r in summary["comparison"] if r["name"] == "tre_mm" and not r["label"]]
-    found += [
-        f"Registration error, ours against *{one['other']}*, {one['group']}: **{one['verdict']}** "
-        f"({_signed(one['mean'])} mm, {_range(one)}, n = {one['patients']})"
-        for one in errors
-    ]
+    for row in summary["comparison"]:
+        if row["label"] or row["name"] not in _MAIN:
+            continue
+        unit = f" {row['unit']}" if row["unit"] else ""
+        of = f" of {row['image']}" if row["image"] else ""
+        found.append(
+            f"{_MAIN[row['name']]}{of}, ours against *{row['other']}*, {row['group']}: "
+            f"**{row['verdict']}** ({_signed(row['mean'])}{unit}, {_range(row)}, "
+            f"n = {row['patients']})"
+        )
     return found
+
+
+def _grey_does_not_help(diagnosis: dict[str, Any]) -> bool:
+    """Whether the grey fused image tells no more of the class than the images as they came."""
+    return any(
+        (one["input"], one["against"]) == (_GREY, _UNREGISTERED) and one["verdict"] != "better"
+        for one in diagnosis["auroc_difference"]
+    )
+
+
+def note_code(folder: Path) -> None:
+    """Leave the commit of this checkout beside the results, marked where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"]
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = done.stdout.strip() or "unknown (no git checkout)"
+    (folder / _CODE).write_text(text + "\n", encoding="utf-8")
+
+
+def draw_auroc(told: Path, path: Path) -> None:
+    """AUROC of each input with its interval.
+
+    Args:
+        told: the part's ``diagnosis.json``.
+        path: of the picture.
+    """
+    rows = json.loads(told.read_text(encoding="utf-8"))["diagnosis"][::-1]
+    figure = Figure(figsize=(6.5, 0.8 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for at, row in enumerate(rows):
+        one = row["scores"]["auroc"]
+        colour = "#1f6fb2" if row["input"].startswith("ours") else "#555555"
+        axes.plot([one["low"], one["high"]], [at, at], color=colour, linewidth=1.5)
+        axes.plot(one["value"], at, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(rows)), [row["input"] for row in rows], fontsize=8)
+    axes.axvline(0.5, color="grey", linestyle=":", linewidth=0.8)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("AUROC, 95 % interval over patients", fontsize=8)
+    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
 
 
 def _score_table(summary: dict[str, Any]) -> str:
@@ -159,6 +272,10 @@ def _score_table(summary: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else short(value)
+
+
+def _value(one: dict[str, float | None]) -> str:
+    return f"{_number(one['value'])} ({_range(one)})"
 
 
 def _signed(value: float | None) -> str:

@@ -16,7 +16,8 @@ from fusion_pipeline.cli import main
 from fusion_pipeline.data import CaseFiles, InputError, read_datalist
 from fusion_pipeline.data.datalist import SeriesFiles
 from fusion_pipeline.data.sources import Source
-from fusion_pipeline.evaluation.scores import read_scores
+from fusion_pipeline.evaluation.rows import read_csv
+from fusion_pipeline.evaluation.scores import Score
 from fusion_pipeline.pipeline import bundle_for
 from fusion_pipeline.synthesis import synthetic_patient
 from fusion_pipeline.training.cross_validation import FoldTraining, entry_of, train_fold
@@ -30,6 +31,7 @@ def case(number, folder, patient=""):
             Source(str(folder / f"{number}/mr"), "1.2.3"),
             transform="rigid",
             label=Source(str(folder / f"{number}/mr_label.nii.gz")),
+            initial_transform=Source(str(folder / f"{number}/mr.tfm")),
         ),
     }
     return CaseFiles(f"c{number}", "ct", series, number % 2, patient)
@@ -182,7 +184,7 @@ def test_parts_are_trained_evaluated_and_pooled_and_go_on_after_a_kill(tmp_path)
     assert all(any(not torch.equal(one[k], shipped[k]) for k in shipped) for one in states)
     assert any(not torch.equal(states[0][k], states[1][k]) for k in shipped)
     # pooled: each patient once, by the part that left it out
-    scores = read_scores(tmp_path / "study" / "scores.csv")
+    scores = read_csv(tmp_path / "study" / "scores.csv", Score)
     errors = [s for s in scores if (s.name, s.method) == ("tre_mm", "ours")]
     images = {s.image for s in errors}
     once = [(f"p{number}", image) for number in range(4) for image in sorted(images)]

@@ -1,6 +1,7 @@
 """Classical engines: each map leads the way ours do, whatever the axes of the files."""
 
 import itertools
+import os
 import sys
 from types import SimpleNamespace
 
@@ -109,7 +110,6 @@ class _Greedy3D:
 @pytest.fixture
 def greedy(monkeypatch):
     """The stage with an engine that is never wrong."""
-    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     engine = type("_Greedy3D", (_Greedy3D,), {})
     monkeypatch.setitem(sys.modules, "picsl_greedy", SimpleNamespace(Greedy3D=engine))
     return ENGINES["greedy"].load(1), engine
@@ -136,7 +136,6 @@ def test_a_field_that_is_not_finite_is_no_result(greedy):
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_a_missing_engine_says_what_to_install(monkeypatch, name):
-    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     module = "convexAdam.convex_adam_MIND" if name == "convexadam" else MEASURED[name][0]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
@@ -145,16 +144,32 @@ def test_a_missing_engine_says_what_to_install(monkeypatch, name):
         ENGINES[name].load(1)
 
 
+@pytest.mark.parametrize("before", [None, "7"])
+def test_the_threads_of_one_engine_are_not_left_to_others(monkeypatch, before):
+    name, seen = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", []
+    monkeypatch.delenv(name, raising=False)
+    if before:
+        monkeypatch.setenv(name, before)
+
+    def imported(module):
+        seen.append((module, os.environ[name]))
+        return SimpleNamespace()
+
+    monkeypatch.setattr("fusion_pipeline.baselines.engines.importlib.import_module", imported)
+    ENGINES["ants"].load(3)
+    assert seen == [("ants", "3")]
+    assert os.environ.get(name) == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("orientation", FIXED)
 @pytest.mark.parametrize("name", MEASURED)
-def test_finds_the_known_map(name, orientation, monkeypatch):
+def test_finds_the_known_map(name, orientation):
     """A turn of 8° and a shift of 10 mm, between lattices of unlike axes."""
     module, within_mm = MEASURED[name]
     pytest.importorskip(module)
     if name == "elastix" and not hasattr(sys.modules["itk"], "ParameterObject"):
         pytest.skip("needs itk-elastix; itk alone comes with the package")
-    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     fixed = _image(FIXED[orientation], np.eye(4), seed=3)
     moving = _image(MOVING, inverse_affine(TRUTH), seed=4)
     found = ENGINES[name].load(1)(fixed, moving)
@@ -178,7 +193,6 @@ def test_headers_are_trusted_where_nothing_is_to_move(name, monkeypatch):
         pytest.skip("its parameters need the engine")
     if name in engine:
         monkeypatch.setitem(sys.modules, engine[name], SimpleNamespace())
-    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     affine, shape = FIXED["oblique"]
     fixed = Image(torch.zeros(1, *shape), affine, "mr")
     result = ENGINES[name].load()(fixed, fixed, transform="none")
@@ -188,7 +202,6 @@ def test_headers_are_trusted_where_nothing_is_to_move(name, monkeypatch):
 
 
 def test_convexadam_refuses_pictures_in_one_line(monkeypatch):
-    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     monkeypatch.setitem(sys.modules, "convexAdam.convex_adam_MIND", SimpleNamespace())
     picture = Image(torch.rand(1, 20, 24), np.diag([-1.0, -1.0, 1.0]), "mr")
     with pytest.raises(InputError, match="expected volumes to be deformed, got 2D images"):
@@ -198,12 +211,11 @@ def test_convexadam_refuses_pictures_in_one_line(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["greedy", "ants", "elastix"])
 @pytest.mark.parametrize("transform", ["rigid", "deformable"])
-def test_pictures_are_registered_in_their_own_pixels(name, transform, monkeypatch):
+def test_pictures_are_registered_in_their_own_pixels(name, transform):
     """A turn of 6° and a shift of 5 mm; a wrong axis or sign costs more than there was."""
     pytest.importorskip(MEASURED[name][0])
     if name == "elastix" and not hasattr(sys.modules["itk"], "ParameterObject"):
         pytest.skip("needs itk-elastix; itk alone comes with the package")
-    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
     truth = rigid_matrix([6.0], [4.0, -3.0], CENTRE[:2].tolist())
     fixed, moving = _slice(np.eye(3), seed=3), _slice(inverse_affine(truth), seed=4)
     result = ENGINES[name].load()(fixed, moving, transform=transform)

@@ -95,3 +95,9 @@ def test_similarity_is_there_for_a_method_that_says_nothing_of_it(run):
     assert evidence.similarity_after["mind"] == pytest.approx(0)
     assert evidence.similarity_before["nmi"] < 1.9
     assert np.isfinite(evidence.similarity_before["mind"])
+
+
+def test_how_even_a_field_is_needs_no_truth(run):
+    found = measured(run, again(run, lambda array: array)).evaluation
+    assert found["mr"] == {"sd_log_jacobian": 0.0, "inverse_consistency_mm": pytest.approx(0)}
+    assert run[0].evaluation == {}  # a plain run leaves it out

@@ -131,6 +131,19 @@ class TestAgainstTheReferenceProgram:
             assert scores["scd"] == pytest.approx(scd(fused, [a, b], mask))
             assert scores["entropy"] == pytest.approx(entropy(fused, mask))
 
+    @pytest.mark.parametrize("which", WHOLE, ids=str)
+    def test_what_a_source_adds_and_correlates_makes_up_the_whole(self, which):
+        fused, a, b = pictures(*which)
+        scores = fusion_scores(fused, {"a": a, "b": b})
+        assert scores["scd_a"] + scores["scd_b"] == pytest.approx(scores["scd"])
+        expected = np.corrcoef((fused - b).ravel(), a.ravel())[0, 1]
+        assert scores["scd_a"] == pytest.approx(expected)
+        ends = sorted([scores["nabf_a"], scores["nabf_b"]])
+        assert ends[0] <= scores["nabf"] <= ends[1]
+        # one source alone has no edge that the other could excuse
+        alone = fusion_scores(fused, {"a": a, "same": a})
+        assert alone["nabf_a"] == pytest.approx(artefacts(fused, [a, a]))
+
 
 class TestAgainstLibraries:
     @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # inside torchmetrics

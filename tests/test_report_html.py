@@ -299,6 +299,10 @@ def test_the_known_truth_is_shown_where_there_is_one(page, tmp_path):
     assert "Target registration error</dfn>, px" in section
     assert re.findall(r"<td>([\d.]+)</td>", section) == ["8.25", "1.5", "3.75"]
     assert 'class="up">better' in section
+    alone = {"mr": {"sd_log_jacobian": 0.1}}  # of the field, whatever the truth
+    (tmp_path / "alone").mkdir()
+    write_report(replace(result_2d(), evaluation=alone), tmp_path / "alone", {})
+    assert "Error against the" not in (tmp_path / "alone" / "report.html").read_text("utf-8")
 
 
 def test_more_overlap_is_better_and_more_error_is_worse():

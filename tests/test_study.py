@@ -5,9 +5,13 @@ import importlib.metadata
 import json
 import math
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from data_phantoms import case_of
 from pipeline_cases import small_evaluator, small_pipeline, write_case
+from register_cases import rigid_pair
 
 import fusion_pipeline.pipeline as pipeline_package
 from fusion_pipeline.baselines import ENGINES
@@ -22,6 +26,7 @@ from fusion_pipeline.evaluation.tables import (
     short,
     summary_rows,
 )
+from fusion_pipeline.geometry import rigid_matrix
 from fusion_pipeline.pipeline import (
     FusionInferer,
     TraditionalInferer,
@@ -45,7 +50,7 @@ REPORT = {
     },
     "evaluation": {"mr": {"tre_mm_before": 8.0, "tre_mm_after": 2.0, "dice_label_3_after": 0.7}},
     "harmonization": {"mr": {"agreement_before": 0.1, "agreement_after": 0.4}},
-    "fusion": {"q_ct": 0.6, "ssim_mr": 0.3, "q_min": 0.5, "weight_ct": 0.4},
+    "fusion": {"q_ct": 0.6, "ssim_mr": 0.3, "q_min": 0.5, "weight_ct": 0.4, "scd_mr": 0.2},
     "timings": {"load": {"wall_s": 1.0, "cpu_s": 0.5}, "fuse": {"wall_s": 2.0, "cpu_s": 1.5}},
     "peak_memory_mb": 900.0,
 }
@@ -68,6 +73,7 @@ class TestScores:
         assert rows["ours", "ct-mr", "ct", "", "q"] == 0.6
         assert rows["ours", "ct-mr", "", "", "q_min"] == 0.5
         assert rows["ours", "ct-mr", "mr", "", "ssim"] == 0.3
+        assert rows["ours", "ct-mr", "mr", "", "scd"] == 0.2
         assert rows["ours", "ct-mr", "mr", "", "doubtful"] == 1.0
         assert rows["ours", "ct-mr", "", "", "wall_s"] == 3.0
         assert rows["ours", "ct-mr", "mr", "", "agreement"] == 0.4
@@ -190,6 +196,17 @@ class TestMethods:
         with pytest.raises(InputError, match=r"expected antspyx to be installed.*pip install"):
             methods_against(["ants+z-score+pca"])
 
+    def test_an_engine_for_volumes_is_refused_for_pictures_and_left_out_of_all(self, monkeypatch):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.0")
+        expected = r"convexadam.*expected volumes for convexadam, got 2D images; take another"
+        with pytest.raises(InputError, match=expected):
+            methods_against(["convexadam+z-score+pca"], spatial_dims=2)
+        volumes, pictures = (
+            {one.chain.register for one in methods_against(["all+ours+ours"], spatial_dims=d)[1:]}
+            for d in (3, 2)
+        )
+        assert volumes - pictures == {"convexadam"}
+
     def test_wavelets_without_their_library_are_refused_before_anything_runs(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "pywt", None)
         with pytest.raises(InputError, match="PyWavelets to be installed, got none"):
@@ -203,6 +220,35 @@ class TestMethods:
             TraditionalInferer(fuse="sharpen")
         with pytest.raises(InputError, match="nyul: expected a standard"):
             TraditionalInferer(harmonize="nyul")
+
+
+class TestGivenStart:
+    """The traditional chain begins where the user says that the images lie, as ours does."""
+
+    def registered(self, initial, transform="rigid"):
+        pair = rigid_pair(1, d=2, degrees=150.0, mm=8.0)
+        images = {"ct": pair.fixed, "mr": pair.moving}
+        case = case_of("c", "ct", images, {"mr": transform})
+        mr = replace(case.series["mr"], initial_transform=initial)
+        case = replace(case, series={**case.series, "mr": mr})
+        found = TraditionalInferer().register(case, None, None)["mr"]
+        return found, pair.error(found.map.points(pair.points))
+
+    def test_it_finds_the_truth_from_there_and_not_from_the_headers(self):
+        truth = rigid_pair(1, d=2, degrees=150.0, mm=8.0).truth
+        near = rigid_matrix([6.0], [2.0, -3.0], [0.0, 0.0]) @ truth
+        assert self.registered(None)[1] > 10
+        found, error = self.registered(near)
+        assert error < 1.5
+        assert found.evidence.given_start.from_headers_mm > 30
+        # an affine start places the image on a grid whose axes are not at right angles
+        assert self.registered(near @ np.array([[1.03, 0.04, 0], [0, 0.98, 0], [0, 0, 1]]))[1] < 5
+
+    def test_where_nothing_is_to_move_it_is_the_result(self):
+        near = rigid_matrix([6.0], [2.0, -3.0], [0.0, 0.0])
+        found, _ = self.registered(near, "none")
+        np.testing.assert_allclose(found.map.moving_from_fixed, near, atol=1e-12)
+        assert found.transform == "rigid"
 
 
 class TestStandards:
@@ -286,4 +332,5 @@ def test_a_datalist_from_end_to_end(small, tmp_path):
     assert (tmp_path / "out" / "thumbnails" / "c1.png").exists()
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["patients"], summary["failed"]) == (3, 2)
+    assert summary["failures"].keys() == {"bad (ours)", f"bad ({other})"}
     assert any(row["verdict"] == "no difference shown" for row in summary["comparison"])

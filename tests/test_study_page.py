@@ -1,6 +1,7 @@
 """The study's driver: slices of real patients, and the quick form from patients to the page."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from fusion_pipeline.data import read_datalist, read_image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import own_datalist
 import study
 import study_page
 
@@ -60,10 +62,48 @@ def test_findings_say_good_and_bad_alike():
         "auroc_difference": [{**one, "verdict": "worse"}],
         "dice_difference": {},
     }
-    found = study_page.findings(diagnosis, {"comparison": []})
+    row = {"name": "q_min", "label": "", "image": "", "unit": "", "group": "mr-pet", "other": "x"}
+    row |= {"verdict": "worse", "mean": -0.5, "low": -0.7, "high": -0.25, "patients": 9}
+    found = study_page.findings(diagnosis, {"comparison": [row, {**row, "name": "entropy"}]})
     assert found == [
-        "AUROC from *ours: fused* against *x*: **worse** (-0.100, -0.200 to -0.0200, n = 9)"
+        "AUROC from *ours: fused* against *x*: **worse** (-0.100, -0.200 to -0.0200, n = 9)",
+        "Q of the weaker source, ours against *x*, mr-pet: **worse** (-0.500, -0.700 to -0.250, "
+        "n = 9)",
     ]
+
+
+def part(folder, verdict):
+    """A part whose grey fused image is ``verdict`` against the images as they came."""
+    (folder / "diagnosis").mkdir(parents=True)
+    facts = {"cases": 4, "patients": 4, "failed": 1, "version": "1", "weights": ["a" * 32]}
+    facts["failures"] = {"c (ours)": "no overlap"}
+    row = {"name": "tre_mm", "label": "", "image": "", "unit": "mm", "group": "mr-pet"}
+    row |= {"method": "ours", "patients": 4, "mean": 2.0, "low": 1.5, "high": 2.5}
+    (folder / "summary.json").write_text(json.dumps(facts | {"summary": [row], "comparison": []}))
+    auroc = {"value": 0.1, "low": 0.0, "high": 0.2}
+    one = {"input": "ours: fused", "against": "unregistered stack", "verdict": verdict}
+    told = {"auroc_difference": [one | {"patients": 4, "auroc": auroc}], "dice_difference": {}}
+    scores = {"scores": {"auroc": auroc}, "input": "ours: fused", "patients": 3}
+    told |= {"missing": ["c"], "diagnosis": [scores], "segmentation_dice": {}}
+    (folder / "diagnosis" / "diagnosis.json").write_text(json.dumps(told))
+    (folder / "diagnosis" / "diagnosis.md").write_text("a table")
+    return study_page.Part("Title", "key", folder, "Exact.")
+
+
+@pytest.mark.parametrize(("verdict", "said"), [("better", False), ("no difference shown", True)])
+def test_the_page_says_why_where_grey_does_not_help(tmp_path, verdict, said):
+    made = part(tmp_path / "part", verdict)
+    study_page.note_code(made.folder)
+    study_page.draw_auroc(made.folder / "diagnosis" / "diagnosis.json", tmp_path / "auroc.png")
+    page = study_page.study_page("rules", [made])
+    assert ("Why the grey fused image does not help" in page) is said
+    assert f"commit {made.code}, weights `aaaaaaaaaaaa`. 1 cases left out" in page
+    assert "Failed: c (ours): no overlap." in page
+    assert "*Truth.* Exact." in page
+    start = "- **Title**: "
+    assert f"{start}AUROC of diagnosis (n = 3) from ours: fused 0.100 (0 to 0.200)." in page
+    assert f"{start}Registration error, mr-pet, mm: ours 2.00 (1.50 to 2.50, n = 4)." in page
+    assert (tmp_path / "auroc.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -78,5 +118,32 @@ def test_the_quick_form_from_patients_to_the_page(tmp_path):
     assert "| mr-pet | tre_mm | start | 8 |" in page
     for name in ("roc", "calibration"):
         assert (tmp_path / "figures" / f"study_generated_{name}.png").is_file()
+    assert "is 0 mm" in page  # the truth's floor
     study.main(arguments)  # goes on where it was: nothing is left to do
     assert (tmp_path / "study.md").read_text() == page
+    shutil.rmtree(tmp_path / "out" / "generated" / "cases" / "ours" / "patient-0003")
+    for path in (tmp_path / "out" / "generated" / "diagnosis").glob("*ours*.pt"):
+        path.unlink()
+    study.main(arguments)  # what is made again has the same numbers
+    assert (tmp_path / "study.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_ten_patients_with_labels_are_one_command_and_one_page(tmp_path):
+    datalist = own_datalist.write_patients(tmp_path / "patients", 10, dims=2)
+    cost = own_datalist.timed(datalist, tmp_path / "out")
+    # the bar is ten minutes beside the inference
+    assert cost.cpu_s - cost.stages_cpu_s < 600
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert "10 cases of 10 patients" in page
+    for seed in range(10):
+        name = f"synthetic-head-{seed}"
+        assert f'href="cases/ours/{name}/report.html"' in page
+        assert (tmp_path / "out" / "cases" / "ours" / name / "report.html").is_file()
+        assert (tmp_path / "out" / "thumbnails" / f"{name}.png").is_file()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    overlap = [row for row in summary["summary"] if row["name"] == "dice" and not row["label"]]
+    assert {(row["group"], row["method"]) for row in overlap} == {
+        (group, method) for group in ("ct-mr", "ct-pet") for method in ("start", "ours")
+    }
+    assert all(row["patients"] == 10 and row["low"] < row["high"] for row in overlap)

@@ -11,6 +11,7 @@ from fusion_pipeline.baselines.engines import (
     Engine,
     Greedy,
     RegisterBy,
+    RegisterByField,
 )
 from fusion_pipeline.baselines.fusion_rules import (
     RULES,
@@ -36,6 +37,7 @@ __all__ = [
     "FusionRule",
     "Greedy",
     "RegisterBy",
+    "RegisterByField",
     "RegisterByMutualInformation",
     "average",
     "laplacian_pyramid",

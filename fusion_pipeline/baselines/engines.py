@@ -17,7 +17,8 @@ import importlib.metadata
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +49,7 @@ _SPACING_MM = 2.0  # of volumes
 _BLUR = 0.35  # of the new voxel, where the old one is smaller: as our own stage reads its images
 _ITERATIONS = "100x50x20"  # greedy's, from a quarter of the resolution to the full one
 _EXTRA = "pip install 'fusion-pipeline[peers]'"
+_ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 
 
 class RegisterBy(Protocol):
@@ -58,6 +60,43 @@ class RegisterBy(Protocol):
     ) -> Registration:
         """Map the fixed image's world to the moving one's."""
         ...
+
+
+class FieldEngine(Protocol):
+    """An engine that finds a whole map as a field."""
+
+    def ddf_mm(self, f: Image, moving: Image, transform: TransformKind) -> Tensor:
+        """The map of the fixed world to the moving one.
+
+        Args:
+            f: the fixed image on the lattice of the result.
+            moving: as it was given.
+            transform: rigid, affine or deformable.
+
+        Returns:
+            ``(d, *S)`` on the lattice of ``f``, RAS mm.
+        """
+        ...
+
+
+class RegisterByField:
+    """The register stage by an engine that gives a field.
+
+    Args:
+        engine: which.
+    """
+
+    def __init__(self, engine: FieldEngine) -> None:
+        self._engine = engine
+
+    def __call__(
+        self, fixed: Image, moving: Image, *, transform: TransformKind = "deformable"
+    ) -> Registration:
+        """See `RegisterBy`."""
+        f = _lattice(fixed)
+        if transform == "none":
+            return _unmoved(f)
+        return _registration(self._engine.ddf_mm(f, moving, transform), f, transform)
 
 
 class Greedy:
@@ -76,19 +115,14 @@ class Greedy:
         # without a seed no run is like another
         self._common = f"-m NMI -n {_ITERATIONS} -threads {threads} -seed 1 -V 0"
 
-    def __call__(
-        self, fixed: Image, moving: Image, *, transform: TransformKind = "deformable"
-    ) -> Registration:
-        """See `RegisterBy`."""
-        f, m = _lattice(fixed), _lattice(moving)
-        if transform == "none":
-            return _unmoved(f)
+    def ddf_mm(self, f: Image, moving: Image, transform: TransformKind) -> Tensor:
+        """See `FieldEngine`."""
         greedy = self._engine.Greedy3D() if f.spatial_dims == 3 else self._engine.Greedy2D()
         linear = "-dof 12" if transform == "affine" else "-dof 6"
         greedy.execute(
             f"-i fixed moving -a {linear} -ia-identity {self._common} -o linear",
             fixed=to_itk(f),
-            moving=to_itk(m),
+            moving=to_itk(_lattice(moving)),
             linear=None,
         )
         chain = "linear"
@@ -97,7 +131,7 @@ class Greedy:
             chain = "warp linear"
         # it composes its own transforms, so that their order is not ours to get wrong
         greedy.execute(f"-rf fixed -r {chain} -rc whole -V 0", whole=None)
-        return _registration(_ddf_mm(sitk.GetArrayFromImage(greedy["whole"])), f, transform)
+        return _ddf_mm(sitk.GetArrayFromImage(greedy["whole"]))
 
 
 class Ants:
@@ -113,17 +147,14 @@ class Ants:
 
     def __init__(self, threads: int = 1) -> None:
         self._engine = _imported("ants", threads)
+        self._threads = threads
 
-    def __call__(
-        self, fixed: Image, moving: Image, *, transform: TransformKind = "deformable"
-    ) -> Registration:
-        """See `RegisterBy`."""
-        ants, f, m = self._engine, _lattice(fixed), _lattice(moving)
-        if transform == "none":
-            return _unmoved(f)
+    def ddf_mm(self, f: Image, moving: Image, transform: TransformKind) -> Tensor:
+        """See `FieldEngine`."""
+        ants = self._engine
         kind = {"rigid": "Rigid", "affine": "Affine", "deformable": "SyNRA"}[transform]
-        theirs = [ants.from_numpy(x.array[0].numpy(), *_frame(x)) for x in (f, m)]
-        with tempfile.TemporaryDirectory() as folder:
+        theirs = [ants.from_numpy(x.array[0].numpy(), *_frame(x)) for x in (f, _lattice(moving))]
+        with _itk_threads(self._threads), tempfile.TemporaryDirectory() as folder:
             result = ants.registration(
                 *theirs,
                 type_of_transform=kind,
@@ -135,8 +166,7 @@ class Ants:
             field = ants.apply_transforms(
                 *theirs, transformlist=result["fwdtransforms"], compose=f"{folder}/whole_"
             )
-            vectors = sitk.GetArrayFromImage(sitk.ReadImage(str(Path(field))))
-        return _registration(_ddf_mm(vectors), f, transform)
+            return _ddf_mm(sitk.GetArrayFromImage(sitk.ReadImage(str(Path(field)))))
 
 
 class Elastix:
@@ -163,26 +193,21 @@ class Elastix:
             )
         }
 
-    def __call__(
-        self, fixed: Image, moving: Image, *, transform: TransformKind = "deformable"
-    ) -> Registration:
-        """See `RegisterBy`."""
-        f, m = _lattice(fixed), _lattice(moving)
-        if transform == "none":
-            return _unmoved(f)
-        theirs = [self._image(x) for x in (f, m)]
+    def ddf_mm(self, f: Image, moving: Image, transform: TransformKind) -> Tensor:
+        """See `FieldEngine`."""
+        theirs = [self._image(x) for x in (f, _lattice(moving))]
         _, result = self._engine.elastix_registration_method(
             *theirs,
             parameter_object=self._parameters[transform],
             number_of_threads=self._threads,
             log_to_console=False,
         )
-        with tempfile.TemporaryDirectory() as folder:  # it writes the field, asked to or not
+        # it writes the field, asked to or not
+        with _itk_threads(self._threads), tempfile.TemporaryDirectory() as folder:
             field = self._engine.transformix_deformation_field(
                 theirs[1], result, output_directory=folder
             )
-            vectors = self._engine.array_from_image(field)
-        return _registration(_ddf_mm(vectors), f, transform)
+            return _ddf_mm(self._engine.array_from_image(field))
 
     def _maps(self, names: tuple[str, ...]) -> Any:  # noqa: ANN401 - itk is not typed
         """Its default parameters of some transforms, one after the other."""
@@ -218,17 +243,12 @@ class ConvexAdam:
     def __init__(self, threads: int = 1) -> None:
         self._engine = _imported("convexAdam.convex_adam_MIND", threads)
 
-    def __call__(
-        self, fixed: Image, moving: Image, *, transform: TransformKind = "deformable"
-    ) -> Registration:
-        """See `RegisterBy`.
+    def ddf_mm(self, f: Image, moving: Image, transform: TransformKind) -> Tensor:
+        """See `FieldEngine`.
 
         Raises:
             InputError: pictures, or a transform that it does not have.
         """
-        f = _lattice(fixed)
-        if transform == "none":
-            return _unmoved(f)
         if f.spatial_dims != 3 or transform != "deformable":
             raise InputError(
                 f"convexadam: expected volumes to be deformed, got {f.spatial_dims}D images and "
@@ -240,8 +260,7 @@ class ConvexAdam:
                 f.array[0], m.array[0], dtype=torch.float32, device=torch.device("cpu")
             )
         ddf = torch.from_numpy(np.moveaxis(voxels, -1, 0).astype(np.float32))
-        ddf_mm = ddf_mm_from_ddf(ddf[None], torch.from_numpy(f.affine))[0]
-        return _registration(ddf_mm, f, transform)
+        return ddf_mm_from_ddf(ddf[None], torch.from_numpy(f.affine))[0]
 
 
 @dataclass(frozen=True)
@@ -252,11 +271,13 @@ class Engine:
         title: column of a table.
         package: its name on the package index.
         stage: makes the callable, given a number of threads.
+        dimensions: of the images that it registers.
     """
 
     title: str
     package: str
     stage: Callable[[int], RegisterBy]
+    dimensions: tuple[int, ...] = (2, 3)
 
     @property
     def installed(self) -> bool:
@@ -300,18 +321,33 @@ ENGINES: Mapping[str, Engine] = {
     "mutual-information": Engine(
         "SimpleITK MI", "SimpleITK", lambda _: RegisterByMutualInformation()
     ),
-    "greedy": Engine("greedy rigid → NMI", "picsl-greedy", Greedy),
-    "ants": Engine("ANTs SyNRA", "antspyx", Ants),
-    "elastix": Engine("elastix default", "itk-elastix", Elastix),
-    "convexadam": Engine("convexAdam", "convexAdam", ConvexAdam),
+    "greedy": Engine("greedy rigid → NMI", "picsl-greedy", lambda n: RegisterByField(Greedy(n))),
+    "ants": Engine("ANTs SyNRA", "antspyx", lambda n: RegisterByField(Ants(n))),
+    "elastix": Engine("elastix default", "itk-elastix", lambda n: RegisterByField(Elastix(n))),
+    "convexadam": Engine(
+        "convexAdam", "convexAdam", lambda n: RegisterByField(ConvexAdam(n)), dimensions=(3,)
+    ),
 }
 
 
 def _imported(name: str, threads: int) -> ModuleType:
-    """An engine's module, told its threads and kept from muting the warnings of all others."""
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
-    with warnings.catch_warnings():
+    """An engine's module, with its threads set and kept from muting the warnings of all others."""
+    with _itk_threads(threads), warnings.catch_warnings():
         return importlib.import_module(name)
+
+
+@contextmanager
+def _itk_threads(count: int) -> Iterator[None]:
+    """ITK reads its number of threads from the environment, whichever engine brings it."""
+    before = os.environ.get(_ITK_THREADS)
+    os.environ[_ITK_THREADS] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ITK_THREADS]
+        else:
+            os.environ[_ITK_THREADS] = before
 
 
 def _lattice(image: Image) -> Image:
@@ -362,4 +398,13 @@ def _ddf_mm(vectors: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(ras.transpose(*range(d, -1, -1))))
 
 
-__all__ = ["ENGINES", "Ants", "ConvexAdam", "Elastix", "Engine", "Greedy", "RegisterBy"]
+__all__ = [
+    "ENGINES",
+    "Ants",
+    "ConvexAdam",
+    "Elastix",
+    "Engine",
+    "Greedy",
+    "RegisterBy",
+    "RegisterByField",
+]

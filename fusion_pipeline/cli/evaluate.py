@@ -103,9 +103,9 @@ def _evaluate(args: argparse.Namespace) -> int:
             "folders"
         )
     cases = read_datalist(args.datalist, args.section)
-    methods = methods_against(args.against)
-    check_output_folder(args.output)
     dims = spatial_dims_of_cases(cases)
+    methods = methods_against(args.against, spatial_dims=dims)
+    check_output_folder(args.output)
     if args.fold is not None:
         _trained(args, cases, dims, args.fold)
         return 0

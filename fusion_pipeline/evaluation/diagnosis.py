@@ -1,11 +1,8 @@
 """What predictions of many cases are worth: accuracy to AUROC, with intervals over patients."""
 
-import csv
-import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -149,31 +146,6 @@ def difference(first: Sequence[Prediction], second: Sequence[Prediction]) -> Dif
     return Difference(first[0].input, second[0].input, len(patients), estimate)
 
 
-def predictions_csv(predictions: Sequence[Prediction]) -> str:
-    """A row for each."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([field.name for field in fields(Prediction)])
-    rows.writerows(astuple(one) for one in predictions)
-    return text.getvalue()
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """The rows of a file that `predictions_csv` made."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Prediction(
-                row["case"],
-                row["patient"],
-                int(row["fold"]),
-                row["input"],
-                int(row["target"]),
-                float(row["probability"]),
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
 def _weighted(
     name: str, predictions: Sequence[Prediction], patients: Sequence[str]
 ) -> Callable[[Values], Values]:
@@ -250,6 +222,4 @@ __all__ = [
     "Prediction",
     "diagnose",
     "difference",
-    "predictions_csv",
-    "read_predictions",
 ]

@@ -1,11 +1,8 @@
 """Scores of cases as rows of one table, and what each score means."""
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 START = "start"  # the method that does nothing: where the headers place the images
@@ -47,12 +44,13 @@ KINDS: Mapping[str, Kind] = {
     "q": Kind("Q^AB/F", "", True, "fusion"),
     "ssim": Kind("SSIM", "", True, "fusion"),
     "vif": Kind("VIF", "", True, "fusion"),
-    "mi": Kind("MI", "bit", True, "fusion"),
+    "mi": Kind("MI", "nat", True, "fusion"),
     "q_min": Kind("Q of the weaker source", "", True, "fusion"),
     "ssim_min": Kind("SSIM of the weaker source", "", True, "fusion"),
     "vif_min": Kind("VIF of the weaker source", "", True, "fusion"),
-    "mi_min": Kind("MI of the weaker source", "bit", True, "fusion"),
+    "mi_min": Kind("MI of the weaker source", "nat", True, "fusion"),
     "psnr": Kind("PSNR", "dB", True, "fusion"),
+    "psnr_min": Kind("PSNR of the weaker source", "dB", True, "fusion"),
     "nabf": Kind("N^AB/F", "", False, "fusion"),
     "entropy": Kind("entropy", "bit", True, "fusion"),
     "scd": Kind("SCD", "", True, "fusion"),
@@ -60,7 +58,7 @@ KINDS: Mapping[str, Kind] = {
     "cpu_s": Kind("CPU time", "s", False, "cost"),
     "peak_memory_mb": Kind("peak memory", "MB", False, "cost"),
 }
-_PER_SOURCE = ("q", "ssim", "vif", "mi", "psnr")
+_PER_SOURCE = ("q", "ssim", "vif", "mi", "psnr", "nabf", "scd")
 _LABELLED = re.compile(r"(?P<name>\w+)_label_(?P<label>\d+)")
 
 
@@ -143,33 +141,6 @@ def _parsed(full: str) -> tuple[str, str, bool]:
     return (stem, "", when == "before") if timed else (full, "", False)
 
 
-def as_csv(scores: Sequence[Score]) -> str:
-    """A row for each score."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([field.name for field in fields(Score)])
-    rows.writerows(astuple(score) for score in scores)
-    return text.getvalue()
-
-
-def read_scores(path: Path) -> list[Score]:
-    """The rows of a file that `as_csv` made."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Score(
-                row["case"],
-                row["patient"],
-                row["group"],
-                row["method"],
-                row["image"],
-                row["label"],
-                row["name"],
-                float(row["value"]),
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
 def by_patient(scores: Iterable[Score]) -> dict[str, list[float]]:
     """The values of each patient."""
     found: dict[str, list[float]] = {}
@@ -178,4 +149,4 @@ def by_patient(scores: Iterable[Score]) -> dict[str, list[float]]:
     return found
 
 
-__all__ = ["KINDS", "START", "Kind", "Score", "as_csv", "by_patient", "read_scores", "scores_of"]
+__all__ = ["KINDS", "START", "Kind", "Score", "by_patient", "scores_of"]

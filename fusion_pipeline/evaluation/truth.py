@@ -51,7 +51,7 @@ def evaluate(result: CaseResult) -> dict[str, Scores]:
         for key in result.registrations
     }
     return {
-        key: {**scores, **_regularity(result, key)} if scores else {}
+        key: {**scores, **regularity(result, key)} if scores else {}
         for key, scores in found.items()
     }
 
@@ -145,8 +145,16 @@ def _overlap(result: CaseResult, key: str) -> Scores:
     return scores
 
 
-def _regularity(result: CaseResult, key: str) -> Scores:
-    """How unevenly the field changes volume, and how well its inverse leads back."""
+def regularity(result: CaseResult, key: str) -> Scores:
+    """How unevenly the field changes volume, and how well its inverse leads back; needs no truth.
+
+    Args:
+        result: what the pipeline found.
+        key: of the moving image.
+
+    Returns:
+        ``sd_log_jacobian`` and ``inverse_consistency_mm``, see `evaluate`.
+    """
     found = result.registrations[key].map
     voxels = ddf_from_ddf_mm(found.ddf_mm[None].float(), torch.from_numpy(found.working_affine))
     body = _body_voxels(result.case.series[result.case.reference])[::_INVERTED_SHARE]

@@ -26,7 +26,7 @@ def transferred_edges(fused: Array, source: Array) -> tuple[Array, Array]:
     return strength * orientation * g, g
 
 
-def added_edges(fused: Array, *sources: Array) -> tuple[Array, Array]:
+def added_edges(fused: Array, *sources: Array) -> tuple[Array, ...]:
     """How much of each edge that is stronger than in any source comes from none of them.
 
     Args:
@@ -34,11 +34,11 @@ def added_edges(fused: Array, *sources: Array) -> tuple[Array, Array]:
         sources: ``(*S)`` each.
 
     Returns:
-        Numerator and denominator of N, summed over the sources.
+        Of each source the numerator of N, then of each the denominator.
     """
     there = _gradient(fused, "nearest")
     g_fused = _strength(there)
-    lost, weights, strongest = np.zeros(fused.shape), np.zeros(fused.shape), np.zeros(fused.shape)
+    lost, weights, strongest = [], [], np.zeros(fused.shape)
     for source in sources:
         here = _gradient(source, "nearest")
         g = _strength(here)
@@ -46,10 +46,11 @@ def added_edges(fused: Array, *sources: Array) -> tuple[Array, Array]:
         strength = 0.9999 / (1 + np.exp(-19 * (_ratio(g, g_fused) - 0.5)))
         orientation = 0.9995 / (1 + np.exp(-22 * (alike - 0.5)))
         weight = np.where(g >= 2, g**1.5, 0.001)
-        lost += (1 - np.sqrt(strength * orientation)) * weight
-        weights += weight
+        lost.append((1 - np.sqrt(strength * orientation)) * weight)
+        weights.append(weight)
         strongest = np.maximum(strongest, g)
-    return (g_fused > strongest) * lost, weights
+    added = g_fused > strongest
+    return (*(added * one for one in lost), *weights)
 
 
 def _gradient(image: Array, mode: str) -> list[Array]:

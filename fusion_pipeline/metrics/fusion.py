@@ -125,9 +125,8 @@ def artefacts(
         using discrete cosine harmonic wavelet transform", Signal, Image and Video Processing 2013;
         after Petrovic and Xydeas, "Objective image fusion performance characterisation", ICCV 2005.
     """
-    images, inside = cropped([fused, *sources], mask, data_range)
-    added, weights = pooled(added_edges, images, inside, halo=1)
-    return float(added / weights) if weights > 0 else 0.0
+    added, weights = _added_edge_sums(*cropped([fused, *sources], mask, data_range))
+    return _share(added.sum(), weights.sum())
 
 
 def scd(
@@ -144,10 +143,7 @@ def scd(
         Aslantas and Bendes, "A new image quality metric for image fusion: the sum of the
         correlations of differences", AEÜ 2015.
     """
-    images, inside = cropped([fused, *sources], mask, data_range)
-    f, *parts = (image[inside] for image in images)
-    everything = sum(parts)
-    return sum(_correlation(f - (everything - s) / max(len(parts) - 1, 1), s) for s in parts)
+    return sum(_difference_correlations(*cropped([fused, *sources], mask, data_range)))
 
 
 def fusion_scores(
@@ -167,7 +163,9 @@ def fusion_scores(
     Returns:
         ``{ssim,q,vif,mi,psnr}_<key>`` for each source; ``_min`` over them of each of these;
         ``{ssim,vif,mi}_sum``; ``q`` (Q^{AB/F}, weighted by all edges), ``nabf``, ``scd``,
-        ``entropy`` (bits), ``psnr`` (of the mean error, as the fusion literature has it).
+        ``entropy`` (bits), ``psnr`` (of the mean error, as the fusion literature has it);
+        ``nabf_<key>`` (its mean, weighted by the edges of each source, is ``nabf``) and
+        ``scd_<key>`` (their sum is ``scd``).
 
     Raises:
         ValueError: for fewer than two sources or images on different grids.
@@ -192,10 +190,33 @@ def fusion_scores(
         scores[f"{name}_sum"] = sum(scores[f"{name}_{key}"] for key in sources)
     scores["q"] = float(edges[0] / edges[1]) if edges[1] > 0 else 1.0
     scores["psnr"] = _decibels(float(np.mean(errors)))
-    scores["nabf"] = artefacts(f, arrays, inside, 255.0)
+    added, weights = _added_edge_sums([f, *arrays], inside)
+    scores["nabf"] = _share(added.sum(), weights.sum())
     scores["entropy"] = entropy(f, inside, 255.0)
-    scores["scd"] = scd(f, arrays, inside, 255.0)
+    correlations = _difference_correlations([f, *arrays], inside)
+    scores["scd"] = sum(correlations)
+    for n, key in enumerate(sources):
+        scores[f"nabf_{key}"] = _share(added[n], weights[n])
+        scores[f"scd_{key}"] = correlations[n]
     return scores
+
+
+def _added_edge_sums(images: Sequence[Array], inside: Mask) -> tuple[Array, Array]:
+    """Per source the edges that the fused image adds, and all of its own."""
+    added, weights = np.split(pooled(added_edges, images, inside, halo=1), 2)
+    return added, weights
+
+
+def _difference_correlations(images: Sequence[Array], inside: Mask) -> list[float]:
+    """Per source its correlation with what the fused image shows beside the other sources."""
+    f, *parts = (image[inside] for image in images)
+    everything = sum(parts)
+    return [_correlation(f - (everything - s) / max(len(parts) - 1, 1), s) for s in parts]
+
+
+def _share(part: float, whole: float) -> float:
+    """0 of nothing."""
+    return float(part / whole) if whole > 0 else 0.0
 
 
 def _edge_sums(images: Sequence[Array], inside: Mask) -> Array:

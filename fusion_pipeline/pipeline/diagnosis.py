@@ -20,7 +20,6 @@ from fusion_pipeline.evaluation.diagnosis import (
     Prediction,
     diagnose,
     difference,
-    predictions_csv,
 )
 from fusion_pipeline.evaluation.diagnosis_report import (
     diagnosis_json,
@@ -29,6 +28,7 @@ from fusion_pipeline.evaluation.diagnosis_report import (
     draw_roc,
 )
 from fusion_pipeline.evaluation.page import Section
+from fusion_pipeline.evaluation.rows import as_csv
 from fusion_pipeline.evaluation.statistics import Comparison, compare, holm, summarize
 from fusion_pipeline.metrics import dice
 from fusion_pipeline.pipeline.diagnosis_inputs import (
@@ -242,7 +242,7 @@ def _write(
     facts = {"missing": list(missing)}
     tables = diagnosis_tables(diagnoses, differences, dices, compared)
     texts = {
-        "predictions.csv": predictions_csv([one for some in named.values() for one in some]),
+        "predictions.csv": as_csv([one for some in named.values() for one in some], Prediction),
         "diagnosis.json": diagnosis_json(diagnoses, differences, dices, compared, facts),
         "diagnosis.md": "\n\n".join(table.markdown for table in tables) + "\n",
         "diagnosis.tex": "\n\n".join(table.latex for table in tables) + "\n",

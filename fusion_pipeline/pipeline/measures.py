@@ -9,6 +9,7 @@ from monai.networks.layers.factories import Pool
 from torch import Tensor
 
 from fusion_pipeline.data import Image
+from fusion_pipeline.evaluation.truth import evaluate, regularity
 from fusion_pipeline.geometry import WorldMap
 from fusion_pipeline.harmonize import UNITS, Harmonization
 from fusion_pipeline.losses.harmonization_loss import contrast_lost
@@ -66,7 +67,8 @@ def measured(
     image harmonized from another, random protocol, in standard deviations in the body) and
     ``contrast_kept`` (share of the edges' slope that the z-score's straight line has). ``nmi`` and
     ``mind`` of each registration are measured alike for every method: in the reference's body
-    where the moving image has data.
+    where the moving image has data. ``sd_log_jacobian`` and ``inverse_consistency_mm`` are there
+    without a truth as well.
 
     Args:
         result: of a case.
@@ -92,10 +94,12 @@ def measured(
             similarity_after={**found.evidence.similarity_after, **after},
         )
         registrations[key] = replace(found, evidence=evidence)
+    evaluation = {key: one or regularity(result, key) for key, one in evaluate(result).items()}
     return replace(
         result,
         registrations=registrations,
         harmonization=replace(result.harmonization, scores=scores),
+        evaluation=evaluation,
     )
 
 

@@ -14,7 +14,8 @@ import fusion_pipeline
 from fusion_pipeline.baselines import ENGINES
 from fusion_pipeline.data import CaseFiles, InputError, read_image, written_whole
 from fusion_pipeline.evaluation import page, tables
-from fusion_pipeline.evaluation.scores import START, Score, as_csv, scores_of
+from fusion_pipeline.evaluation.rows import as_csv
+from fusion_pipeline.evaluation.scores import START, Score, scores_of
 from fusion_pipeline.pipeline.evaluator import FusionEvaluator
 from fusion_pipeline.pipeline.fingerprint import weights_digest
 from fusion_pipeline.pipeline.summary import Outcome, read_report
@@ -56,29 +57,32 @@ class Method:
         return common | stages | {"inferer#_target_": "fusion_pipeline.pipeline.TraditionalInferer"}
 
 
-def methods_against(what: Sequence[str] = ()) -> list[Method]:
+def methods_against(what: Sequence[str] = (), *, spatial_dims: int = 3) -> list[Method]:
     """The methods of a study, ours first.
 
     Args:
         what: each ``register+harmonize+fuse`` by names of `STAGES`, where ``ours`` leaves a stage
             as it is and ``all`` takes every method of a stage, of engines those that are
-            installed; ``traditional``: ``mutual-information+z-score+average``; ``stages``: that,
-            and ours with one of its stages at a time.
+            installed and register images of these dimensions; ``traditional``:
+            ``mutual-information+z-score+average``; ``stages``: that, and ours with one of its
+            stages at a time.
+        spatial_dims: of the images.
 
     Raises:
-        InputError: a name that is not one of these, or an engine that is not installed.
+        InputError: a name that is not one of these, or an engine that is not installed or made for
+            other dimensions.
     """
     methods = [Method(OURS)]
     for name in what:
         chains = [one.chain for one in methods]
-        methods += [one for one in _methods(name) if one.chain not in chains]
+        methods += [one for one in _methods(name, spatial_dims) if one.chain not in chains]
     for method in methods[1:]:
         if method.chain is not None:
-            method.chain.check_installed()  # before the first case runs
+            method.chain.check_usable(spatial_dims)  # before the first case runs
     return methods
 
 
-def _methods(name: str) -> list[Method]:
+def _methods(name: str, spatial_dims: int) -> list[Method]:
     """What one word of ``--against`` stands for."""
     if name == TRADITIONAL:
         return [Method(TRADITIONAL, Chain())]
@@ -90,7 +94,7 @@ def _methods(name: str) -> list[Method]:
     if len(parts) != len(STAGES) or set(parts) == {OURS}:
         raise InputError(f"--against: expected {_names()}, got {name!r}; correct it")
     choices = [
-        _offered(stage) if part == _ALL else [part]
+        _offered(stage, spatial_dims) if part == _ALL else [part]
         for stage, part in zip(STAGES, parts, strict=True)
     ]
     try:
@@ -100,11 +104,15 @@ def _methods(name: str) -> list[Method]:
     return [Method(str(chain), chain) for chain in chains]
 
 
-def _offered(stage: str) -> list[str]:
+def _offered(stage: str, spatial_dims: int) -> list[str]:
     """All methods of a stage that can run here."""
     if stage != "register":
         return list(STAGES[stage])
-    return [name for name, engine in ENGINES.items() if engine.installed]
+    return [
+        name
+        for name, engine in ENGINES.items()
+        if engine.installed and spatial_dims in engine.dimensions
+    ]
 
 
 def _names() -> str:
@@ -166,6 +174,7 @@ def run_study(
         "patients": len(set(patients.values())),
         "methods": [method.name for method in methods],
         "failed": len(failed),
+        "failures": failed,
         "version": fusion_pipeline.__version__,
         "weights": sorted(weights),
     }
@@ -192,7 +201,7 @@ def _write(
     comparisons = tables.comparison_rows(scores, first)
     rows = page.sorted_cases(scores, first, reports, failed)
     texts = {
-        "scores.csv": as_csv(scores),
+        "scores.csv": as_csv(scores, Score),
         "summary.json": tables.as_json(summaries, comparisons, facts),
         "summary.md": tables.as_markdown(summaries, comparisons),
         "summary.tex": tables.as_latex(summaries, comparisons),

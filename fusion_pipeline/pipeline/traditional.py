@@ -2,18 +2,28 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from fusion_pipeline.baselines import ENGINES, RULES, FuseBy, pywavelets
-from fusion_pipeline.data import Case, CaseFiles, Image, InputError, one_line_refusals
+from fusion_pipeline.baselines import ENGINES, RULES, FuseBy, RegisterBy, pywavelets
+from fusion_pipeline.data import (
+    Case,
+    CaseFiles,
+    Image,
+    InputError,
+    TransformKind,
+    one_line_refusals,
+)
 from fusion_pipeline.fuse import Fusion
+from fusion_pipeline.geometry import inverse_affine
+from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline.inferer import FusionInferer
 from fusion_pipeline.register import Registration
+from fusion_pipeline.register.given_start import with_given_start
 from fusion_pipeline.standards import (
     HarmonizeBy,
     HistogramStandard,
@@ -61,9 +71,21 @@ class Chain:
         """As it is named in tables and on the command line."""
         return "+".join(astuple(self))
 
-    def check_installed(self) -> None:
-        """Refuse what needs a package that is not there."""
+    def check_usable(self, spatial_dims: int) -> None:
+        """Refuse what needs a package that is not there, or images of other dimensions.
+
+        Args:
+            spatial_dims: of the images.
+
+        Raises:
+            InputError: it cannot run.
+        """
         if self.register != OURS:
+            if spatial_dims not in ENGINES[self.register].dimensions:
+                raise InputError(
+                    f"--against {self}: expected volumes for {self.register}, got {spatial_dims}D "
+                    "images; take another engine"
+                )
             _ = ENGINES[self.register].version
         if self.fuse == "wavelet":
             pywavelets()
@@ -130,10 +152,13 @@ class TraditionalInferer(FusionInferer):
         """See `FusionInferer`; masks are not looked at."""
         if self._engine is None:
             return super().register(case, network, normalize)
-        return {
-            key: self._engine(case.fixed, moving, transform=case.series[key].transform)
-            for key, moving in case.moving.items()
-        }
+        registrations = {}
+        for key, moving in case.moving.items():
+            series = case.series[key]
+            registrations[key] = _registered(
+                self._engine, case.fixed, moving, series.transform, series.initial_transform
+            )
+        return registrations
 
     def harmonize(
         self,
@@ -158,6 +183,22 @@ class TraditionalInferer(FusionInferer):
         if self.chain.fuse == OURS:
             return super().fuse(images, fields_of_view, network, displayed)
         return FuseBy(RULES[self.chain.fuse])(images, fields_of_view, displayed)
+
+
+def _registered(
+    engine: RegisterBy,
+    fixed: Image,
+    moving: Image,
+    transform: TransformKind,
+    initial: Matrix | None,
+) -> Registration:
+    """By an engine, which starts where the initial transform places the moving image."""
+    if initial is None:
+        return engine(fixed, moving, transform=transform)
+    placed = moving.with_array(moving.array, affine=inverse_affine(initial) @ moving.affine)
+    found = engine(fixed, placed, transform=transform)
+    whole = replace(found.map, moving_from_fixed=initial @ found.map.moving_from_fixed)
+    return with_given_start(replace(found, map=whole), fixed, initial)
 
 
 def fitted_standard(

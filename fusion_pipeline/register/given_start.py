@@ -46,7 +46,10 @@ def with_given_start(found: Registration, fixed: Image, initial: Matrix) -> Regi
     """
     moved = inverse_affine(initial) @ found.map.moving_from_fixed
     given = GivenStart(initial, mean_move(fixed, initial), mean_move(fixed, moved))
-    return replace(found, evidence=replace(found.evidence, given_start=given))
+    # where nothing but the given transform moves the image, that is how far it went
+    own = found.evidence.transform
+    transform = _kind(found.map.moving_from_fixed) if own == "none" else own
+    return replace(found, evidence=replace(found.evidence, given_start=given, transform=transform))
 
 
 def _kind(matrix: Matrix) -> TransformKind:

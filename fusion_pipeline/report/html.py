@@ -52,8 +52,10 @@ def render_html(result: CaseResult, report: Mapping[str, Any]) -> str:
             unit=unit,
             images=result.case.images,
             known_truth={
-                key: facts.known_truth_changes(scores, unit)
+                key: changes
                 for key, scores in report.get("evaluation", {}).items()
+                # a study measures the fields without a truth as well
+                if (changes := facts.known_truth_changes(scores, unit))
             },
             glance=glance_table(result, pixels=pixels),
             alignments={

@@ -16,7 +16,7 @@ from fusion_pipeline.training.folds import fold
 logger = logging.getLogger("fusion_pipeline.run")
 
 FOLDS = "folds"  # folder of the trainings, one folder for each part in it
-_COMPANIONS = ("mask", "label", "landmarks", "displacement")
+_COMPANIONS = ("mask", "label", "landmarks", "displacement", "initial_transform")
 
 
 @dataclass(frozen=True)
