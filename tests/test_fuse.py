@@ -158,6 +158,27 @@ def test_steps_leave_no_frame_where_bright_fat_ends():
     assert float(along[57:63].diff().abs().max()) < 0.2 * whole
 
 
+def test_a_picture_keeps_its_weight_where_the_others_are_black_beyond():
+    """An MR that fills its field of view, in black: nothing takes over, so nothing fades."""
+    shape = (64, 48)
+    generator = torch.Generator().manual_seed(0)
+    head, view = torch.zeros(1, *shape), torch.zeros(1, *shape)
+    view[:, 8:56, 8:40] = 1
+    head[:, 8:56, 8:40] = 0.6 + 0.1 * torch.rand(1, 48, 32, generator=generator)
+    uptake = torch.zeros(1, *shape)
+    uptake[:, 20:44, 16:32] = 0.5
+    images = {key: Image(a, np.eye(3), key) for key, a in (("mr", head), ("pet", uptake))}
+    whole = torch.ones(1, *shape)
+    ended = Fuse(FusionNet(2))(images, {"mr": view, "pet": whole})
+    never = Fuse(FusionNet(2))(images, {"mr": whole, "pet": whole})
+    torch.testing.assert_close(ended.fused.array, never.fused.array)
+    assert float(ended.weights[0][view[0] == 0].max()) == 0
+    torch.testing.assert_close(ended.weights.sum(0), torch.ones(shape))
+    bright = images | {"pet": images["pet"].with_array(uptake + 0.3)}
+    beside = Fuse(FusionNet(2), steps=0)(bright, {"mr": view, "pet": whole})
+    assert float(beside.weights[0, 8, 24]) < 0.1  # another picture goes on there
+
+
 class TestFaded:
     def test_the_end_of_the_lattice_is_no_edge(self):
         everywhere = torch.ones(9, 8, 7)

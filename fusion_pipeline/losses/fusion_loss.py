@@ -37,6 +37,9 @@ _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an 
 _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
 _VOLUME = 5  # axes of a batch
+# variance that rounding alone leaves: of an even source, and of a picture of uptake, most of which
+# is a few of 255 grey levels
+_ROUNDED, _ROUNDED_UPTAKE = 1e-6, 1 / 255**2
 _BINS = 128  # of the histogram by which values are ranked
 
 _Parts = tuple[Tensor, Tensor]  # a ratio whose sums over a region are a score
@@ -131,16 +134,17 @@ class FusionLoss:
         ordered = _asked_of_order(images, kinds, self._share)
         soft = _soft_tissue(images, kinds, self._share)
         asked = _asked_of_contrast(images, kinds, self._share, self._boxes[0])
+        picture = images.ndim != _VOLUME
         self._sources = [
             _Source(
                 image=images[:, m : m + 1],
                 judged=self._share[:, m : m + 1] * near[:, m : m + 1],
-                asked=asked[:, m : m + 1],
+                asked=asked[:, m : m + 1] * wide[:, m : m + 1],
                 ordered=soft if kinds[m] == "mr" else ordered,
-                surrounded=wide[:, m : m + 1].to(images.dtype),
                 edged=edged[:, m : m + 1],
                 shown=shown,
                 boxes=self._boxes,
+                rounded=_ROUNDED_UPTAKE if picture and kinds[m] == "emission" else _ROUNDED,
             )
             for m in range(images.shape[1])
         ]
@@ -273,15 +277,16 @@ def _asked_of_contrast(images: Tensor, kinds: Sequence[str], share: Tensor, near
 
     Fat is bright in an MR and dark in a CT, and a reader looks at soft tissue in the MR: where one
     is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks
-    four times.
+    four times; in pictures not of bone, which would turn grey.
     """
     by_mr = _share_of_mr(kinds, share)
+    soft = _soft_tissue(near.mean(images), kinds, share) if images.ndim != _VOLUME else 1.0
     parts = []
     for m, kind in enumerate(kinds):
         own = share[:, m : m + 1]
         if kind == "ct":
             own = own * (1 - by_mr * (1 - near.mean(images[:, m : m + 1]) ** 3))
-        parts.append(_UPTAKE_ASKS * own if kind == "emission" else own)
+        parts.append(_UPTAKE_ASKS * soft * own if kind == "emission" else own)
     return torch.cat(parts, 1)
 
 
@@ -377,17 +382,17 @@ class _Source:
         judged: Tensor,
         asked: Tensor,
         ordered: Tensor,
-        surrounded: Tensor,
         edged: Tensor,
         shown: Tensor,
         boxes: tuple[Boxes, Boxes],
+        rounded: float,
     ) -> None:
         near, wide = boxes
         self.image, self.mean = image, near.mean(image)
         self._variance = (near.mean(image * image) - self.mean**2).clamp_min(0)
         self.bright = (image > _SHOWN) * judged * ordered
         self._ssim_weight = judged * shown
-        of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
+        of_noise = (self._variance - rounded).clamp_min(0)
         self._of_noise, self._judged = of_noise, judged
         self._information = torch.log1p(of_noise / _NOISE) * judged
         self._vector = gradients(image)
@@ -395,10 +400,7 @@ class _Source:
         # what is fainter than a grey level of 255 is no edge
         self._edge_weight = (self._length - 0.004).clamp_min(0) * edged
         band = self.mean - wide.mean(image)
-        self._asked, self._contrast = (
-            torch.sign(band) * asked * surrounded,
-            band.abs() * asked * surrounded,
-        )
+        self._asked, self._contrast = torch.sign(band) * asked, band.abs() * asked
 
     def ssim(self, mean: Tensor, variance: Tensor, covariance: Tensor) -> _Parts:
         """Structural similarity, data range 1, where any source shows something."""
