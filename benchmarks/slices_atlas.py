@@ -217,29 +217,21 @@ def markdown(rows: list[Row], peers: dict[str, dict[str, dict[str, float]]]) -> 
     """A table of registration, and one of fusion for each kind of pair."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
     parts = [
-        "| pair | input | n | before, px | after, px | median | worse | estimated | rank corr. | "
-        "not ok | folded | CPU s |",
+        "| pair | input | n | before, px | after, px | median | worse (not flagged) | estimated | "
+        "rank corr. | not ok | folded | CPU s (fusion) |",
         "|---" * 12 + "|",
     ]
     for pair in pairs:
         for what in ("misaligned", "aligned"):
             some = [r for r in rows if r["pair"] == pair and r["input"] == what]
-            before, after, told = (
-                np.array([r[k] for r in some]) for k in ("before", "after", "error_mm")
-            )
-            doubted, folded = sum(not r["ok"] for r in some), max(r["folded"] for r in some)
-            worse = int((after > before).sum()) if what == "misaligned" else "–"
-            parts.append(
-                f"| {pair} | {what} | {len(some)} | {before.mean():.2f} | {after.mean():.2f} ± "
-                f"{after.std():.2f} | {np.median(after):.2f} | {worse} | {told.mean():.1f} | "
-                f"{float(spearmanr(told, after)[0]):.2f} | {doubted} | {folded:.4f} | "
-                f"{np.mean([r['cpu_s'] for r in some]):.1f} |"
-            )
+            parts.append(f"| {pair} | {what} | {_registered(some, moved=what == 'misaligned')} |")
     for pair in [p for p in pairs if p in OTHER]:
-        parts += ["", f"**{pair}**", "", f"| | {' | '.join(MEASURES)} |"]
+        judged = [r for r in rows if r["pair"] == pair]
+        count = sum(r["input"] == "aligned" for r in judged)
+        parts += ["", f"**{pair}**, n = {count} slices", "", f"| | {' | '.join(MEASURES)} |"]
         parts.append("|---" * (len(MEASURES) + 1) + "|")
         for what in ("aligned, left there", "aligned", "misaligned"):
-            some = [r for r in rows if r["pair"] == pair and r["input"] == what]
+            some = [r for r in judged if r["input"] == what]
             parts.append(line(f"ours, {what} input", some, MEASURES))
         for name, found in peers.items():
             method, kind = name.split("/")
@@ -249,6 +241,27 @@ def markdown(rows: list[Row], peers: dict[str, dict[str, dict[str, float]]]) -> 
                 ]
                 parts.append(f"| {method}, aligned → misaligned | {' | '.join(cells)} |")
     return "\n".join([*parts, ""])
+
+
+def _registered(rows: list[Row], *, moved: bool) -> str:
+    """The cells of a row on registration, from n on."""
+    before, after, told = (np.array([r[k] for r in rows]) for k in ("before", "after", "error_mm"))
+    doubted = np.array([not r["ok"] for r in rows])
+    worse = after > before + 1e-6  # what stays differs by rounding
+    fusion = np.mean([r["stages_s"]["fuse"] for r in rows])
+    cells = [
+        str(len(rows)),
+        f"{before.mean():.2f}",
+        f"{after.mean():.2f} ± {after.std():.2f}",
+        f"{np.median(after):.2f}",
+        f"{worse.sum()} ({(worse & ~doubted).sum()})" if moved else "–",
+        f"{told.mean():.1f}",
+        f"{float(spearmanr(told, after)[0]):.2f}",
+        str(doubted.sum()),
+        f"{max(r['folded'] for r in rows):.4f}",
+        f"{np.mean([r['cpu_s'] for r in rows]):.1f} ({fusion:.1f})",
+    ]
+    return " | ".join(cells)
 
 
 if __name__ == "__main__":
