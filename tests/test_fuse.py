@@ -179,6 +179,19 @@ def test_a_picture_keeps_its_weight_where_the_others_are_black_beyond():
     assert float(beside.weights[0, 8, 24]) < 0.1  # another picture goes on there
 
 
+def test_bone_stays_bright_beside_a_picture_of_uptake():
+    """Cold bone in warm tissue; the PET's contrast once turned it darker than soft tissue."""
+    generator = torch.Generator().manual_seed(0)
+    ct = 0.5 + 0.03 * torch.randn(1, 48, 48, generator=generator)
+    ct[:, 30:40, 30:40] = 0.98
+    uptake = np.full((48, 48), 0.3)
+    uptake[28:42, 28:42] = 0.03
+    pet = torch.from_numpy(ndimage.gaussian_filter(uptake, 2)).float()[None]
+    images = {key: Image(a, np.eye(3), key) for key, a in (("ct", ct), ("pet", pet))}
+    fused = Fuse(FusionNet(2))(images, {key: torch.ones(1, 48, 48) for key in images}).fused
+    assert float(fused.array[0, 32:38, 32:38].mean()) > 0.35
+
+
 class TestFaded:
     def test_the_end_of_the_lattice_is_no_edge(self):
         everywhere = torch.ones(9, 8, 7)

@@ -21,6 +21,8 @@ _NOISE = 0.02**2
 _SHOWN = 0.06  # what is no brighter is air: 15 grey values of 255
 _IN_AIR = 0.05  # what air counts in SSIM
 _LEAST_SHOWN = 1e-5  # of what a score is weighed by, on average over a region
+# the same of information in pictures with uptake: a few hot pixels of a region ask for nothing
+_LEAST_INFORMATION = 1e-3
 _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 # the sigmoids of the edge transfer for an edge that is kept as it was
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
@@ -37,9 +39,6 @@ _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an 
 _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
 _VOLUME = 5  # axes of a batch
-# variance that rounding alone leaves: of an even source, and of a picture of uptake, most of which
-# is a few of 255 grey levels
-_ROUNDED, _ROUNDED_UPTAKE = 1e-6, 1 / 255**2
 _BINS = 128  # of the histogram by which values are ranked
 
 _Parts = tuple[Tensor, Tensor]  # a ratio whose sums over a region are a score
@@ -135,6 +134,8 @@ class FusionLoss:
         soft = _soft_tissue(images, kinds, self._share)
         asked = _asked_of_contrast(images, kinds, self._share, self._boxes[0])
         picture = images.ndim != _VOLUME
+        with_uptake = picture and "emission" in kinds
+        self._least_information = _LEAST_INFORMATION if with_uptake else _LEAST_SHOWN
         self._sources = [
             _Source(
                 image=images[:, m : m + 1],
@@ -144,7 +145,7 @@ class FusionLoss:
                 edged=edged[:, m : m + 1],
                 shown=shown,
                 boxes=self._boxes,
-                rounded=_ROUNDED_UPTAKE if picture and kinds[m] == "emission" else _ROUNDED,
+                fades=picture and kinds[m] == "emission",
             )
             for m in range(images.shape[1])
         ]
@@ -195,7 +196,10 @@ class FusionLoss:
         pairs = list(zip(self._sources, covariances, strict=True))
         return FusionLossTerms(
             structure=self._lost([s.ssim(*moments, c) for s, c in pairs], self._structure_counts),
-            information=self._lost([s.information_kept(moments[1], c) for s, c in pairs]),
+            information=self._lost(
+                [s.information_kept(moments[1], c) for s, c in pairs],
+                least=self._least_information,
+            ),
             edges=self._lost(
                 [s.edges_kept(mine, length) for s in self._sources], self._structure_counts
             ),
@@ -207,7 +211,12 @@ class FusionLoss:
             added=_mean(excess, self._within) + _mean(beyond, self._inside),
         )
 
-    def _lost(self, scored: list[_Parts], factors: Sequence[float] | None = None) -> Tensor:
+    def _lost(
+        self,
+        scored: list[_Parts],
+        factors: Sequence[float] | None = None,
+        least: float = _LEAST_SHOWN,
+    ) -> Tensor:
         """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
 
         Sources are weighed against each other where they are in view together. Over each one's
@@ -219,7 +228,7 @@ class FusionLoss:
             for part, whole in scored:
                 top, bottom = (region.sum(t) for t in (part, whole))
                 # a source that shows nothing here asks for nothing
-                shows = bottom > _LEAST_SHOWN * region.size
+                shows = bottom > least * region.size
                 scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
             lost = 1 - torch.stack(scores, 1)
             lost = lost if factors is None else lost * lost.new_tensor(factors)
@@ -385,16 +394,18 @@ class _Source:
         edged: Tensor,
         shown: Tensor,
         boxes: tuple[Boxes, Boxes],
-        rounded: float,
+        fades: bool,
     ) -> None:
         near, wide = boxes
         self.image, self.mean = image, near.mean(image)
         self._variance = (near.mean(image * image) - self.mean**2).clamp_min(0)
         self.bright = (image > _SHOWN) * judged * ordered
         self._ssim_weight = judged * shown
-        of_noise = (self._variance - rounded).clamp_min(0)
-        self._of_noise, self._judged = of_noise, judged
-        self._information = torch.log1p(of_noise / _NOISE) * judged
+        of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
+        # the single grey levels of a picture where nothing is taken up are no information
+        informed = judged * (self.mean / _SHOWN - 1).clamp(0, 1) if fades else judged
+        self._of_noise, self._informed = of_noise, informed
+        self._information = torch.log1p(of_noise / _NOISE) * informed
         self._vector = gradients(image)
         self._length = _length(self._vector)
         # what is fainter than a grey level of 255 is no edge
@@ -413,7 +424,7 @@ class _Source:
         gain = (covariance / (self._variance + 1e-6)).clamp_min(0)
         left = (variance - gain * covariance).clamp_min(0)
         kept = torch.log1p(gain**2 * self._of_noise / (left + _NOISE))
-        return kept * self._judged, self._information
+        return kept * self._informed, self._information
 
     def edges_kept(self, vector: Tensor, length: Tensor) -> _Parts:
         """Edge transfer: strength and direction of each edge, weighed by its strength."""
