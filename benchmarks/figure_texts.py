@@ -310,10 +310,10 @@ def pictures(f: Figures) -> str:
         return f"**{mine}** ({theirs})" if ours > max(rivals) else f"{mine} (**{theirs}**)"
 
     return table(
-        "Edges kept of the weaker source (Q_MIN, higher is better), harmonization included, on "
-        f"{f.n('slices_fusion', 'ct-mr/left')} slices of the Harvard Whole Brain Atlas per pair; "
-        "in brackets the best of four published networks and four rules on the same input.",
-        ["input", *SLICES.values()],
+        "Edges kept of the weaker source (Q_MIN, higher is better) by the whole pipeline, on n "
+        "slices of the Harvard Whole Brain Atlas; in brackets the best of four published networks "
+        "and four rules on the same input.",
+        ["input", *[f"{v}, n = {f.n('slices_fusion', f'{k}/left')}" for k, v in SLICES.items()]],
         [
             [name, *[cell(key, which, number) for key in SLICES]]
             for which, (name, number) in inputs.items()
@@ -338,13 +338,13 @@ def pictures_registration(f: Figures) -> str:
             rounded(before[0], 2),
             spread(after),
             rounded(median[0], 2),
-            str(worse[0]),
+            f"{worse[0]} ({worse[1]})",
         ]
 
     return table(
         "Mean end-point error over the tissue in pixels, mean ± SD over n slices. Each slice was "
         "moved by up to 5°, 10 pixels and 8 pixels elastic. Worse: slices that end further off "
-        "than they began.",
+        "than they began; in brackets those of them that are not flagged.",
         ["pair", "n", "before", "after", "median", "worse"],
         [row(*one) for one in names.items()],
     )

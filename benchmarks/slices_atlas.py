@@ -14,6 +14,8 @@ registration (``none``), which shows what harmonization and fusion do alone:
 End-point error in pixels over the tissue, against the known move. The fused images of the Atlas are
 judged against the *aligned* originals by the neutral ``source_wise.py``, beside the scores of
 published networks in ``peers_fusion_open.json``.
+
+Run again into the same folder, it does only what is missing; ``--pairs`` names kinds of pairs.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fusion import line, neutral_judge
+from fusion import Judge, line, neutral_judge
 from fusion_atlas import MEASURES, OTHER, grey_values
 from PIL import Image as Picture
 from sarcoma_grids import KEYS, patients
@@ -82,65 +84,80 @@ def main() -> None:
     parser.add_argument("--open-data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/hf/cache"))
     parser.add_argument("--every", type=int, default=1, help="every so many pairs only")
+    parser.add_argument("--pairs", nargs="+", help="only these, e.g. CT-MRI 'sarcoma CT-PET'")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     judge = neutral_judge(arguments.judge)
     if judge is None:
         raise SystemExit(f"{arguments.judge} has no source_wise.py")
     sys.path.insert(0, str(arguments.judge))
-    from misalign import field, warp
-
     pipeline = FusionPipeline.from_bundle(
         arguments.bundle or bundle_for(2), refine_steps=arguments.refine_steps
     )
-    rows: list[Row] = []
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stored = arguments.out / "slices_atlas.json"
+    rows: list[Row] = json.loads(stored.read_text("utf-8")) if stored.exists() else []
+    done = {(row["pair"], row["id"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         chosen = [*_atlas(arguments.judge, arguments.open_data)]
         chosen += limb_slices(arguments.open_data, arguments.cache, Path(folder))
         for pair in chosen[:: arguments.every]:
-            picture = np.asarray(Picture.open(pair.moving))
-            first, second = grey_values(pair.fixed), grey_values(pair.moving)
-            tissue = (first > _TISSUE) | (second > _TISSUE)
-            move = field(pair.seed, picture.shape[:2])
-            moved = Path(folder) / "moved.png"
-            Picture.fromarray(warp(picture, move)).save(moved)
-            for what, path, transform in (
-                ("aligned, left there", pair.moving, "none"),
-                ("aligned", pair.moving, "deformable"),
-                ("misaligned", moved, "deformable"),
-            ):
-                if transform == "none" and not pair.judged:
-                    continue
-                begun = time.process_time()
-                a, b = pair.keys
-                files = {a: str(pair.fixed), b: str(path)}
-                result = pipeline({"id": "a", "reference": a, f"{b}_transform": transform, **files})
-                seconds = time.process_time() - begun
-                found = result.registrations[b]
-                u = move if what == "misaligned" else np.zeros_like(move)
-                row: Row = {
-                    "id": pair.id,
-                    "pair": pair.group,
-                    "input": what,
-                    "before": float(np.hypot(*u)[tissue].mean()),
-                    "after": float(end_point_error(result.case, found, u)[tissue].mean()),
-                    "transform": found.transform,
-                    "ok": found.ok,
-                    "error_mm": found.evidence.error_mm,
-                    "folded": found.evidence.folded_fraction,
-                    "cpu_s": seconds,
-                }
-                if pair.judged:
-                    fused = np.round(255 * result.fusion.fused.array[0].numpy().T)
-                    row |= judge(fused, first, second)
-                rows.append(row)
-            print(pair.id, pair.group, *(round(rows[-1][k], 2) for k in ("before", "after")))
+            asked = arguments.pairs is None or pair.group in arguments.pairs
+            if not asked or (pair.group, pair.id) in done:
+                continue
+            rows += _measured(pipeline, pair, Path(folder), judge)
+            stored.write_text(json.dumps(rows, indent=1) + "\n")
+            before, after = (round(rows[-1][k], 2) for k in ("before", "after"))
+            print(pair.id, pair.group, before, after, flush=True)
     peers = json.loads((arguments.judge / "peers_fusion_open.json").read_text(encoding="utf-8"))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "slices_atlas.json").write_text(json.dumps(rows, indent=1) + "\n")
     text = markdown(rows, peers)
     (arguments.out / "slices_atlas.md").write_text(text)
     print(text)
+
+
+def _measured(pipeline: FusionPipeline, pair: _Pair, folder: Path, judge: Judge) -> list[Row]:
+    """The rows of a pair: as it is, without registration where it is judged, and moved."""
+    from misalign import field, warp  # of --judge
+
+    picture = np.asarray(Picture.open(pair.moving))
+    first, second = grey_values(pair.fixed), grey_values(pair.moving)
+    tissue = (first > _TISSUE) | (second > _TISSUE)
+    move = field(pair.seed, picture.shape[:2])
+    moved = folder / "moved.png"
+    Picture.fromarray(warp(picture, move)).save(moved)
+    rows: list[Row] = []
+    for what, path, transform in (
+        ("aligned, left there", pair.moving, "none"),
+        ("aligned", pair.moving, "deformable"),
+        ("misaligned", moved, "deformable"),
+    ):
+        if transform == "none" and not pair.judged:
+            continue
+        begun = time.process_time()
+        a, b = pair.keys
+        files = {a: str(pair.fixed), b: str(path)}
+        result = pipeline({"id": "a", "reference": a, f"{b}_transform": transform, **files})
+        seconds = time.process_time() - begun
+        found = result.registrations[b]
+        u = move if what == "misaligned" else np.zeros_like(move)
+        row: Row = {
+            "id": pair.id,
+            "pair": pair.group,
+            "input": what,
+            "before": float(np.hypot(*u)[tissue].mean()),
+            "after": float(end_point_error(result.case, found, u)[tissue].mean()),
+            "transform": found.transform,
+            "ok": found.ok,
+            "error_mm": found.evidence.error_mm,
+            "folded": found.evidence.folded_fraction,
+            "cpu_s": seconds,
+            "stages_s": {name: spent["cpu_s"] for name, spent in result.timings.items()},
+        }
+        if pair.judged:
+            fused = np.round(255 * result.fusion.fused.array[0].numpy().T)
+            row |= judge(fused, first, second)
+        rows.append(row)
+    return rows
 
 
 def _atlas(judge: Path, data: Path) -> Iterator[_Pair]:
@@ -200,29 +217,21 @@ def markdown(rows: list[Row], peers: dict[str, dict[str, dict[str, float]]]) -> 
     """A table of registration, and one of fusion for each kind of pair."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
     parts = [
-        "| pair | input | n | before, px | after, px | median | worse | estimated | rank corr. | "
-        "not ok | folded | CPU s |",
+        "| pair | input | n | before, px | after, px | median | worse (not flagged) | estimated | "
+        "rank corr. | not ok | folded | CPU s (fusion) |",
         "|---" * 12 + "|",
     ]
     for pair in pairs:
         for what in ("misaligned", "aligned"):
             some = [r for r in rows if r["pair"] == pair and r["input"] == what]
-            before, after, told = (
-                np.array([r[k] for r in some]) for k in ("before", "after", "error_mm")
-            )
-            doubted, folded = sum(not r["ok"] for r in some), max(r["folded"] for r in some)
-            worse = int((after > before).sum()) if what == "misaligned" else "–"
-            parts.append(
-                f"| {pair} | {what} | {len(some)} | {before.mean():.2f} | {after.mean():.2f} ± "
-                f"{after.std():.2f} | {np.median(after):.2f} | {worse} | {told.mean():.1f} | "
-                f"{float(spearmanr(told, after)[0]):.2f} | {doubted} | {folded:.4f} | "
-                f"{np.mean([r['cpu_s'] for r in some]):.1f} |"
-            )
+            parts.append(f"| {pair} | {what} | {_registered(some, moved=what == 'misaligned')} |")
     for pair in [p for p in pairs if p in OTHER]:
-        parts += ["", f"**{pair}**", "", f"| | {' | '.join(MEASURES)} |"]
+        judged = [r for r in rows if r["pair"] == pair]
+        count = sum(r["input"] == "aligned" for r in judged)
+        parts += ["", f"**{pair}**, n = {count} slices", "", f"| | {' | '.join(MEASURES)} |"]
         parts.append("|---" * (len(MEASURES) + 1) + "|")
         for what in ("aligned, left there", "aligned", "misaligned"):
-            some = [r for r in rows if r["pair"] == pair and r["input"] == what]
+            some = [r for r in judged if r["input"] == what]
             parts.append(line(f"ours, {what} input", some, MEASURES))
         for name, found in peers.items():
             method, kind = name.split("/")
@@ -232,6 +241,27 @@ def markdown(rows: list[Row], peers: dict[str, dict[str, dict[str, float]]]) -> 
                 ]
                 parts.append(f"| {method}, aligned → misaligned | {' | '.join(cells)} |")
     return "\n".join([*parts, ""])
+
+
+def _registered(rows: list[Row], *, moved: bool) -> str:
+    """The cells of a row on registration, from n on."""
+    before, after, told = (np.array([r[k] for r in rows]) for k in ("before", "after", "error_mm"))
+    doubted = np.array([not r["ok"] for r in rows])
+    worse = after > before + 1e-6  # what stays differs by rounding
+    fusion = np.mean([r["stages_s"]["fuse"] for r in rows])
+    cells = [
+        str(len(rows)),
+        f"{before.mean():.2f}",
+        f"{after.mean():.2f} ± {after.std():.2f}",
+        f"{np.median(after):.2f}",
+        f"{worse.sum()} ({(worse & ~doubted).sum()})" if moved else "–",
+        f"{told.mean():.1f}",
+        f"{float(spearmanr(told, after)[0]):.2f}",
+        str(doubted.sum()),
+        f"{max(r['folded'] for r in rows):.4f}",
+        f"{np.mean([r['cpu_s'] for r in rows]):.1f} ({fusion:.1f})",
+    ]
+    return " | ".join(cells)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,9 @@ def main() -> None:
         else _pairs(arguments.open_data, arguments.heads, shares, arguments.keys)
     )
     if arguments.limbs:  # what would be moved if nothing were too far
-        standing.STANDING = replace(standing.STANDING, slice_reach_emission=inf)
+        standing.STANDING = replace(
+            standing.STANDING, slice_reach_emission=inf, slice_nats_emission=-inf
+        )
     for pair in pairs:
         move = field(zlib.crc32(pair.id.encode()), pair.moving.shape)
         rows.append(_row(pipeline, pair, pair.moving, np.zeros_like(move), "aligned"))
@@ -123,6 +125,7 @@ def _row(
         "before": float(np.hypot(*move)[tissue].mean()),
         "after": float(end_point_error(case, found, move)[tissue].mean()),
         "best": found.evidence.details["best_move_mm"],
+        "rise": found.evidence.details["pose_score"] - found.evidence.details["pose_score_start"],
         "gain": found.evidence.details["nmi_gain"],
         "stays": found.transform == "none",
         "aligned_already": found.evidence.aligned_already,
@@ -206,11 +209,14 @@ def _picture(values: np.ndarray) -> np.ndarray:
 def reach(rows: list[dict[str, Any]]) -> str:
     """Which moves that were made were right, and which wrong."""
     made = [row for row in rows if not row["stays"]]
-    moves: dict[bool, list[float]] = {True: [], False: []}
+    moves: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for row in made:
-        moves[row["after"] < row["before"]].append(row["best"])
-    right, wrong = (", ".join(f"{x:.1f}" for x in sorted(moves[key])) for key in (True, False))
-    return f"Moves that were made, px: nearer than before {right}; farther {wrong}.\n"
+        moves[row["after"] < row["before"]].append((row["best"], row["rise"] / row["best"]))
+    right, wrong = (
+        ", ".join(f"{px:.1f} ({nats:.3f})" for px, nats in sorted(moves[key]))
+        for key in (True, False)
+    )
+    return f"Moves that were made, px (nats per px): nearer {right}; farther {wrong}.\n"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

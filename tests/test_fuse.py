@@ -158,6 +158,40 @@ def test_steps_leave_no_frame_where_bright_fat_ends():
     assert float(along[57:63].diff().abs().max()) < 0.2 * whole
 
 
+def test_a_picture_keeps_its_weight_where_the_others_are_black_beyond():
+    """An MR that fills its field of view, in black: nothing takes over, so nothing fades."""
+    shape = (64, 48)
+    generator = torch.Generator().manual_seed(0)
+    head, view = torch.zeros(1, *shape), torch.zeros(1, *shape)
+    view[:, 8:56, 8:40] = 1
+    head[:, 8:56, 8:40] = 0.6 + 0.1 * torch.rand(1, 48, 32, generator=generator)
+    uptake = torch.zeros(1, *shape)
+    uptake[:, 20:44, 16:32] = 0.5
+    images = {key: Image(a, np.eye(3), key) for key, a in (("mr", head), ("pet", uptake))}
+    whole = torch.ones(1, *shape)
+    ended = Fuse(FusionNet(2))(images, {"mr": view, "pet": whole})
+    never = Fuse(FusionNet(2))(images, {"mr": whole, "pet": whole})
+    torch.testing.assert_close(ended.fused.array, never.fused.array)
+    assert float(ended.weights[0][view[0] == 0].max()) == 0
+    torch.testing.assert_close(ended.weights.sum(0), torch.ones(shape))
+    bright = images | {"pet": images["pet"].with_array(uptake + 0.3)}
+    beside = Fuse(FusionNet(2), steps=0)(bright, {"mr": view, "pet": whole})
+    assert float(beside.weights[0, 8, 24]) < 0.1  # another picture goes on there
+
+
+def test_bone_stays_bright_beside_a_picture_of_uptake():
+    """Cold bone in warm tissue; the PET's contrast once turned it darker than soft tissue."""
+    generator = torch.Generator().manual_seed(0)
+    ct = 0.5 + 0.03 * torch.randn(1, 48, 48, generator=generator)
+    ct[:, 30:40, 30:40] = 0.98
+    uptake = np.full((48, 48), 0.3)
+    uptake[28:42, 28:42] = 0.03
+    pet = torch.from_numpy(ndimage.gaussian_filter(uptake, 2)).float()[None]
+    images = {key: Image(a, np.eye(3), key) for key, a in (("ct", ct), ("pet", pet))}
+    fused = Fuse(FusionNet(2))(images, {key: torch.ones(1, 48, 48) for key in images}).fused
+    assert float(fused.array[0, 32:38, 32:38].mean()) > 0.35
+
+
 class TestFaded:
     def test_the_end_of_the_lattice_is_no_edge(self):
         everywhere = torch.ones(9, 8, 7)

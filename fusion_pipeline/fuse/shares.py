@@ -9,10 +9,14 @@ from monai.networks.layers.factories import Pool
 from scipy import ndimage
 from torch import Tensor
 
+from fusion_pipeline.geometry.filters import box_mean, dilated
+
 _FADE_MM = 10.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_KEPT = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
+_NOISE_WINDOW = 5  # pixels over which noise in air is averaged
+_LEAST_BLACK = 5  # pixels from the middle to the border of the smallest black part
 
 
 def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -60,3 +64,28 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0)
     kept = kept.square() * (3 - 2 * kept)
     return kept.clamp_min(_LEAST_KEPT) * (view > 0)
+
+
+def extended_by_black(views: Tensor, images: Tensor, level: float) -> Tensor:
+    """The fields of view of pictures, which go on where no other picture shows anything.
+
+    A head that touches the border of its MR ends in black. If the others are black there as well,
+    nothing takes its weight over, so nothing has to fade. Parts thinner than eleven pixels stay
+    outside: within tissue they are dark organs.
+
+    Args:
+        views: ``(M, *S)`` bool.
+        images: ``(M, *S)`` in [0, 1], as displayed; 0 outside their fields of view.
+        level: what is no brighter is black.
+
+    Returns:
+        ``(M, *S)`` bool, True at least where ``views`` is.
+    """
+    smooth = box_mean(images[:, None], _NOISE_WINDOW)[:, 0]
+    extended = []
+    for m, view in enumerate(views):
+        others = torch.cat([smooth[:m], smooth[m + 1 :]]) > level
+        lit = (view | others.any(0))[None, None].float()
+        middle = 1 - dilated(lit, _LEAST_BLACK)
+        extended.append(view | (dilated(middle, _LEAST_BLACK)[0, 0] > 0.5))
+    return torch.stack(extended)

@@ -13,7 +13,7 @@ from fusion_pipeline.data import Image, check_colour_map
 from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.fuse.colour import fused_colour
 from fusion_pipeline.fuse.refinement import refined
-from fusion_pipeline.fuse.shares import faded
+from fusion_pipeline.fuse.shares import extended_by_black, faded
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import box_around
 from fusion_pipeline.geometry.shares import softmax_by_share
@@ -133,15 +133,21 @@ class Fuse:
         keys = list(harmonized)
         reference = harmonized[keys[0]]
         spacing = reference.spacing.tolist()
-        kept = torch.empty((len(keys), *reference.shape), device=self._device)
-        for key, one in zip(keys, kept, strict=True):
-            view = fields_of_view[key][0].to(self._device) > 0.5
+        views = torch.stack([fields_of_view[key][0].to(self._device) > 0.5 for key in keys])
+        images = self._stacked(harmonized, keys, views)
+        shown = self._stacked(displayed, keys, views)
+        ends = views
+        if reference.spatial_dims == 2 and not bool(views.all()):
+            ends = extended_by_black(views, shown, _SHOWN)
+        kept = torch.empty_like(shown)
+        for view, one in zip(ends, kept, strict=True):
             one.copy_(faded(view.float(), spacing))
-        images = self._stacked(harmonized, keys, kept)
-        shown = self._stacked(displayed, keys, kept)
         kinds = [kind_of(harmonized[k].modality) for k in keys]
         fused, weights = self._windows(images, shown, kept, kinds)
         fused = refined(fused, shown, kinds, kept, steps=self._steps, largest=_LARGEST)
+        if ends is not views:
+            weights = weights * views
+            weights = weights / weights.sum(0, keepdim=True).clamp_min(1e-6)
         colour = fused_colour(shown, weights, fused, kinds, self._colour_map)
         image = Image(fused.cpu(), reference.affine, key="fused", units="a.u.")
         return Fusion(
@@ -151,12 +157,12 @@ class Fuse:
             colour=None if colour is None else replace(image, colour=colour.cpu()),
         )
 
-    def _stacked(self, images: Mapping[str, Image], keys: Sequence[str], kept: Tensor) -> Tensor:
+    def _stacked(self, images: Mapping[str, Image], keys: Sequence[str], views: Tensor) -> Tensor:
         """``(M, *S)`` on the device, 0 outside the fields of view."""
-        stacked = torch.empty_like(kept)
+        stacked = torch.empty(views.shape, device=self._device)
         for key, one in zip(keys, stacked, strict=True):
             one.copy_(images[key].array[0])
-        return stacked.mul_(kept > 0)
+        return stacked.mul_(views)
 
     def _windows(
         self, images: Tensor, shown: Tensor, kept: Tensor, kinds: Sequence[str]

@@ -21,6 +21,8 @@ _NOISE = 0.02**2
 _SHOWN = 0.06  # what is no brighter is air: 15 grey values of 255
 _IN_AIR = 0.05  # what air counts in SSIM
 _LEAST_SHOWN = 1e-5  # of what a score is weighed by, on average over a region
+# the same of information in pictures with uptake: a few hot pixels of a region ask for nothing
+_LEAST_INFORMATION = 1e-3
 _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 # the sigmoids of the edge transfer for an edge that is kept as it was
 _FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
@@ -146,16 +148,19 @@ class FusionLoss:
         ordered = _asked_of_order(images, kinds, self._share)
         soft = _soft_tissue(images, kinds, self._share)
         asked = _asked_of_contrast(images, kinds, self._share, self._boxes[0])
+        picture = images.ndim != _VOLUME
+        with_uptake = picture and "emission" in kinds
+        self._least_information = _LEAST_INFORMATION if with_uptake else _LEAST_SHOWN
         self._sources = [
             _Source(
                 image=images[:, m : m + 1],
                 judged=self._share[:, m : m + 1] * near[:, m : m + 1],
-                asked=asked[:, m : m + 1],
+                asked=asked[:, m : m + 1] * wide[:, m : m + 1],
                 ordered=soft if kinds[m] == "mr" else ordered,
-                surrounded=wide[:, m : m + 1].to(images.dtype),
                 edged=edged[:, m : m + 1],
                 shown=shown,
                 boxes=self._boxes,
+                fades=picture and kinds[m] == "emission",
             )
             for m in range(images.shape[1])
         ]
@@ -210,7 +215,10 @@ class FusionLoss:
         pairs = list(zip(self._sources, covariances, strict=True))
         return FusionLossTerms(
             structure=self._lost([s.ssim(*moments, c) for s, c in pairs], self._structure_counts),
-            information=self._lost([s.information_kept(moments[1], c) for s, c in pairs]),
+            information=self._lost(
+                [s.information_kept(moments[1], c) for s, c in pairs],
+                least=self._least_information,
+            ),
             edges=self._lost(
                 [s.edges_kept(mine, length) for s in self._sources], self._structure_counts
             ),
@@ -222,7 +230,12 @@ class FusionLoss:
             added=_mean(excess, self._within) + _mean(beyond, self._inside),
         )
 
-    def _lost(self, scored: list[_Parts], factors: Sequence[float] | None = None) -> Tensor:
+    def _lost(
+        self,
+        scored: list[_Parts],
+        factors: Sequence[float] | None = None,
+        least: float = _LEAST_SHOWN,
+    ) -> Tensor:
         """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
 
         Sources are weighed against each other where they are in view together. Over each one's
@@ -234,7 +247,7 @@ class FusionLoss:
             for part, whole in scored:
                 top, bottom = (region.sum(t) for t in (part, whole))
                 # a source that shows nothing here asks for nothing
-                shows = bottom > _LEAST_SHOWN * region.size
+                shows = bottom > least * region.size
                 scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
             lost = 1 - torch.stack(scores, 1)
             lost = lost if factors is None else lost * lost.new_tensor(factors)
@@ -292,15 +305,16 @@ def _asked_of_contrast(images: Tensor, kinds: Sequence[str], share: Tensor, near
 
     Fat is bright in an MR and dark in a CT, and a reader looks at soft tissue in the MR: where one
     is in view, a CT asks for bone alone. A lesion is small beside all else, so uptake asks
-    four times.
+    four times; in pictures not of bone, which would turn grey.
     """
     by_mr = _share_of_mr(kinds, share)
+    soft = _soft_tissue(near.mean(images), kinds, share) if images.ndim != _VOLUME else 1.0
     parts = []
     for m, kind in enumerate(kinds):
         own = share[:, m : m + 1]
         if kind == "ct":
             own = own * (1 - by_mr * (1 - near.mean(images[:, m : m + 1]) ** 3))
-        parts.append(_UPTAKE_ASKS * own if kind == "emission" else own)
+        parts.append(_UPTAKE_ASKS * soft * own if kind == "emission" else own)
     return torch.cat(parts, 1)
 
 
@@ -400,10 +414,10 @@ class _Source:
         judged: Tensor,
         asked: Tensor,
         ordered: Tensor,
-        surrounded: Tensor,
         edged: Tensor,
         shown: Tensor,
         boxes: tuple[Boxes, Boxes],
+        fades: bool,
     ) -> None:
         near, wide = boxes
         self.image, self.mean = image, near.mean(image)
@@ -411,17 +425,16 @@ class _Source:
         self.bright = (image > _SHOWN) * judged * ordered
         self._ssim_weight = judged * shown
         of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
-        self._of_noise, self._judged = of_noise, judged
-        self._information = torch.log1p(of_noise / _NOISE) * judged
+        # the single grey levels of a picture where nothing is taken up are no information
+        informed = judged * (self.mean / _SHOWN - 1).clamp(0, 1) if fades else judged
+        self._of_noise, self._informed = of_noise, informed
+        self._information = torch.log1p(of_noise / _NOISE) * informed
         self._vector = gradients(image)
         self._length = _length(self._vector)
         # what is fainter than a grey level of 255 is no edge
         self._edge_weight = (self._length - 0.004).clamp_min(0) * edged
         band = self.mean - wide.mean(image)
-        self._asked, self._contrast = (
-            torch.sign(band) * asked * surrounded,
-            band.abs() * asked * surrounded,
-        )
+        self._asked, self._contrast = torch.sign(band) * asked, band.abs() * asked
 
     def ssim(self, mean: Tensor, variance: Tensor, covariance: Tensor) -> _Parts:
         """Structural similarity, data range 1, where any source shows something."""
@@ -434,7 +447,7 @@ class _Source:
         gain = (covariance / (self._variance + 1e-6)).clamp_min(0)
         left = (variance - gain * covariance).clamp_min(0)
         kept = torch.log1p(gain**2 * self._of_noise / (left + _NOISE))
-        return kept * self._judged, self._information
+        return kept * self._informed, self._information
 
     def edges_kept(self, vector: Tensor, length: Tensor) -> _Parts:
         """Edge transfer: strength and direction of each edge, weighed by its strength."""

@@ -62,10 +62,10 @@ def judged(
     """Whether a move is earned against "they are aligned already".
 
     Two slices are moved only where that makes them clearly more alike, or where the pose's score is
-    far above that of the initial alignment; a PET or SPECT only by a clear distance, and a far move
-    of a slice of one is doubtful. Other volumes are compared with their headers before (decision
-    0010). Images that stay are aligned if the best pose that was searched is near. If it lies far
-    off and was not clearly better, a slice does not say where it belongs.
+    far above that of the initial alignment; a PET or SPECT only by a clear distance, and a slice of
+    one neither far nor where its score rises by little for the way. Other volumes are compared with
+    their headers before (decision 0010). Images that stay are aligned if the best pose that was
+    searched is near. If it lies far off, a slice does not say where it belongs.
 
     Args:
         found: what came of the pose search; its details gain ``best_move_mm`` and ``nmi_gain``.
@@ -86,20 +86,28 @@ def judged(
     found.details.update(best_move_mm=best, nmi_gain=gain)
     needed = STANDING.slice_gain_emission if emission else STANDING.slice_gain
     too_near = emission and made < STANDING.resolved_mm
-    stays = too_near or (slices and gain < needed and not found.undisputed)
+    too_far = slices and emission and _is_too_far(found, made)
+    no_gain = slices and gain < needed and not found.undisputed
+    if not (too_near or too_far or no_gain):
+        return Verdict()
     unit = "px" if images[0].is_picture else "mm"
-    if not stays:
-        far = slices and emission and made > STANDING.slice_reach_emission
-        doubt = f"one slice of the {images[1].key} was moved {made:.0f} {unit}; look at it"
-        return Verdict(doubt=doubt if far else "")
     if best < STANDING.resolved_mm:
         why = f"{_ALIGNED} (the best move, {best:.1f} {unit}, is no clear gain)"
         return Verdict(stays=True, aligned=why)
+    fits = "it fits about as well" if no_gain else "is too far to be sure of what fits better"
     doubt = (
-        f"one slice does not tell where the {images[1].key} lies: {best:.0f} {unit} away it fits "
-        "about as well; look at it"
+        f"one slice does not tell where the {images[1].key} lies: {best:.0f} {unit} away {fits}; "
+        "look at it"
     )
     return Verdict(stays=True, doubt=doubt if slices else "")
+
+
+def _is_too_far(found: ChosenPose, made: float) -> bool:
+    """Whether a slice's PET or SPECT would be moved far, or far for what the pose's score gains."""
+    if found.kind == "none":
+        return False
+    rise = found.details["pose_score"] - found.details["pose_score_start"]
+    return made > STANDING.slice_reach_emission or rise < STANDING.slice_nats_emission * made
 
 
 def left_as_it_was(
