@@ -226,7 +226,7 @@ def _other_modality(img: MetaTensor, modality: Modality, key: str, place: str) -
         if (other := other_kind(came)) is not None:
             expected = f"a series of modality {' or '.join(_DICOM_NAMES[modality])}"
             raise refusal(place, expected, f"{came} ({other[0]})", other[1])
-        return [f"{place}: the DICOM header says modality {came}, the key says {key}."]
+        return [f"{place}: the header says modality {came}, the key says {key}."]
     said = img.meta.get("modality", modality)
     if said in MODALITIES and said != modality:
         return [f"{place}: the meta says modality {said}, the key says {key}."]
