@@ -105,7 +105,7 @@ def around(
     rng = torch.Generator().manual_seed(0)
     away = torch.randn(_RERUNS, 6, generator=rng)
     away = torch.nn.functional.pad(away / away.norm(dim=1, keepdim=True) * _RERUN_MM, (0, 6))
-    climbed, values = pose_search._climb(score, here + away, steps=15, rate=1.5)  # noqa: SLF001
+    climbed, values = pose_search._climb(score, here + away, steps=15, rate=1.5)
     posed = apply_affine(matrix, points)
     ends = [
         float(

@@ -73,8 +73,8 @@ class CheckImage(Transform):
         values = img.as_tensor().float()
         modality = modality_of(key)
         messages = [*img.meta.get("warnings", ()), *_other_modality(img, modality, key, place)]
-        grey, told = _grey(values, modality, place)
-        array, messages = grey[0].numpy(), messages + told
+        grey, colours = _grey(values, modality, place)
+        array, messages = grey[0].numpy(), messages + colours
         messages += check_affine(affine, place) + check_shape(array.shape, place)
         scale, units, notes = _emission_units(img, modality, place)
         array = array if scale == 1 else array * np.float32(scale)

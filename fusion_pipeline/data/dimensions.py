@@ -254,8 +254,8 @@ def private_value(header: Dataset, creator: str, group: int, element: int) -> An
         if named is None:  # blocks need not follow each other
             continue
         if str(named.value).strip() == creator:
-            found = header.get((group, block << 8 | element))
-            return None if found is None or isinstance(found.value, bytes) else found.value
+            private = header.get((group, block << 8 | element))
+            return None if private is None or isinstance(private.value, bytes) else private.value
     return None
 
 

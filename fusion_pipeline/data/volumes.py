@@ -444,8 +444,8 @@ def _reason(error: BaseException) -> str:
     >>> _reason(RuntimeError("x.cxx:9: ITK ERROR: NrrdImageIO(0x5): [nrrd] _read: no endian"))
     'no endian'
     """
-    found = _BY_ITK.search(str(error))
-    text = found[1].rpartition("[nrrd] ")[2] if found else str(error)
+    by_itk = _BY_ITK.search(str(error))
+    text = by_itk[1].rpartition("[nrrd] ")[2] if by_itk else str(error)
     text = re.sub(r"^(?:\s*_?[A-Za-z]\w*:\s)+", "", text)  # functions
     if "cannot be read" in text:  # MetaIO, with an errno of something else behind it
         text = "its voxels are missing or too few"
