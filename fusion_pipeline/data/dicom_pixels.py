@@ -234,7 +234,7 @@ def _has_bits_beyond(header: Dataset) -> bool:
         return False
     signed = int(header.get("PixelRepresentation") or 0) == 1
     pixels = np.frombuffer(raw[: len(raw) // 2 * 2], "<i2" if signed else "<u2")
-    ends = (-(1 << (stored - 1)), 1 << (stored - 1)) if signed else (0, 1 << stored)
+    ends = (-(1 << (stored - 1)) if signed else 0), 1 << stored  # some writers extend no sign
     return bool(pixels.size and (pixels.min() < ends[0] or pixels.max() >= ends[1]))
 
 

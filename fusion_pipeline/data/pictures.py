@@ -108,8 +108,8 @@ def _read_pixels(path: Path) -> tuple[npt.NDArray[np.unsignedinteger], list[str]
         raise ValueError("not a PNG file")
     with PillowImage.open(path) as picture:
         picture.load()  # a damaged file ends here; libpng would also print
-        if getattr(picture, "n_frames", 1) > 1:
-            raise ValueError(f"{picture.n_frames} pictures, an animation")
+        if (count := getattr(picture, "n_frames", 1)) > 1:
+            raise ValueError(f"{count} pictures, an animation")
         turn = picture.getexif().get(_EXIF_TURN, 1)
         notes = (
             []
