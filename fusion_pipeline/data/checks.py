@@ -135,6 +135,13 @@ def check_values(array: Array, data: npt.NDArray[np.bool_] | None, place: str) -
     return []
 
 
+def slope_notes(slope: float, place: str) -> list[str]:
+    """A word on a scale of values below 0."""
+    if slope >= 0:
+        return []
+    return [f"{place}: the header's slope is {slope:g}: bright and dark change places."]
+
+
 def _check_scale(low: float, high: float, some: Array, place: str) -> None:
     """Refuse values that a wrong scale or a lost sign has made.
 
@@ -203,4 +210,12 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(str(n) for n in shape)
 
 
-__all__ = ["Array", "RawImage", "check_affine", "check_overlap", "check_shape", "check_values"]
+__all__ = [
+    "Array",
+    "RawImage",
+    "check_affine",
+    "check_overlap",
+    "check_shape",
+    "check_values",
+    "slope_notes",
+]

@@ -18,10 +18,10 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from fusion_pipeline.data.checks import slope_notes
 from fusion_pipeline.data.dicom_files import DicomFile
 from fusion_pipeline.data.frames import Frame
 from fusion_pipeline.data.image import InputError
-from fusion_pipeline.data.nifti_header import upside_down
 from fusion_pipeline.data.padding import stored_padding
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, refusal
 
@@ -143,8 +143,7 @@ def notes_on_pixels(files: Sequence[DicomFile], frames: Sequence[Frame], place: 
         ratios = [ratio] if ratio is None or not isinstance(ratio, Sequence) else list(ratio)
         by = f" ({ratios[-1]:g} : 1)" if ratios and ratios[-1] else ""
         notes.append(f"{place}: the pixels were compressed with losses{by}; values are not exact.")
-    slope = min(frame.slope for frame in frames)
-    return [*notes, upside_down(slope, place)] if slope < 0 else notes
+    return notes + slope_notes(min(frame.slope for frame in frames), place)
 
 
 def check_rescale(frames: Sequence[Frame], files: Sequence[DicomFile], place: str) -> None:

@@ -7,7 +7,7 @@ from typing import IO, cast
 import nibabel as nib
 import numpy as np
 
-from fusion_pipeline.data.checks import CLINICAL_MM
+from fusion_pipeline.data.checks import CLINICAL_MM, slope_notes
 from fusion_pipeline.data.itk_text import MM_PER_UNIT
 from fusion_pipeline.data.refusals import READ_ERRORS, refusal
 from fusion_pipeline.geometry import apply_affine, spacing_of
@@ -111,15 +111,7 @@ def value_notes(image: nib.Nifti1Pair, place: str) -> list[str]:
     if code in _STATISTICS or code in _LABELS:
         kind = "labels" if code in _LABELS else "a statistic"
         notes.append(f"{place}: the header says that the values are {kind} ({name}), no image.")
-    slope = getattr(image.dataobj, "slope", 1.0)
-    if slope < 0:
-        notes.append(upside_down(slope, place))
-    return notes
-
-
-def upside_down(slope: float, place: str) -> str:
-    """A word on a negative scale of values."""
-    return f"{place}: the header's slope is {slope:g}: bright and dark change places."
+    return notes + slope_notes(getattr(image.dataobj, "slope", 1.0), place)
 
 
 def _sform_notes(
@@ -233,6 +225,5 @@ __all__ = [
     "nifti_affine",
     "opened",
     "plane_affine",
-    "upside_down",
     "value_notes",
 ]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fusion_pipeline.data.refusals import refusal
 
 _CHUNK = 1 << 20  # bytes
-_LAST = "the header's sizes or its type of voxels may be wrong"
+_ADVICE = "the header's sizes or its type of voxels may be wrong; write it again"
 
 
 def check_no_more(extra: int, shape: tuple[int, ...], itemsize: int, place: str) -> None:
@@ -33,9 +33,7 @@ def check_no_more(extra: int, shape: tuple[int, ...], itemsize: int, place: str)
     if extra < math.prod(shape[:2]) * itemsize:
         return
     expected = math.prod(shape) * itemsize
-    raise refusal(
-        place, f"{expected} bytes of voxels", f"{expected + extra}", f"{_LAST}; write it again"
-    )
+    raise refusal(place, f"{expected} bytes of voxels", f"{expected + extra}", _ADVICE)
 
 
 def drained(file: IO[bytes]) -> int:

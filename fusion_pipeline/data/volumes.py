@@ -14,7 +14,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from nibabel.spatialimages import HeaderDataError
 
-from fusion_pipeline.data.checks import Array, RawImage
+from fusion_pipeline.data.checks import Array, RawImage, slope_notes
 from fusion_pipeline.data.image import InputError
 from fusion_pipeline.data.itk_text import ItkText, itk_fields, read_itk_text
 from fusion_pipeline.data.nifti_header import (
@@ -26,7 +26,6 @@ from fusion_pipeline.data.nifti_header import (
     nifti_affine,
     opened,
     plane_affine,
-    upside_down,
     value_notes,
 )
 from fusion_pipeline.data.refusals import (
@@ -137,8 +136,7 @@ def read_itk(path: Path, place: str) -> RawImage:
     values = _native(array.reshape(shape))
     if (text.slope, text.offset) != (1.0, 0.0):
         values = values * np.float32(text.slope) + np.float32(text.offset)
-    if text.slope < 0:
-        messages.append(upside_down(text.slope, place))
+    messages += slope_notes(text.slope, place)
     return RawImage(values, affine, warnings=messages, dicom_modality=text.modality)
 
 
