@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fusion_pipeline.data.refusals import refusal
 
 _CHUNK = 1 << 20  # bytes
+_TIGHTEST = 1032  # bytes that deflate packs into one, at most
 _ADVICE = "the header's sizes or its type of voxels may be wrong; write it again"
 
 
@@ -129,10 +130,12 @@ def unpacked(
         raise refusal(place, "one file of packed voxels", "several", advice)
     with (path if _is_local(name) else path.parent / name).open("rb") as file:
         file.seek(start if _is_local(name) else 0)
-        packed = zlib.decompressobj(wbits=47)  # zlib or gzip
-        raw = packed.decompress(file.read())
+        packed = file.read()
     expected = math.prod(shape) * dtype.itemsize
-    if not packed.eof or len(raw) < expected:
+    # room for all at once, but for no more than can be packed so tightly; zlib or gzip
+    room = min(expected, _TIGHTEST * len(packed))
+    raw = zlib.decompress(packed, wbits=47, bufsize=room + 1)
+    if len(raw) < expected:
         came = f"{len(raw)} bytes of voxels where the header promises {expected}"
         raise refusal(place, "a whole MetaImage file", came, "copy the file again")
     check_no_more(len(raw) - expected, shape, dtype.itemsize, place)
