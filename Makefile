@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # one worker for each core, each of about 1 GB; torch must not start further threads in them
 WORKERS ?= auto
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
+# bytecode is kept (tests start some thirty processes, and each would compile the package again)
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 TORCH := $(shell grep -m 1 '^torch==' constraints.txt)
 
 .PHONY: help install demo study test lint check wheel docs

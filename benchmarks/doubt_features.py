@@ -37,15 +37,32 @@ MEASURES: Mapping[str, Callable[[Row], float]] = {
     "emission": lambda r: float(r["moving"] == "pet"),
     "spread": lambda r: spread_mm(r["rivals"]),
     "second": lambda r: second_nats(r["rivals"]),
+    # of `doubt_measures.py`; older rows lack them
+    "fall_6": lambda r: math.log(max(min(r["fall_6"]), 1e-3)),
+    "fall_12": lambda r: math.log(max(min(r["fall_12"]), 1e-3)),
+    "rerun": lambda r: math.log1p(float(np.median(r["rerun_mm"]))),
+    "rerun_gain": lambda r: max(0.0, *r["rerun_gain"]),
+    "fall_of_estimate": lambda r: math.log(r["start_estimate_mm"] / r["estimate_mm"]),
+    "as_one": lambda r: math.log(max(r["closed_affine_mm"], 0.1)),
+    "in_parts": lambda r: math.log(max(r["closed_rest_mm"], 0.1)),
 }
+_PRESENT = ("estimate", "information", "emission")
 SETS = {
     "estimate alone": ("estimate",),
-    "present measures": ("estimate", "information", "emission"),
+    "present measures": _PRESENT,
     "pose search": ("score", "score_gain", "spread", "second"),
     "estimate, score": ("estimate", "score", "emission"),
     "estimate, score, spread": ("estimate", "score", "spread", "emission"),
+    "estimate, falls of the score": ("estimate", "fall_6", "fall_12", "emission"),
+    "estimate, reruns": ("estimate", "rerun", "rerun_gain", "emission"),
+    "estimate in parts": ("as_one", "in_parts", "fall_of_estimate", "emission"),
+    "falls, reruns, parts": (
+        *("estimate", "fall_6", "fall_12", "rerun", "rerun_gain"),
+        *("fall_of_estimate", "as_one", "in_parts", "emission"),
+    ),
     "all": tuple(MEASURES),
 }
+_LEAST = 20  # results, and a quarter of them over 5 mm: fewer say nothing
 
 
 def spread_mm(rivals: Sequence[tuple[float, float]]) -> float:
@@ -91,6 +108,18 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
     return np.array([[MEASURES[name](row) for name in names] for row in rows])
 
 
+def with_measures(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows that hold all of these measures."""
+    chosen = []
+    for row in rows:
+        try:
+            if np.isfinite([MEASURES[name](row) for name in names]).all():
+                chosen.append(row)
+        except KeyError:  # made before there was such a measure, or a region that was too small
+            continue
+    return chosen
+
+
 def wrong(rows: Sequence[Row]) -> np.ndarray:
     """Which results are off by more than 5 mm on average over the body."""
     return np.array([row["error_mm"] > LIMIT_MM for row in rows])
@@ -106,25 +135,29 @@ def main() -> None:
     rows = read_rows(args.rows)
     over, patients = wrong(rows), [row["patient"] for row in rows]
     results = {"the package's model": Judged(np.array([row["over_5_mm"] for row in rows]), over)}
+    weights: dict[str, dict[str, float]] = {}
     for name, names in SETS.items():
-        results[name] = judged_on_others(table(rows, names), over, patients)
+        some = with_measures(rows, names)
+        y = wrong(some)
+        if len(some) < _LEAST or min(y.sum(), (~y).sum()) < _LEAST / 4:
+            continue
+        x = table(some, names)
+        results[name] = judged_on_others(x, y, [row["patient"] for row in some])
+        weights[name] = dict(zip(("offset", *names), fitted(x, y).tolist(), strict=True))
     lines = [
         f"{len(rows)} training results of {len(set(patients))} patients, {over.sum()} over 5 mm; "
         "each patient judged by a model of the others.",
         "",
-        "| measures | AUROC | over 5 mm flagged at 15 % false alarms |",
-        "|---|---|---|",
+        "| measures | results | AUROC | over 5 mm flagged at 15 % false alarms |",
+        "|---|---|---|---|",
     ]
     for name, one in results.items():
         caught, _ = one.flagged(one.limit)
-        lines.append(f"| {name} | {one.auroc:.2f} | {caught:.0%} |")
+        lines.append(f"| {name} | {len(one.wrong)} | {one.auroc:.2f} | {caught:.0%} |")
     text = "\n".join([*lines, ""])
     (args.out / "doubt_features.md").write_text(text, encoding="utf-8")
-    content = {
-        name: dict(zip(("offset", *names), fitted(table(rows, names), over).tolist(), strict=True))
-        for name, names in SETS.items()
-    }
-    (args.out / "doubt_features.json").write_text(json.dumps(content, indent=1) + "\n")
+    content = json.dumps(weights, indent=1) + "\n"
+    (args.out / "doubt_features.json").write_text(content, encoding="utf-8")
     print(text)
 
 

@@ -514,6 +514,7 @@ def test_help_names_the_commands(capsys):
     assert "--mask-KEY" in "".join(out.split())  # lines may be broken at a hyphen
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_report")
 def test_demo_says_what_is_gained(monkeypatch, made, tmp_path, capsys):
     monkeypatch.setattr(

@@ -134,7 +134,7 @@ def test_copies_are_read_once_and_other_files_ignored(tmp_path):
 
 def test_another_modality_than_the_key_is_told(tmp_path):
     _, warnings = read_image(save_series(tmp_path / "a"), "mr")
-    assert "the DICOM header says modality CT, the key says mr." in warnings[0]
+    assert "the header says modality CT, the key says mr." in warnings[0]
 
 
 @pytest.mark.parametrize(

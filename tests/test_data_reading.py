@@ -360,7 +360,7 @@ def test_a_header_without_its_voxels_says_so(tmp_path, suffix):
     with pytest.raises(InputError) as caught:
         read_image(path, "mr")
     assert "0x" not in str(caught.value)
-    assert "No such file" in str(caught.value) or "data file 1 of 1" in str(caught.value)
+    assert "no such file" in str(caught.value) or "data file 1 of 1" in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [100.0, 0.001])
@@ -406,7 +406,7 @@ def test_itk_refusals(tmp_path, suffix, capfd):
         read_image(path, "mr")
     save_itk(path, np.random.default_rng(0).normal(size=SHAPE))
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(InputError, match="got one that cannot be read"):
+    with pytest.raises(InputError, match="got 8088 bytes of voxels where the header promises"):
         read_image(path, "mr")
     assert capfd.readouterr() == ("", "")
     os.write(2, b"heard again")

@@ -129,6 +129,7 @@ def test_bits_above_those_stored_are_no_part_of_the_image(tmp_path, compressed, 
         pixels = stored.astype(np.int16).view(np.uint16) & 0x0FFF | 0x5000  # overlays
         ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 11, int(signed)
         ds.PixelData = pixels.astype("<u2").tobytes()
+        ds.add_new((0x6000, 0x0010), "US", ds.Rows)
         if compressed:
             given = pixels.view(np.int16) if signed else pixels
             jpeg2000(ds, tmp_path / "spare.dcm", given)

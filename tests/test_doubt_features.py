@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from register_cases import rigid_pair
+
+from fusion_pipeline.geometry import rigid_matrix
+from fusion_pipeline.register.views import masked_field_of_view
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,3 +83,19 @@ def test_random_cases_are_of_training_patients_and_the_same_again(features, tmp_
     assert not patients & {*doubt_rows.HELD_OUT, *(f"head{n}" for n in (15, 16, 17, 19, 20))}
     assert {"still", "near", "usual", "strong", "far"} == {case.move for case in cases}
     assert {("ct", "mr"), ("ct", "pet"), ("mr", "pet")} == {case.keys for case in cases}
+
+
+@pytest.mark.slow
+def test_a_right_pose_stands_on_a_hill_and_a_wrong_one_does_not(features):
+    """The score falls whichever way the truth is left; reruns of a wrong pose climb higher."""
+    around = sys.modules["doubt_measures"].around
+    pair = rigid_pair(3)
+    views = masked_field_of_view(pair.fixed), masked_field_of_view(pair.moving)
+    wrong = pair.truth @ rigid_matrix([6.0, 0.0, 0.0], [12.0, 0.0, 0.0], pair.points.mean(0))
+    right, other = (
+        around(pair.fixed, pair.moving, views, matrix, pair.points)
+        for matrix in (pair.truth, wrong)
+    )
+    assert min(right["fall_6"]) > 0 > min(other["fall_6"])
+    assert max(right["rerun_gain"]) < 0.05 < max(other["rerun_gain"])
+    assert np.median(right["rerun_mm"]) < np.median(other["rerun_mm"])

@@ -11,7 +11,7 @@ from report_cases import result_3d
 
 import fusion_pipeline.pipeline.inferer as inferer_module
 from fusion_pipeline.cli import main
-from fusion_pipeline.data import InputError
+from fusion_pipeline.data import InputError, NoOverlapError
 from fusion_pipeline.harmonize import Harmonization
 from fusion_pipeline.pipeline import SavedRegistration, write_bids
 from fusion_pipeline.report.cohort import CohortCase, render_cohort
@@ -64,6 +64,17 @@ class TestFiles:
             # the way from its own axes and back is right: bright stays bright
             body = given.get_fdata() > np.median(given.get_fdata()) + 200 * (key == "ct")
             assert np.corrcoef(given.get_fdata()[body], values[body])[0, 1] > 0.5
+
+    def test_images_that_share_no_space_are_harmonized_and_no_more(self, paths, tmp_path):
+        away = nib.load(paths["mr"])
+        affine = away.affine.copy()
+        affine[0, 3] += 5000
+        nib.save(nib.Nifti1Image(away.get_fdata(), affine), tmp_path / "away.nii.gz")
+        case = {"ct": paths["ct"], "mr": tmp_path / "away.nii.gz"}
+        result = small_pipeline(only="harmonize")(case)
+        assert "mr_harmonized.nii.gz" in names(result.save(tmp_path / "out" / "case"))
+        with pytest.raises(NoOverlapError):
+            small_pipeline(only="register")(case)
 
     def test_images_of_one_grid_are_compared(self, paths, tmp_path):
         first = small_pipeline(only="register")(dict(paths)).save(tmp_path / "first")

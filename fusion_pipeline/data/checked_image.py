@@ -73,8 +73,8 @@ class CheckImage(Transform):
         values = img.as_tensor().float()
         modality = modality_of(key)
         messages = [*img.meta.get("warnings", ()), *_other_modality(img, modality, key, place)]
-        grey, told = _grey(values, modality, place)
-        array, messages = grey[0].numpy(), messages + told
+        grey, colours = _grey(values, modality, place)
+        array, messages = grey[0].numpy(), messages + colours
         messages += check_affine(affine, place) + check_shape(array.shape, place)
         scale, units, notes = _emission_units(img, modality, place)
         array = array if scale == 1 else array * np.float32(scale)
@@ -226,7 +226,7 @@ def _other_modality(img: MetaTensor, modality: Modality, key: str, place: str) -
         if (other := other_kind(came)) is not None:
             expected = f"a series of modality {' or '.join(_DICOM_NAMES[modality])}"
             raise refusal(place, expected, f"{came} ({other[0]})", other[1])
-        return [f"{place}: the DICOM header says modality {came}, the key says {key}."]
+        return [f"{place}: the header says modality {came}, the key says {key}."]
     said = img.meta.get("modality", modality)
     if said in MODALITIES and said != modality:
         return [f"{place}: the meta says modality {said}, the key says {key}."]

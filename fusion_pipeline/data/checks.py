@@ -16,7 +16,10 @@ Array = npt.NDArray[np.float32]
 FEW_SLICES = 8
 SINGULAR = 1e-4  # |det| of the axes' unit vectors
 CLINICAL_MM = (0.01, 50.0)  # voxel sizes that are believed
+_BELIEVED = (1e-20, 1e20)  # largest size of a value, in any unit; beyond it a scale went wrong
+_SIGN_LOST = (65000.0, 65536.0)  # range of 16-bit values, some of them negative, read as unsigned
 _SOME = 4096  # voxels: of an image that has more than two values, some of these have a third
+_RARE = 0.005  # share of the values
 SHEARED = 1e-3  # |cos| of the angle between two axes: 0.06 degrees
 
 
@@ -109,7 +112,8 @@ def check_values(array: Array, data: npt.NDArray[np.bool_] | None, place: str) -
         place: name of the image in messages.
 
     Raises:
-        InputError: no finite voxel, or all voxels equal.
+        InputError: no finite voxel, all voxels equal, values of no believable size, or negative
+            ones that were read as unsigned.
     """
     advice = "check how the file was made"
     if data is not None and not data.any():
@@ -120,6 +124,7 @@ def check_values(array: Array, data: npt.NDArray[np.bool_] | None, place: str) -
     if low == high:
         raise refusal(place, "an image", f"the constant value {low:g} everywhere", advice)
     some = values.ravel(order="K")[:: values.size // _SOME | 1]
+    _check_scale(float(low), float(high), some, place)
     if ((some > low) & (some < high)).any():  # as nearly always, and told by few voxels
         return []
     if np.count_nonzero(values == low) + np.count_nonzero(values == high) == values.size:
@@ -128,6 +133,35 @@ def check_values(array: Array, data: npt.NDArray[np.bool_] | None, place: str) -
             "a mask of where to look is given as KEY_mask (--mask-KEY)."
         ]
     return []
+
+
+def slope_notes(slope: float, place: str) -> list[str]:
+    """A word on a scale of values below 0."""
+    if slope >= 0:
+        return []
+    return [f"{place}: the header's slope is {slope:g}: bright and dark change places."]
+
+
+def _check_scale(low: float, high: float, some: Array, place: str) -> None:
+    """Refuse values that a wrong scale or a lost sign has made.
+
+    Args:
+        low: the lowest of the image.
+        high: the highest of the image.
+        some: of its values, a sample.
+        place: name of the image in messages.
+    """
+    largest = max(abs(low), abs(high))
+    if not _BELIEVED[0] <= largest <= _BELIEVED[1]:
+        came = f"values from {low:g} to {high:g}"
+        raise refusal(place, "an image", came, "correct the scale of its values in the header")
+    if not _SIGN_LOST[0] <= high - low <= _SIGN_LOST[1]:
+        return
+    share = (some - low) / (high - low)
+    dark, bright = (share < 0.25).mean(), (share > 0.75).mean()
+    if dark + bright == 1 and min(dark, bright) > _RARE:
+        came = f"values near {low:g} and near {high:g} and none between, as if a sign was lost"
+        raise refusal(place, "an image", came, "write its voxels as signed 16-bit numbers")
 
 
 def check_overlap(
@@ -176,4 +210,12 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(str(n) for n in shape)
 
 
-__all__ = ["Array", "RawImage", "check_affine", "check_overlap", "check_shape", "check_values"]
+__all__ = [
+    "Array",
+    "RawImage",
+    "check_affine",
+    "check_overlap",
+    "check_shape",
+    "check_values",
+    "slope_notes",
+]

@@ -236,8 +236,8 @@ def _section(content: object, section: str, place: str) -> list[Any]:
 def _entry_name(entry: object, number: int, section: str, place: str) -> str:
     """How messages call an entry of the datalist."""
     name = entry.get("id") if isinstance(entry, dict) else None
-    known = isinstance(name, str) and name
-    return f"{place}, " + (f"case {name!r}" if known else f"{section} entry {number + 1}")
+    named = isinstance(name, str) and name
+    return f"{place}, " + (f"case {name!r}" if named else f"{section} entry {number + 1}")
 
 
 def _case(
@@ -286,10 +286,10 @@ def _split_keys(
             if other is not None:
                 what, advice = other
                 raise refusal(place, "images of CT, MR, PET or SPECT", f"{key!r} ({what})", advice)
-            known = f"{', '.join((*_OF_CASE, *KEY_WORDS))}, mr_t1 and the like, or " + (
+            keys = f"{', '.join((*_OF_CASE, *KEY_WORDS))}, mr_t1 and the like, or " + (
                 ", ".join(f"ct_{extra}" for extra in _EXTRAS)
             )
-            raise refusal(place, f"keys of {known}", f"{key!r}", "correct or remove the key")
+            raise refusal(place, f"keys of {keys}", f"{key!r}", "correct or remove the key")
         (extras[name] if name else images)[base] = value
     return images, extras
 

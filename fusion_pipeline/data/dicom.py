@@ -19,7 +19,13 @@ from fusion_pipeline.data.dicom_files import (
     read_header,
     without_copies,
 )
-from fusion_pipeline.data.dicom_pixels import check_rescale, ct_units, stored_pixels, volume_of
+from fusion_pipeline.data.dicom_pixels import (
+    check_rescale,
+    ct_units,
+    notes_on_pixels,
+    stored_pixels,
+    volume_of,
+)
 from fusion_pipeline.data.frames import Frame, frames_of
 from fusion_pipeline.data.image import Identity, InputError
 from fusion_pipeline.data.refusals import READ_ERRORS, one_line, quiet, refusal
@@ -164,12 +170,12 @@ def _read_series(source: Source, place: str) -> RawImage:
     suv = emission_scale(headers, place) if modality == "PT" else None
     if suv is not None:
         suv = suv._replace(warnings=[*suv.warnings, *_count_note(headers[0], len(ordered), place)])
-    values, padding = volume_of(files, ordered, place)
+    values, padding, cut = volume_of(files, ordered, place)
     return RawImage(
         values,
         lps_from_ras(3) @ stack.lps_affine,
         units=units,
-        warnings=[*stack.messages, *notes],
+        warnings=[*stack.messages, *notes, *notes_on_pixels(files, ordered, place), *cut],
         identity=_identity(headers[0]),
         dicom_modality=modality,
         suv=suv,
@@ -193,6 +199,11 @@ def _check_one_space(headers: Sequence[Dataset], place: str) -> None:
     """Refuse slices of two patients, or whose positions count from different points."""
     for element in ("PatientID", "FrameOfReferenceUID"):
         values = {str(header.get(element) or "") for header in headers}
+        if len(values) > 1:
+            came = f"{len(values)} of them in one series"
+            raise refusal(place, f"slices of one {element}", came, "export the series again")
+    for element in ("PatientName", "PatientBirthDate", "PatientSex"):
+        values = {str(header.get(element) or "").strip() for header in headers} - {""}
         if len(values) > 1:
             came = f"{len(values)} of them in one series"
             raise refusal(place, f"slices of one {element}", came, "export the series again")

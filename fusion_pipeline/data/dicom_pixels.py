@@ -18,6 +18,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from fusion_pipeline.data.checks import slope_notes
 from fusion_pipeline.data.dicom_files import DicomFile
 from fusion_pipeline.data.frames import Frame
 from fusion_pipeline.data.image import InputError
@@ -31,7 +32,7 @@ Pixels = npt.NDArray[Any]
 
 def volume_of(
     files: Sequence[DicomFile], frames: Sequence[Frame], place: str
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None, list[str]]:
     """Values of a stack in the modality's units, and where the headers' padding value stands.
 
     Args:
@@ -40,7 +41,7 @@ def volume_of(
         place: name of the image in messages.
 
     Returns:
-        ``(columns, rows, slices)`` twice; None where no voxel is padding.
+        ``(columns, rows, slices)`` twice; None where no voxel is padding. What is to be said.
 
     Raises:
         InputError: a file cannot be decoded.
@@ -49,10 +50,13 @@ def volume_of(
     volume = np.empty((0, rows, columns), dtype=np.float32)
     where: dict[int, Pixels] = {}
     wanted: dict[int, list[int]] = {}
+    cut = ""
     for k, frame in enumerate(frames):
         wanted.setdefault(frame.file, []).append(k)
     for index, slices in wanted.items():
         file = files[index]
+        if not cut and _has_bits_beyond(file.header):
+            cut = file.path.name
         stored = stored_pixels(file, place)
         if not len(volume):  # sizes that the first file does not have are not taken from memory
             volume = np.empty((len(frames), *stored.shape[1:]), dtype=np.float32)
@@ -68,7 +72,12 @@ def volume_of(
                 if table
                 else pixels.astype(np.float64) * frame.slope + frame.intercept
             )
-    return np.ascontiguousarray(volume.transpose(2, 1, 0)), _stacked(where, volume.shape)
+    notes = [
+        f"{place}: pixels have bits above those that the header counts (BitsStored), such as in "
+        f"{cut}, and no overlay explains them; they were cut off."
+    ]
+    values = np.ascontiguousarray(volume.transpose(2, 1, 0))
+    return values, _stacked(where, volume.shape), notes if cut else []
 
 
 def _stacked(masks: Mapping[int, Pixels], shape: Sequence[int]) -> npt.NDArray[np.bool_] | None:
@@ -99,22 +108,59 @@ def stored_pixels(file: DicomFile, place: str) -> Pixels:
         if syntax == DeflatedExplicitVRLittleEndian:  # its elements cannot be read one by one
             dataset = pydicom.dcmread(file.path)
         options = as_pixel_options(dataset)
+        if not syntax.is_encapsulated:
+            _check_no_more(dataset, file.path.name, place)
         array = np.asarray(get_decoder(syntax).as_array(dataset, **options)[0])
         dataset.pop("PixelData", None)  # a series' encoded pixels are not gathered in memory
+    except InputError:
+        raise
     except READ_ERRORS as error:
         array = _decoded_by_itk(file, syntax, place, error)
     array = array if array.ndim == 3 else array[None]
     return _within_bits(array, file.header) if syntax.is_encapsulated else array
 
 
+def _check_no_more(header: Dataset, name: str, place: str) -> None:
+    """Refuse plain pixels of which half a slice or more is left over: their sizes do not fit.
+
+    Some scanners pad their pixels.
+    """
+    slice_bytes = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated) // 8
+    expected = slice_bytes * int(header.get("NumberOfFrames") or 1)
+    given = len(header.get("PixelData") or b"")
+    if given - expected >= max(2, slice_bytes // 2):
+        came = f"{given} in {name}"
+        advice = "rows, columns, frames or bits in its header may be wrong; export it again"
+        raise refusal(place, f"{expected} bytes of pixels", came, advice)
+
+
+def notes_on_pixels(files: Sequence[DicomFile], frames: Sequence[Frame], place: str) -> list[str]:
+    """A word on pixels that were packed with losses, and on a scale that turns them over."""
+    notes = []
+    header = files[frames[0].file].header
+    if str(header.get("LossyImageCompression") or "") == "01":
+        ratio = header.get("LossyImageCompressionRatio")
+        ratios = [ratio] if ratio is None or not isinstance(ratio, Sequence) else list(ratio)
+        by = f" ({ratios[-1]:g} : 1)" if ratios and ratios[-1] else ""
+        notes.append(f"{place}: the pixels were compressed with losses{by}; values are not exact.")
+    return notes + slope_notes(min(frame.slope for frame in frames), place)
+
+
 def check_rescale(frames: Sequence[Frame], files: Sequence[DicomFile], place: str) -> None:
-    """Refuse a stack of which some slices have a rescale and others none.
+    """Refuse a stack of which some slices have a rescale and others none, or one of zeros.
 
     Slices without one beside slices of slope 1 and intercept 0 are the same.
 
     Raises:
         InputError: there are such slices.
     """
+    for frame in frames:
+        if not np.isfinite([frame.slope, frame.intercept]).all() or frame.slope == 0:
+            name = files[frame.file].path.name
+            came = (
+                f"RescaleSlope {frame.slope:g} and RescaleIntercept {frame.intercept:g} in {name}"
+            )
+            raise refusal(place, "a rescale that keeps values apart", came, "export it again")
     with_table = [bool(files[frame.file].header.get("ModalityLUTSequence")) for frame in frames]
     if any(with_table):
         if not all(with_table):
@@ -177,6 +223,20 @@ def _transfer_syntax(dataset: Dataset) -> UID:
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
+def _has_bits_beyond(header: Dataset) -> bool:
+    """Whether plain 16-bit pixels have bits above BitsStored that are neither sign nor overlay."""
+    stored, raw = int(header.get("BitsStored") or 16), header.get("PixelData") or b""
+    overlays = any((group, 0x0010) in header for group in range(0x6000, 0x6020, 2))
+    if stored >= 16 or int(header.get("BitsAllocated") or 0) != 16 or overlays:
+        return False
+    if _transfer_syntax(header) not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        return False
+    signed = int(header.get("PixelRepresentation") or 0) == 1
+    pixels = np.frombuffer(raw[: len(raw) // 2 * 2], "<i2" if signed else "<u2")
+    ends = (-(1 << (stored - 1)) if signed else 0), 1 << stored  # some writers extend no sign
+    return bool(pixels.size and (pixels.min() < ends[0] or pixels.max() >= ends[1]))
+
+
 def _within_bits(array: Pixels, header: Dataset) -> Pixels:
     """Cut off the bits above BitsStored: overlays lie there, and some decoders leave them."""
     stored, width = int(header.get("BitsStored") or 0), 8 * array.dtype.itemsize
@@ -206,4 +266,4 @@ def _decoded_by_itk(file: DicomFile, syntax: UID, place: str, error: Exception) 
     raise refusal(place, "whole DICOM slices", came, "copy the series again") from error
 
 
-__all__ = ["check_rescale", "ct_units", "stored_pixels", "volume_of"]
+__all__ = ["check_rescale", "ct_units", "notes_on_pixels", "stored_pixels", "volume_of"]

@@ -33,6 +33,16 @@ class Dimension:
     private: tuple[tuple[str, int, int], ...] = ()
 
 
+CONTRAST = "contrast"
+# words of ImageType that name another image of the same slice: Dixon, complex parts, diffusion maps
+_CONTRASTS = frozenset(
+    (
+        *("W", "F", "IP", "OP", "WATER", "FAT", "IN_PHASE", "OUT_PHASE", "OPP_PHASE"),
+        *("M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "PHASE MAP"),
+        *("M_FFE", "P_FFE", "R_FFE", "I_FFE", "M_SE", "P_SE", "R_SE", "I_SE"),
+        *("ADC", "FA", "TRACEW", "T1 MAP", "T2 MAP", "T2_STAR MAP", "DIFFUSION"),
+    )
+)
 DIMENSIONS = (
     Dimension("echo", ("EchoTime", "EffectiveEchoTime", "EchoNumbers"), "same"),
     Dimension(
@@ -53,6 +63,7 @@ DIMENSIONS = (
         "blocks",
     ),
     Dimension("type", ("ImageType", "FrameType"), "blocks"),
+    Dimension(CONTRAST, (), "same"),
     # GE: magnitude, phase, real or imaginary part, as 0 to 3
     Dimension("component", ("ComplexImageComponent",), "blocks", (("GEMS_PARM_01", 0x0043, 0x2F),)),
     Dimension("kernel", ("ConvolutionKernel",), "blocks"),
@@ -71,6 +82,8 @@ DIMENSIONS = (
         ),
         "free",
     ),
+    Dimension("description", ("SeriesDescription",), "free"),
+    Dimension("comment", ("ImageComments",), "free"),
     Dimension("reference", ("FrameReferenceTime",), "free"),
     Dimension("clock", ("AcquisitionTime",), "free"),
 )
@@ -135,6 +148,7 @@ def labels_of(header: Dataset, count: int, *, nuclear: bool) -> list[Mapping[str
         Per frame the values by label name.
     """
     shared = {one.name: _said(header, one) for one in DIMENSIONS}
+    shared[CONTRAST] = _contrast(header.get("ImageType"))
     if count == 1 and "PerFrameFunctionalGroupsSequence" not in header:
         shared[NUMBER] = _text(header.get("InstanceNumber"))
         return [shared]
@@ -166,6 +180,8 @@ def _functional_labels(
         for keyword, value in own.items():
             if keyword in _BY_KEYWORD and _text(value) != MISSING:
                 labels[_BY_KEYWORD[keyword]] = _text(value)
+        if "FrameType" in own:
+            labels[CONTRAST] = _contrast(own["FrameType"])
         indices = own.get("DimensionIndexValues")
         indices = [indices] if isinstance(indices, int) else list(indices or [])
         for keyword, index in zip(declared, indices, strict=False):
@@ -193,6 +209,12 @@ def _elements(group: Dataset) -> dict[str, Any]:
         for element in item
         if element.keyword
     }
+
+
+def _contrast(image_type: Any) -> str:  # noqa: ANN401 - one word or several
+    """The words of ImageType that name the contrast."""
+    words = [str(word).strip().upper() for word in (image_type or [])]
+    return "/".join(word for word in words if word in _CONTRASTS) or MISSING
 
 
 def _keyword(pointer: Any, n: int) -> str:  # noqa: ANN401 - a tag, or nothing
@@ -232,8 +254,8 @@ def private_value(header: Dataset, creator: str, group: int, element: int) -> An
         if named is None:  # blocks need not follow each other
             continue
         if str(named.value).strip() == creator:
-            found = header.get((group, block << 8 | element))
-            return None if found is None or isinstance(found.value, bytes) else found.value
+            private = header.get((group, block << 8 | element))
+            return None if private is None or isinstance(private.value, bytes) else private.value
     return None
 
 

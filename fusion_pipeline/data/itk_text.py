@@ -25,6 +25,7 @@ _PATIENT_SPACES = re.compile(
     r"(left|right)-(posterior|anterior)-superior(-time)?|[LR][AP]ST?", re.IGNORECASE
 )
 _AXES = ("transformmatrix", "orientation", "rotation")  # MetaImage's names of the axes' directions
+_MODALITIES = {"MET_MOD_CT": "CT", "MET_MOD_MR": "MR", "MET_MOD_NM": "NM", "MET_MOD_US": "US"}
 _UNIT = 1e-3  # of an axis of length 1: writers round
 _QUOTED = re.compile(r'"([^"]*)"')
 
@@ -38,6 +39,7 @@ class ItkText:
         unit: the unit's name.
         slope: of the values.
         offset: of the values.
+        modality: DICOM's word for the kind of image, where the header names one.
         messages: what the header lacks, and what was made of it.
     """
 
@@ -45,6 +47,7 @@ class ItkText:
     unit: str = "mm"
     slope: float = 1.0
     offset: float = 0.0
+    modality: str = ""
     messages: tuple[str, ...] = ()
 
     def scaled(self, affine: Matrix) -> Matrix:
@@ -52,28 +55,38 @@ class ItkText:
         return affine if not self.mm else np.diag([*self.mm[: len(affine) - 1], 1.0]) @ affine
 
 
-def read_itk_text(path: Path, dims: int, place: str) -> ItkText:
+def read_itk_text(
+    path: Path, dims: int, place: str, fields: Mapping[str, str] | None = None
+) -> ItkText:
     """Read the text of a header that ITK has accepted.
 
     Args:
         path: NRRD or MetaImage, its data attached or not.
         dims: axes of the image.
+        fields: of the header, where they were read before.
         place: its name in messages.
 
     Raises:
         InputError: lengths in a unit that is none of length, or a scale of values that is none.
     """
     nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
-    fields = _fields(path, nrrd)
+    fields = itk_fields(path)[0] if fields is None else fields
     return _nrrd(fields, dims, place) if nrrd else _metaimage(fields, dims, place)
 
 
-def _fields(path: Path, nrrd: bool) -> dict[str, str]:
-    """Names in lower case and values, up to the voxels."""
+def itk_fields(path: Path) -> tuple[dict[str, str], int]:
+    """Names in lower case and values of an NRRD or MetaImage header, and the byte behind it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
     with path.open("rb") as file:
         raw = file.read(_LONGEST)
     fields: dict[str, str] = {}
+    end = 0
     for line in raw.split(b"\n"):
+        end += len(line) + 1
         name, mark, value = line.partition(b":" if nrrd else b"=")
         if nrrd and not line.strip():
             break
@@ -82,7 +95,7 @@ def _fields(path: Path, nrrd: bool) -> dict[str, str]:
             fields.setdefault(key, value.decode("utf-8", "replace").strip())
             if key == "elementdatafile":
                 break
-    return fields
+    return fields, end
 
 
 def _nrrd(fields: Mapping[str, str], dims: int, place: str) -> ItkText:
@@ -98,9 +111,29 @@ def _nrrd(fields: Mapping[str, str], dims: int, place: str) -> ItkText:
     oriented = flat or _PATIENT_SPACES.fullmatch(fields.get("space", "")) is not None
     lacks = [] if oriented else ["anatomical orientation"]
     lacks += [] if "space origin" in fields or flat else ["position"]
-    lacks += [] if {"space directions", "spacings"} & set(fields) else ["voxel sizes"]
+    sized = {"space directions", "spacings"} & set(fields)
+    lacks += [] if sized and not _without_direction(fields, dims) else ["voxel sizes"]
     messages = _lacking(lacks, place) + _negative(fields.get("spacings", ""), place)
+    messages += _quantized(fields, place)
     return ItkText(mm, _one(named), messages=tuple(messages))
+
+
+def _without_direction(fields: Mapping[str, str], dims: int) -> bool:
+    """An axis of space has no direction, so that ITK takes voxels of 1 along it."""
+    given = re.findall(r"none|\([^)]*\)", fields.get("space directions", ""))
+    return bool(given) and len(given) - given.count("none") < dims
+
+
+def _quantized(fields: Mapping[str, str], place: str) -> list[str]:
+    """A word on values that stand for others, which ITK does not compute."""
+    ends = [fields.get(f"old{gap}{end}") for end in ("min", "max") for gap in (" ", "")]
+    low, high = ends[0] or ends[1], ends[2] or ends[3]
+    if low is None or high is None:
+        return []
+    return [
+        f"{place}: the header says that the values stand for {low} to {high} (old min, old max); "
+        "they are taken as they are."
+    ]
 
 
 def _metaimage(fields: Mapping[str, str], dims: int, place: str) -> ItkText:
@@ -116,12 +149,26 @@ def _metaimage(fields: Mapping[str, str], dims: int, place: str) -> ItkText:
     messages += _stretched(
         next((fields[name] for name in _AXES if name in fields), ""), dims, place
     )
+    _check_byte_order(fields, place)
     slope = _number(fields, "ElementToIntensityFunctionSlope", 1.0, place)
     offset = _number(fields, "ElementToIntensityFunctionOffset", 0.0, place)
     if slope == 0:
         name = "a slope of values that is not 0"
         raise refusal(place, name, "ElementToIntensityFunctionSlope = 0", "correct the header")
-    return ItkText(mm, unit or "mm", slope, offset, tuple(messages))
+    modality = _MODALITIES.get(fields.get("modality", "").upper(), "")
+    return ItkText(mm, unit or "mm", slope, offset, modality, tuple(messages))
+
+
+def _check_byte_order(fields: Mapping[str, str], place: str) -> None:
+    """Refuse a header that gives its byte order twice, once each."""
+    orders = {
+        fields[name].lower()[:1]
+        for name in ("binarydatabyteordermsb", "elementbyteordermsb")
+        if name in fields
+    }
+    if len(orders) > 1:
+        came = "BinaryDataByteOrderMSB and ElementByteOrderMSB that differ"
+        raise refusal(place, "one byte order", came, "correct the header")
 
 
 def _in_mm(unit: str, place: str) -> float:
@@ -186,4 +233,4 @@ def _number(fields: Mapping[str, str], name: str, default: float, place: str) ->
     return value
 
 
-__all__ = ["MM_PER_UNIT", "ItkText", "read_itk_text"]
+__all__ = ["MM_PER_UNIT", "ItkText", "itk_fields", "read_itk_text"]

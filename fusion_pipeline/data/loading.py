@@ -37,13 +37,16 @@ _UNEVEN = 1.2  # times another picture's longest side
 Preprocessing = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def load_case(files: CaseFiles, preprocessing: Preprocessing | None = None) -> Case:
+def load_case(
+    files: CaseFiles, preprocessing: Preprocessing | None = None, *, one_space: bool = True
+) -> Case:
     """Read a case's files into world coordinates, checked and prepared once.
 
     Args:
         files: from `read_datalist` or `case_from_paths`.
         preprocessing: what each image goes through, see `prepare_image`; None: it is only read, and
             stays in its file's axes.
+        one_space: False: the images are looked at one by one, and need not overlap.
 
     Returns:
         The case; ``warnings`` tells what was repaired or guessed.
@@ -72,7 +75,8 @@ def load_case(files: CaseFiles, preprocessing: Preprocessing | None = None) -> C
         check_dims(image.image.spatial_dims, fixed, place)
         if key != files.reference:
             starts[key] = _initial_transform(files, key, fixed)
-            _check_place(fixed, image.image, starts[key], place)
+            if one_space:
+                _check_place(fixed, image.image, starts[key], place)
             messages += _uneven_pictures(fixed, image.image, place)
     for key, marks in points.items():
         place = where(files.id, f"{key}_landmarks", str(files.series[key].landmarks))

@@ -7,7 +7,7 @@ from typing import IO, cast
 import nibabel as nib
 import numpy as np
 
-from fusion_pipeline.data.checks import CLINICAL_MM
+from fusion_pipeline.data.checks import CLINICAL_MM, slope_notes
 from fusion_pipeline.data.itk_text import MM_PER_UNIT
 from fusion_pipeline.data.refusals import READ_ERRORS, refusal
 from fusion_pipeline.geometry import apply_affine, spacing_of
@@ -17,6 +17,8 @@ NIFTI1_BYTES = 348  # of a header, which its first number says
 NIFTI2_BYTES = 540
 _PIXDIM = {NIFTI1_BYTES: (76, "f4"), NIFTI2_BYTES: (104, "f8")}  # first byte and type
 _GZIP = b"\x1f\x8b"  # first bytes
+_STATISTICS = range(2, 25)  # intent codes of nifti1.h: correlation to log10 of a p-value
+_LABELS = (1002, 1003)  # indices of labels, or of NeuroNames
 _SIZES_AGREE = 0.01  # of a voxel size: writers round
 
 
@@ -95,6 +97,21 @@ def nifti_affine(
         )
     affine, scaled = _in_mm(np.asarray(affine, dtype=np.float64), header, place)
     return affine, messages + scaled
+
+
+def value_notes(image: nib.Nifti1Pair, place: str) -> list[str]:
+    """A word where the header says that the values are no image's, or turns them over.
+
+    Args:
+        image: as nibabel has opened it.
+        place: its name in messages.
+    """
+    notes = []
+    code, name = int(image.header["intent_code"]), str(image.header.get_intent("label")[0])
+    if code in _STATISTICS or code in _LABELS:
+        kind = "labels" if code in _LABELS else "a statistic"
+        notes.append(f"{place}: the header says that the values are {kind} ({name}), no image.")
+    return notes + slope_notes(getattr(image.dataobj, "slope", 1.0), place)
 
 
 def _sform_notes(
@@ -208,4 +225,5 @@ __all__ = [
     "nifti_affine",
     "opened",
     "plane_affine",
+    "value_notes",
 ]

@@ -31,9 +31,9 @@ def impossible_constants(array: Array, finite: Bool | None = None) -> Bool | Non
     Returns:
         ``(*S)``; None where there is none.
     """
-    found: Bool | None = None
+    constant: Bool | None = None
     for _ in range(4):  # a scanner's circle, a resampling's corners and a rare third one
-        low, high = _ends(array, finite if found is None else ~found & _all(finite))
+        low, high = _ends(array, finite if constant is None else ~constant & _all(finite))
         value = low if low < _LOWEST else high
         if not is_impossible(low, high):
             break
@@ -41,12 +41,12 @@ def impossible_constants(array: Array, finite: Bool | None = None) -> Bool | Non
         if np.count_nonzero(same) < max(2.0, _SHARE * array.size):
             break
         others = ~same & _all(finite)
-        ends = _ends(array, others if found is None else others & ~found)
+        ends = _ends(array, others if constant is None else others & ~constant)
         near, opposite = ends if value == low else ends[::-1]
         if not np.isfinite(near) or abs(near - value) < _GAP * abs(opposite - near):
             break
-        found = same if found is None else found | same
-    return found
+        constant = same if constant is None else constant | same
+    return constant
 
 
 def is_impossible(low: float, high: float) -> bool:

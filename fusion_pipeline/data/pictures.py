@@ -15,6 +15,7 @@ from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, quiet, r
 PICTURE_SUFFIXES = (".png",)
 PICTURE_AFFINE = np.diag([-1.0, -1.0, 1.0])
 
+_EXIF_TURN = 0x112  # tag of the orientation
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -33,7 +34,7 @@ def read_picture(path: Path, place: str) -> RawImage:
     """
     with quiet():
         try:
-            pixels = _read_pixels(path)
+            pixels, notes = _read_pixels(path)
         except (*READ_ERRORS, PillowImage.DecompressionBombError) as error:
             came = f"one that cannot be read ({one_line(error) or type(error).__name__})"
             raise refusal(
@@ -44,9 +45,11 @@ def read_picture(path: Path, place: str) -> RawImage:
     if channels.shape[0] in (2, 4):
         channels = channels[:-1] * (channels[-1:] / levels)
     if channels.shape[0] == 1 or bool((channels == channels[:1]).all()):
-        return RawImage(np.ascontiguousarray(channels[0]), PICTURE_AFFINE)
+        grey = np.ascontiguousarray(channels[0])
+        return RawImage(grey, PICTURE_AFFINE, warnings=[f"{place}: {one}" for one in notes])
     colour = np.ascontiguousarray(channels * (np.float32(255.0) / levels))
-    return RawImage(_luma(colour), PICTURE_AFFINE, colour=colour)
+    warnings = [f"{place}: {one}" for one in notes]
+    return RawImage(_luma(colour), PICTURE_AFFINE, colour=colour, warnings=warnings)
 
 
 def write_picture(pixels: Tensor, path: Path) -> None:
@@ -93,22 +96,35 @@ def _luma(channels: Array) -> Array:
     return np.ascontiguousarray(np.tensordot(_LUMA, channels, axes=1), dtype=np.float32)
 
 
-def _read_pixels(path: Path) -> npt.NDArray[np.unsignedinteger]:
-    """Stored levels ``(rows, columns[, channels])``, uint8 or uint16."""
+def _read_pixels(path: Path) -> tuple[npt.NDArray[np.unsignedinteger], list[str]]:
+    """Stored levels ``(rows, columns[, channels])``, uint8 or uint16; what is to be said of them.
+
+    Raises:
+        ValueError: several pictures, or none.
+    """
     with path.open("rb") as file:
         head = file.read(26)
     if not head.startswith(_PNG_SIGNATURE):
         raise ValueError("not a PNG file")
     with PillowImage.open(path) as picture:
         picture.load()  # a damaged file ends here; libpng would also print
+        if (count := getattr(picture, "n_frames", 1)) > 1:
+            raise ValueError(f"{count} pictures, an animation")
+        turn = picture.getexif().get(_EXIF_TURN, 1)
+        notes = (
+            []
+            if turn == 1
+            else [f"viewers turn this picture (EXIF orientation {turn}); it is taken as stored."]
+        )
         if head[24] == 16:  # Pillow cuts colour of 16 bit to 8
             with muted():
-                return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))
+                image = sitk.ReadImage(str(path), imageIO="PNGImageIO")
+                return sitk.GetArrayFromImage(image), notes
         if "transparency" in picture.info:
-            return np.asarray(picture.convert("RGBA"))
+            return np.asarray(picture.convert("RGBA")), notes
         if picture.mode in ("L", "LA", "RGB", "RGBA"):
-            return np.asarray(picture)
-        return np.asarray(picture.convert("RGB" if picture.mode == "P" else "L"))
+            return np.asarray(picture), notes
+        return np.asarray(picture.convert("RGB" if picture.mode == "P" else "L")), notes
 
 
 __all__ = [

@@ -1,6 +1,8 @@
 """Read one file of a case: image, label map, mask, landmarks or displacement field, checked."""
 
 import csv
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,10 @@ from fusion_pipeline.data.volumes import (
     read_vectors,
 )
 from fusion_pipeline.geometry.affines import Matrix
+
+_COORDINATES = re.compile(r"CoordinateSystem\s*=\s*(\w+)", re.IGNORECASE)
+_NUMBERED = {"0": "RAS", "1": "LPS"}  # older versions of 3D Slicer
+_SIGNS = {"RAS": (1.0, 1.0, 1.0), "LPS": (-1.0, -1.0, 1.0)}
 
 
 def read_labels(source: Source | InMemory | str | Path, key: str, *, case_id: str = "") -> Image:
@@ -60,17 +66,22 @@ def read_map(
 def read_landmarks(path: Source | str | Path, *, place: str = "") -> Matrix:
     """Read points ``(n, d)`` in RAS mm from a CSV: ``x,y[,z]`` per line, header optional.
 
+    A line ``# CoordinateSystem = LPS`` of 3D Slicer is heeded.
+
     Raises:
         InputError: no such file, or other than 2 or 3 numbers on a line.
     """
     place = place or f"landmarks ({path})"
     try:
         with Path(str(path)).open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row and not row[0].lstrip().startswith("#")]
+            lines = [row for row in csv.reader(file) if row]
     except FileNotFoundError as error:
         raise refusal(place, "a CSV of points", "no such file", "check the path") from error
     except (*READ_ERRORS, csv.Error) as error:
         raise refusal(place, "a CSV of points", one_line(error), "write x,y,z lines") from error
+    comments = [",".join(row) for row in lines if row[0].lstrip().startswith("#")]
+    rows = [row for row in lines if not row[0].lstrip().startswith("#")]
+    signs = _signs(comments, place)
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if rows and [cell.strip().lower() for cell in rows[0]] in (["x", "y"], ["x", "y", "z"]):
         rows = rows[1:]
@@ -78,7 +89,21 @@ def read_landmarks(path: Source | str | Path, *, place: str = "") -> Matrix:
     if points.ndim != 2 or points.shape[1] not in (2, 3) or not np.isfinite(points).all():
         came = "no point" if not rows else f"{len(rows)} lines that are not all 2 or 3 numbers"
         raise refusal(place, "lines of x,y,z in RAS mm", came, "correct the file")
-    return points
+    return points * signs[: points.shape[1]]
+
+
+def _signs(comments: Sequence[str], place: str) -> Matrix:
+    """To RAS from the coordinates that 3D Slicer notes: ``# CoordinateSystem = LPS``.
+
+    Raises:
+        InputError: coordinates of no patient.
+    """
+    named = [found[1].upper() for text in comments if (found := _COORDINATES.search(text))]
+    system = _NUMBERED.get(named[-1], named[-1]) if named else "RAS"
+    if system not in _SIGNS:
+        came = f"CoordinateSystem = {named[-1]}"
+        raise refusal(place, "points in RAS or LPS mm", came, "export them in RAS")
+    return np.array(_SIGNS[system])
 
 
 def read_displacement(path: Source | str | Path, *, place: str = "") -> Tensor:

@@ -153,9 +153,9 @@ def muted() -> Iterator[None]:
         nowhere = undo.enter_context(Path(os.devnull).open("w"))
         for descriptor in (1, 2):
             with suppress(OSError):  # a service may have closed them
-                kept = os.dup(descriptor)
-                undo.callback(os.close, kept)
-                undo.callback(os.dup2, kept, descriptor)
+                saved = os.dup(descriptor)
+                undo.callback(os.close, saved)
+                undo.callback(os.dup2, saved, descriptor)
                 os.dup2(nowhere.fileno(), descriptor)
         yield
 

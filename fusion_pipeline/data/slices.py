@@ -15,6 +15,7 @@ from fusion_pipeline.data.refusals import refusal
 from fusion_pipeline.geometry.affines import Matrix
 
 _PARALLEL = 1e-3  # largest difference of direction cosines within a stack
+_COSINES = 0.01  # of direction cosines that writers rounded
 _TILT_DEG = 0.5
 
 
@@ -45,6 +46,7 @@ def stack_affine(
     if len(frames) < 2:
         raise refusal(place, "a stack of slices", "a single slice", "give the whole series")
     _check_alike(frames, place)
+    _check_axes(first, place)
     row, column = first.orientation[:3], first.orientation[3:]
     normal = np.cross(row, column)
     ordered = sorted(frames, key=lambda frame: float(frame.position @ normal))
@@ -59,6 +61,19 @@ def stack_affine(
     affine[:3, 2] = step
     affine[:3, 3] = positions[0]
     return ordered, affine
+
+
+def _check_axes(first: Frame, place: str) -> None:
+    """Refuse rows and columns that are no axes of a lattice."""
+    axes = first.orientation.reshape(2, 3)
+    lengths = np.linalg.norm(axes, axis=1)
+    if np.abs(lengths - 1).max() > _COSINES or abs(axes[0] @ axes[1]) > _COSINES:
+        came = f"ImageOrientationPatient {first.orientation.round(3).tolist()}"
+        expected = "directions of length 1 that are perpendicular"
+        raise refusal(place, expected, came, "export the series again")
+    if not (first.spacing > 0).all():
+        came = f"PixelSpacing {first.spacing.tolist()}"
+        raise refusal(place, "pixel sizes above 0 mm", came, "correct it in the headers")
 
 
 def _check_alike(frames: Sequence[Frame], place: str) -> None:

@@ -28,6 +28,7 @@ _THERAPY_DOSE_MBQ = (5.0, 30000.0)  # Y-90 microspheres
 # Bq/g at the reference time: 37 MBq of Zr-89 after a week are 90 in 100 kg, 2.2 GBq of Rb-82 44000
 _DOSE_PER_GRAM = (10.0, 1e5)
 _HALF_LIVES = 5.0  # between injection and scan; 3 % of the activity is left then
+_ONE_DAY_S = 36000.0  # half-life beyond which people are scanned on a later day than injected
 _SESSION = timedelta(hours=12)  # a series' start lies no further before its first slice
 # YYYYMMDDHH[MM[SS]], fraction of a second, offset from UTC
 _DATE_TIME = re.compile(r"(\d{10}|\d{12}|\d{14})(?:\.(\d{1,6})\d*)?\s*([+-]\d{4})?")
@@ -233,6 +234,12 @@ def _seconds_waited(headers: Sequence[Dataset], info: Dataset) -> float:
     time = _parse("20000101" + str(info.get("RadiopharmaceuticalStartTime", "") or ""))
     if time is None:
         raise ValueError("the header has no injection time")
+    half_life = _half_life(info, nuclide_of(info))
+    if half_life > _ONE_DAY_S:
+        raise ValueError(
+            "the header gives the injection's time without its date, which a half-life of "
+            f"{half_life / 3600:.0f} h needs"
+        )
     last = datetime.combine(start.date(), time.clock.time())
     last = last if last <= start else last - timedelta(days=1)
     return (start - last).total_seconds()

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from nibabel.spatialimages import HeaderDataError
 
-from fusion_pipeline.data.checks import Array, RawImage
+from fusion_pipeline.data.checks import Array, RawImage, slope_notes
 from fusion_pipeline.data.image import InputError
-from fusion_pipeline.data.itk_text import ItkText, read_itk_text
+from fusion_pipeline.data.itk_text import ItkText, itk_fields, read_itk_text
 from fusion_pipeline.data.nifti_header import (
     NIFTI2_BYTES,
     believed_mm,
@@ -24,6 +26,7 @@ from fusion_pipeline.data.nifti_header import (
     nifti_affine,
     opened,
     plane_affine,
+    value_notes,
 )
 from fusion_pipeline.data.refusals import (
     MEMORY_ADVICE,
@@ -35,6 +38,13 @@ from fusion_pipeline.data.refusals import (
     refusal,
 )
 from fusion_pipeline.data.sources import itk_affine
+from fusion_pipeline.data.stored_voxels import (
+    check_itk_voxels,
+    check_no_more,
+    drained,
+    is_compressed,
+    unpacked,
+)
 from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
 
@@ -59,9 +69,32 @@ def read_nifti(path: Path, place: str) -> RawImage:
         InputError: not such a file, or not such an image.
     """
     with quiet():
-        raw = nifti_values(_open_nifti(path, place), place)
+        image = _open_nifti(path, place)
+        if is_packed(path):  # read to its end, where its checksum is
+            raw, extra = _unpacked_values(path, type(image), place)
+        else:
+            raw, extra = nifti_values(image, place), path.stat().st_size - _end(image)
+        check_no_more(extra, raw.array.shape, image.get_data_dtype().itemsize, place)
         raw.warnings.extend(negative_sizes(path, place))
         return raw
+
+
+def _unpacked_values(path: Path, kind: type[nib.Nifti1Pair], place: str) -> tuple[RawImage, int]:
+    """What a gzip file holds, and how many bytes are behind its voxels."""
+    try:
+        with opened(path) as file:
+            raw = nifti_values(kind.from_stream(file), place)
+            return raw, drained(file)
+    except READ_ERRORS as error:
+        if isinstance(error, InputError):
+            raise
+        raise _unreadable(place, "a whole NIfTI file", error) from error
+
+
+def _end(image: nib.Nifti1Pair) -> int:
+    """The byte behind the voxels."""
+    size = math.prod(image.shape) * image.get_data_dtype().itemsize
+    return int(image.dataobj.offset) + int(size)
 
 
 def nifti_values(image: nib.Nifti1Pair, place: str) -> RawImage:
@@ -79,6 +112,7 @@ def nifti_values(image: nib.Nifti1Pair, place: str) -> RawImage:
                 array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
         except READ_ERRORS as error:
             raise _unreadable(place, "a whole NIfTI file", error) from error
+    messages += value_notes(image, place)
     if len(shape) == 2:
         affine = plane_affine(affine, place)
     return RawImage(_native(array), affine, _noted_units(image.header), warnings=messages)
@@ -95,14 +129,15 @@ def read_itk(path: Path, place: str) -> RawImage:
     with quiet():
         header = _read_by_monai(path, place)
     array = header["array"]
-    text = read_itk_text(path, array.ndim, place)
+    text = read_itk_text(path, array.ndim, place, header["fields"])
     shape = _spatial_shape(array.shape, place)
     affine = np.asarray(header["affine"], dtype=np.float64)
     affine, messages = _itk_affine_in_mm(affine, text, shape, place)
     values = _native(array.reshape(shape))
     if (text.slope, text.offset) != (1.0, 0.0):
         values = values * np.float32(text.slope) + np.float32(text.offset)
-    return RawImage(values, affine, warnings=messages)
+    messages += slope_notes(text.slope, place)
+    return RawImage(values, affine, warnings=messages, dicom_modality=text.modality)
 
 
 def _itk_affine_in_mm(
@@ -117,7 +152,10 @@ def _itk_affine_in_mm(
 
 
 def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
-    """MONAI's header of the file, and the values under ``array``."""
+    """MONAI's header of the file, and the values under ``array``.
+
+    Packed voxels of a MetaImage are unpacked here: MetaIO does not check them.
+    """
     try:
         with muted():
             import itk
@@ -126,17 +164,51 @@ def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
             # ITK itself knows names in lower case only
             imageio = getattr(itk, _ITK_IO[path.suffix.lower()]).New(FileName=str(path))
             imageio.ReadImageInformation()
-            components = imageio.GetNumberOfComponents()
-            if components == 1:
+            fields, start = itk_fields(path)
+            _check_one_component(imageio, place)
+            d = imageio.GetNumberOfDimensions()
+            shape = tuple(imageio.GetDimensions(axis) for axis in range(d))
+            if is_compressed(fields):
+                array = unpacked(path, fields, start, shape, _itk_dtype(imageio, fields), place)
+                header = {"affine": _itk_io_affine(imageio, d)}
+            else:
+                check_itk_voxels(path, fields, start, shape, imageio.GetComponentSize(), place)
                 reader = ITKReader()
                 array, header = reader.get_data(reader.read(str(path), imageio=imageio))
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise _unreadable(place, "an NRRD or MetaImage file", error) from error
-    if components > 1:
-        kind = imageio.GetComponentTypeAsString(imageio.GetComponentType())
-        came = f"{components} components of {kind}"
-        raise refusal(place, "one real value per voxel", came, "convert it to a scalar image")
-    return {**header, "array": array}
+    return {**header, "array": array, "fields": fields}
+
+
+def _check_one_component(imageio: Any, place: str) -> None:  # noqa: ANN401 - of itk, untyped
+    """Refuse vectors, colour and complex voxels."""
+    components = imageio.GetNumberOfComponents()
+    pixel = imageio.GetPixelTypeAsString(imageio.GetPixelType())
+    if components == 1 and pixel == "scalar":
+        return
+    kind = imageio.GetComponentTypeAsString(imageio.GetComponentType())
+    came = f"{components} components of {kind}" if components > 1 else f"a {pixel} of one {kind}"
+    raise refusal(place, "one real value per voxel", came, "convert it to a scalar image")
+
+
+def _itk_dtype(imageio: Any, fields: Mapping[str, str]) -> np.dtype[Any]:  # noqa: ANN401
+    """Of a voxel as a MetaImage stores it."""
+    kind = imageio.GetComponentTypeAsString(imageio.GetComponentType())
+    letter = "f" if kind in ("float", "double") else "u" if kind.startswith("unsigned") else "i"
+    msb = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "f"))
+    order = ">" if msb.lower()[:1] in ("t", "1") else "<"
+    return np.dtype(f"{order}{letter}{imageio.GetComponentSize()}")
+
+
+def _itk_io_affine(imageio: Any, d: int) -> Matrix:  # noqa: ANN401
+    """World_from_voxel ``(d + 1, d + 1)``, RAS, of a header that ITK has read."""
+    lps = np.eye(d + 1)
+    for axis in range(d):
+        lps[:d, axis] = np.asarray(imageio.GetDirection(axis)) * imageio.GetSpacing(axis)
+        lps[axis, d] = imageio.GetOrigin(axis)
+    return lps_from_ras(d) @ lps
 
 
 def read_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
@@ -195,8 +267,7 @@ def read_nifti_header(path: Path, place: str, *, vectors: bool = False) -> Volum
         affine, _ = nifti_affine(image.header, shape, place)
         if len(shape) == 2:
             affine = plane_affine(affine, place)
-        values = math.prod(whole) * image.get_data_dtype().itemsize
-        return VolumeHeader(affine, shape, bytes=int(image.dataobj.offset) + values)
+        return VolumeHeader(affine, shape, bytes=_end(image))
 
 
 def read_itk_header(path: Path, place: str, *, vectors: bool = False) -> VolumeHeader:
@@ -355,12 +426,28 @@ def _unreadable(place: str, expected: str, error: BaseException) -> InputError:
     if is_memory_error(error):
         came = "a header that asks for more memory than is free, and may be damaged"
         return refusal(place, expected, came, MEMORY_ADVICE)
-    # ITK names the file and an address in memory first, and at last what is wrong
-    reason = _BY_ITK.search(str(error))
-    last = reason[1].rpartition("[nrrd] ")[2] if reason else error
-    said = one_line(last) or type(error).__name__
-    came = f"one that cannot be read ({said})"
-    return refusal(place, expected, came, "the file may be truncated or of another format")
+    if "w2 should be positive" in str(error):  # nibabel, of b, c and d of the qform
+        came = "a qform whose quaternion is no rotation, and no sform"
+        return refusal(place, expected, came, "correct its header")
+    came = f"one that cannot be read ({_reason(error)})"
+    advice = "the file may be truncated or of another format"
+    if isinstance(error, HeaderDataError):
+        advice = "correct its header"
+    return refusal(place, expected, came, advice)
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says of a file, without names of its functions and addresses in memory.
+
+    >>> _reason(RuntimeError("x.cxx:9: ITK ERROR: NrrdImageIO(0x5): [nrrd] _read: no endian"))
+    'no endian'
+    """
+    by_itk = _BY_ITK.search(str(error))
+    text = by_itk[1].rpartition("[nrrd] ")[2] if by_itk else str(error)
+    text = re.sub(r"^(?:\s*_?[A-Za-z]\w*:\s)+", "", text)  # functions
+    if "cannot be read" in text:  # MetaIO, with an errno of something else behind it
+        text = "its voxels are missing or too few"
+    return one_line(text) or type(error).__name__
 
 
 def _native(array: npt.NDArray[np.generic]) -> Array:

@@ -51,11 +51,13 @@ class CaseDataset(Dataset):
 
     Attributes:
         skip: cases for which it says True are not loaded (`--resume`).
+        one_space: False: the images of a case need not overlap (`--only harmonize`).
     """
 
     def __init__(self, data: Sequence[CaseFiles], transform: Compose) -> None:
         super().__init__(data, transform)
         self.skip: Callable[[CaseFiles], bool] = _never
+        self.one_space = True
         self._prepare, _ = split(transform)
 
     def __getitem__(self, index: int) -> LoadedCase:
@@ -66,7 +68,7 @@ class CaseDataset(Dataset):
             if self.skip(files):
                 return LoadedCase(files, number=index)
             with clock.stage("load"):
-                case = load_case(files, self._prepare)
+                case = load_case(files, self._prepare, one_space=self.one_space)
             return LoadedCase(files, case, clock=clock, number=index)
         except Exception as error:  # a case must not stop the others
             return LoadedCase(files, error=error, number=index)

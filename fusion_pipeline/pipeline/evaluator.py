@@ -25,7 +25,7 @@ from fusion_pipeline.data.refusals import is_memory_error, no_memory
 from fusion_pipeline.dicom import DicomExport, IdentityOption, check_dicom_export
 from fusion_pipeline.networks.multimodal_net import MultimodalNet
 from fusion_pipeline.pipeline import bundle
-from fusion_pipeline.pipeline.dataset import LoadedCase
+from fusion_pipeline.pipeline.dataset import CaseDataset, LoadedCase
 from fusion_pipeline.pipeline.fingerprint import RunFingerprint
 from fusion_pipeline.pipeline.folder import check_case_folder
 from fusion_pipeline.pipeline.inferer import FusionInferer
@@ -167,6 +167,8 @@ class FusionEvaluator(Evaluator):
         """
         wanted = [str(step.dicom) for step in self._savers() if step.dicom is not None]
         self._fingerprint = replace(self.pipeline.run_fingerprint(), files=" ".join(wanted))
+        if isinstance(self.data_loader.dataset, CaseDataset):
+            self.data_loader.dataset.one_space = self.pipeline.inferer.only != "harmonize"
         if self.resume:
             self.data_loader.dataset.skip = _WasRun(self.output_dir, self._fingerprint)
 

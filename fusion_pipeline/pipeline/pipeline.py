@@ -174,7 +174,7 @@ class FusionPipeline:
                 f'expected a case, {{"ct": ..., "mr": ...}}, got {type(case).__name__}; name two '
                 "or more images by their keys"
             )
-        return load_case(case, self._prepare)
+        return load_case(case, self._prepare, one_space=self.inferer.only != "harmonize")
 
     def prepare(self, image: Image) -> Prepared:
         """One image after preprocessing, as the stages take it."""
