@@ -28,9 +28,10 @@ for dims in 3 2; do
 done
 
 start=$(python -c 'from fusion_pipeline.pipeline import bundle_for; print(bundle_for(3))')
-phase 3 registration registration.json 12000 "$start" --override pretrained=false \
-    --override data#samples_per_epoch=320 --override data#windows_per_case=8 \
-    --override data#validation_samples=32
+phase 3 registration registration.json 5000 "$start" --override pretrained=false \
+    --override "data#shape=[49,49,49]" --override data#batch_size=1 \
+    --override data#samples_per_epoch=160 --override data#windows_per_case=4 \
+    --override data#validation_samples=24
 phase 3 harmonization cases.json 1600 "$RUNS/3d/registration/bundle" \
     --override data#batch_size=4 --override data#samples_per_epoch=64 \
     --override data#windows_per_case=16
