@@ -368,3 +368,23 @@ def test_single_grey_levels_of_an_empty_pet_are_no_information():
     hot = _slice_with_uptake(200)  # a focus is asked for
     lost = fusion_loss_terms(hot[:, :1], hot, kinds=["ct", "emission"])
     assert float(lost.information) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shape", "with_ct"),
+    [
+        (("ct", "emission"), (12, 12, 12), True),
+        (("mr", "emission"), (12, 12, 12), False),
+        (("ct", "emission"), (24, 24), False),
+    ],
+)
+def test_volumes_with_a_ct_ask_for_bright_uptake(kinds, shape, with_ct):
+    """In place of its contrast; a picture's window is not known, and an MR is as bright."""
+    anatomy = torch.full((1, 1, *shape), 0.3)
+    uptake = torch.zeros(1, 1, *shape)
+    uptake[(..., *[slice(4, 8)] * len(shape))] = 1.0
+    loss = FusionLoss(torch.cat([anatomy, uptake], 1), kinds)
+    assert loss.weights["contrast"] == (0 if with_ct else 1)
+    bright, grey = (float(loss.terms(torch.maximum(anatomy, f * uptake)).bright) for f in (1, 0.5))
+    assert bright < 0.02
+    assert (grey > bright + 0.3) == with_ct

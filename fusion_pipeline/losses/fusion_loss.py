@@ -13,19 +13,15 @@ from torch import Tensor
 from fusion_pipeline.geometry.filters import dilated, gradients
 from fusion_pipeline.geometry.shares import range_by_share, softmax_by_share
 from fusion_pipeline.losses.fusion_regions import Boxes, Region, regions_of
+from fusion_pipeline.losses.fusion_source import SHOWN, Parts, Source, length_of
 
 _WINDOW = 7  # voxels, as SSIM's
 _WIDE = 21  # voxels: what surrounds a lesion or a bone
-_C1, _C2 = 0.01**2, 0.03**2
-_NOISE = 0.02**2
-_SHOWN = 0.06  # what is no brighter is air: 15 grey values of 255
 _IN_AIR = 0.05  # what air counts in SSIM
 _LEAST_SHOWN = 1e-5  # of what a score is weighed by, on average over a region
 # the same of information in pictures with uptake: a few hot pixels of a region ask for nothing
 _LEAST_INFORMATION = 1e-3
 _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
-# the sigmoids of the edge transfer for an edge that is kept as it was
-_FULL_STRENGTH, _SAME_DIRECTION = 0.99945, 0.97756
 
 # of a source's brightness: leaves room for what the others show in bone, and for uptake beside fat
 _OF_BONE, _OF_FAT, _OF_FAT_IN_PICTURES, _OF_UPTAKE = 0.7, 0.75, 0.65, 0.95
@@ -40,8 +36,6 @@ _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which d
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
 _VOLUME = 5  # axes of a batch
 _BINS = 128  # of the histogram by which values are ranked
-
-_Parts = tuple[Tensor, Tensor]  # a ratio whose sums over a region are a score
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ class FusionLoss:
         edged = self._share * _surrounded(in_view)
         self._vector, self._strongest = _strongest_gradient(images, edged)
         self._boxes = Boxes(images, _WINDOW), Boxes(images, _WIDE)
-        shown = torch.where(images.amax(1, keepdim=True) > _SHOWN, 1.0, _IN_AIR)
+        shown = torch.where(images.amax(1, keepdim=True) > SHOWN, 1.0, _IN_AIR)
         near, wide = (box.mean(in_view) > _WHOLE_WINDOW for box in self._boxes)
         ordered = _asked_of_order(images, kinds, self._share)
         soft = _soft_tissue(images, kinds, self._share)
@@ -152,7 +146,7 @@ class FusionLoss:
         with_uptake = picture and "emission" in kinds
         self._least_information = _LEAST_INFORMATION if with_uptake else _LEAST_SHOWN
         self._sources = [
-            _Source(
+            Source(
                 image=images[:, m : m + 1],
                 judged=self._share[:, m : m + 1] * near[:, m : m + 1],
                 asked=asked[:, m : m + 1] * wide[:, m : m + 1],
@@ -201,7 +195,7 @@ class FusionLoss:
             fused: ``(B, 1, *S)`` in [0, 1].
         """
         mine = gradients(fused)
-        length = _length(mine)
+        length = length_of(mine)
         near, wide = self._boxes
         mean, square = near.mean(fused), near.mean(fused * fused)
         moments = mean, (square - mean * mean).clamp_min(0)
@@ -232,7 +226,7 @@ class FusionLoss:
 
     def _lost(
         self,
-        scored: list[_Parts],
+        scored: list[Parts],
         factors: Sequence[float] | None = None,
         least: float = _LEAST_SHOWN,
     ) -> Tensor:
@@ -405,64 +399,6 @@ def weighted_sum(terms: FusionLossTerms, weights: Mapping[str, float] | None = N
     return torch.stack(parts).sum(0) if parts else torch.zeros_like(terms.added)
 
 
-class _Source:
-    """One source: what does not change while the fused image does."""
-
-    def __init__(
-        self,
-        image: Tensor,
-        judged: Tensor,
-        asked: Tensor,
-        ordered: Tensor,
-        edged: Tensor,
-        shown: Tensor,
-        boxes: tuple[Boxes, Boxes],
-        fades: bool,
-    ) -> None:
-        near, wide = boxes
-        self.image, self.mean = image, near.mean(image)
-        self._variance = (near.mean(image * image) - self.mean**2).clamp_min(0)
-        self.bright = (image > _SHOWN) * judged * ordered
-        self._ssim_weight = judged * shown
-        of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
-        # the single grey levels of a picture where nothing is taken up are no information
-        informed = judged * (self.mean / _SHOWN - 1).clamp(0, 1) if fades else judged
-        self._of_noise, self._informed = of_noise, informed
-        self._information = torch.log1p(of_noise / _NOISE) * informed
-        self._vector = gradients(image)
-        self._length = _length(self._vector)
-        # what is fainter than a grey level of 255 is no edge
-        self._edge_weight = (self._length - 0.004).clamp_min(0) * edged
-        band = self.mean - wide.mean(image)
-        self._asked, self._contrast = torch.sign(band) * asked, band.abs() * asked
-
-    def ssim(self, mean: Tensor, variance: Tensor, covariance: Tensor) -> _Parts:
-        """Structural similarity, data range 1, where any source shows something."""
-        luminance = (2 * mean * self.mean + _C1) / (mean * mean + self.mean**2 + _C1)
-        index = luminance * (2 * covariance + _C2) / (variance + self._variance + _C2)
-        return index * self._ssim_weight, self._ssim_weight
-
-    def information_kept(self, variance: Tensor, covariance: Tensor) -> _Parts:
-        """Visual information fidelity of the source in the fused image, on the finest scale."""
-        gain = (covariance / (self._variance + 1e-6)).clamp_min(0)
-        left = (variance - gain * covariance).clamp_min(0)
-        kept = torch.log1p(gain**2 * self._of_noise / (left + _NOISE))
-        return kept * self._informed, self._information
-
-    def edges_kept(self, vector: Tensor, length: Tensor) -> _Parts:
-        """Edge transfer: strength and direction of each edge, weighed by its strength."""
-        ratio = torch.minimum(self._length, length) / torch.maximum(self._length, length)
-        cosine = (self._vector * vector).sum(1, keepdim=True).abs() / (self._length * length)
-        turn = torch.acos(cosine.clamp_max(0.999))
-        strength = torch.sigmoid(15 * (ratio - 0.5)) / _FULL_STRENGTH
-        direction = torch.sigmoid(22 * (0.2 - turn / (torch.pi / 2))) / _SAME_DIRECTION
-        return strength * direction * self._edge_weight, self._edge_weight
-
-    def contrast_kept(self, band: Tensor) -> _Parts:
-        """``Σ min(b_f · sign(b), |b|) / Σ |b|`` with ``b`` the mean of 7 less that of 21 voxels."""
-        return torch.minimum(band * self._asked, self._contrast), self._contrast
-
-
 def _surrounded(in_view: Tensor) -> Tensor:
     """Where the next voxels are in view as well, so that a difference is one of the image."""
     return 1 - dilated(1 - in_view, 1)
@@ -474,7 +410,7 @@ def _strongest_gradient(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     longest = torch.zeros_like(images[:, :1])
     for m in range(images.shape[1]):
         vector = gradients(images[:, m : m + 1]) * weight[:, m : m + 1]
-        length = _length(vector)
+        length = length_of(vector)
         best = torch.where(length > longest, vector, best)
         longest = torch.maximum(longest, length)
     return best, longest
@@ -496,11 +432,6 @@ def _salient(
     of_ct = [float(kind == "ct") for kind in kinds]
     score = score - soft * score.new_tensor(of_ct).view(1, -1, *[1] * (images.ndim - 2))
     return (softmax_by_share(score, share) * images).sum(1, keepdim=True)
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """Lengths along the channels; the root is safe to differentiate at 0."""
-    return (vectors.square().sum(1, keepdim=True) + 1e-10).sqrt()
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
