@@ -28,9 +28,9 @@ _OF_BONE, _OF_FAT, _OF_FAT_IN_PICTURES, _OF_UPTAKE = 0.7, 0.75, 0.65, 0.95
 # what structure and edges of uptake count beside a CT of known window, or two anatomical images:
 # they are a blur's, which asks for darkness around it
 _OF_BLURRED = 0.4
-# what the order of HU counts in a pair (of more images as much as that of uptake), and what that of
-# an MR beside a CT
-_CT_TONE, _MR_TONE = 1.8, 1.5
+# what the order of HU counts, in volumes also with an MR, and what that of the MR: in soft tissue
+# HU are mostly noise, and their order would hide what the MR shows there
+_CT_TONE, _CT_TONE_BESIDE_MR, _MR_TONE = 1.8, 1.0, 1.5
 _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an MR, in logits
 _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
@@ -169,7 +169,7 @@ class FusionLoss:
         # a picture's MR alone would not show what its CT does
         both = by_window and "mr" in kinds
         self._intensity_counts = _SOFT_INTENSITY if both else 1.0
-        of_ct = 1.0 if len(kinds) > 2 and both else _CT_TONE
+        of_ct = _CT_TONE_BESIDE_MR if both else _CT_TONE
         counts = {"ct": of_ct, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
         self._in_units = [m for m, kind in enumerate(kinds) if counts[kind]]
         self._tone_counts = [counts[kinds[m]] for m in self._in_units]
