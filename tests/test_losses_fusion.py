@@ -347,25 +347,26 @@ def test_soft_tissue_beside_a_ct_looks_as_in_the_mr():
     assert float(picture.tone) < 0.05
 
 
-def _slice_with_uptake(level):
+def _with_uptake(level, shape):
     """A CT with a bone, and uptake of a few grey levels with a focus of some level, all of 255."""
     generator = torch.Generator().manual_seed(0)
-    ct = 0.5 + 0.03 * torch.randn(48, 48, generator=generator)
+    ct = 0.5 + 0.03 * torch.randn(shape, generator=generator)
     ct[30:40, 30:40] = 0.98
-    uptake = (2 + 2 * torch.rand(48, 48, generator=generator)).round()
+    uptake = (2 + 2 * torch.rand(shape, generator=generator)).round()
     uptake[6:14, 6:14] = level
     return torch.stack([ct, uptake / 255])[None]
 
 
-def test_single_grey_levels_of_an_empty_pet_are_no_information():
-    sources = _slice_with_uptake(4)
+@pytest.mark.parametrize("shape", [(48, 48), (48, 48, 9)])
+def test_single_grey_levels_of_an_empty_pet_are_no_information(shape):
+    sources = _with_uptake(4, shape)
     patches = (sources[:, :1] - 10 * sources[:, 1:]).clamp(0, 1)
     copy, patched = (
         fusion_loss_terms(f, sources, kinds=["ct", "emission"]) for f in (sources[:, :1], patches)
     )
     assert float(copy.information) == pytest.approx(0, abs=5e-3)
     assert float(patched.information) > float(copy.information)
-    hot = _slice_with_uptake(200)  # a focus is asked for
+    hot = _with_uptake(200, shape)  # a focus is asked for
     lost = fusion_loss_terms(hot[:, :1], hot, kinds=["ct", "emission"])
     assert float(lost.information) > 0.5
 

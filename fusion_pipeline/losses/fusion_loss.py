@@ -19,7 +19,7 @@ _WINDOW = 7  # voxels, as SSIM's
 _WIDE = 21  # voxels: what surrounds a lesion or a bone
 _IN_AIR = 0.05  # what air counts in SSIM
 _LEAST_SHOWN = 1e-5  # of what a score is weighed by, on average over a region
-# the same of information in pictures with uptake: a few hot pixels of a region ask for nothing
+# the same of information beside uptake: a few hot voxels of a region ask for nothing
 _LEAST_INFORMATION = 1e-3
 _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 
@@ -142,8 +142,7 @@ class FusionLoss:
         ordered = _asked_of_order(images, kinds, self._share)
         soft = _soft_tissue(images, kinds, self._share)
         asked = _asked_of_contrast(images, kinds, self._share, self._boxes[0])
-        picture = images.ndim != _VOLUME
-        with_uptake = picture and "emission" in kinds
+        with_uptake = "emission" in kinds
         self._least_information = _LEAST_INFORMATION if with_uptake else _LEAST_SHOWN
         self._sources = [
             Source(
@@ -154,7 +153,7 @@ class FusionLoss:
                 edged=edged[:, m : m + 1],
                 shown=shown,
                 boxes=self._boxes,
-                fades=picture and kinds[m] == "emission",
+                fades=kinds[m] == "emission",
             )
             for m in range(images.shape[1])
         ]

@@ -35,7 +35,7 @@ class Source:
         self.bright = (image > SHOWN) * judged * ordered
         self._ssim_weight = judged * shown
         of_noise = (self._variance - 1e-6).clamp_min(0)  # of an even source only rounding is left
-        # the single grey levels of a picture where nothing is taken up are no information
+        # the single grey levels of an image where nothing is taken up are no information
         informed = judged * (self.mean / SHOWN - 1).clamp(0, 1) if fades else judged
         self._of_noise, self._informed = of_noise, informed
         self._information = torch.log1p(of_noise / _NOISE) * informed
