@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.data.palettes import coloured
+from fusion_pipeline.geometry.parts import in_parts
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 _FIRST, _FULL = 0.1, 0.6  # uptake, as displayed, where the colour begins, and where it is full
@@ -32,9 +33,20 @@ def fused_colour(
     Returns:
         ``(3, *S)`` 0..255; None without an emission image.
     """
-    functional = [m for m, kind in enumerate(kinds) if kind == "emission"]
-    if not functional:
+    if "emission" not in kinds:
         return None
+
+    def painted(images: Tensor, weights: Tensor, fused: Tensor) -> Tensor:
+        return _painted(images, weights, fused, kinds, colour_map)
+
+    return in_parts(painted, 3, images, weights, fused)
+
+
+def _painted(
+    images: Tensor, weights: Tensor, fused: Tensor, kinds: Sequence[str], colour_map: str
+) -> Tensor:
+    """See `fused_colour`."""
+    functional = [m for m, kind in enumerate(kinds) if kind == "emission"]
     uptake = torch.stack([images[m] for m in functional]).amax(0, keepdim=True)
     anatomical = [m for m, kind in enumerate(kinds) if kind != "emission"]
     grey = _anatomy([images[m] for m in anatomical], [weights[m] for m in anatomical], fused)

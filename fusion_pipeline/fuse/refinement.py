@@ -9,6 +9,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_around, dilated
+from fusion_pipeline.geometry.parts import in_parts
 from fusion_pipeline.geometry.shares import range_by_share
 from fusion_pipeline.losses.fusion_loss import FusionLoss
 from fusion_pipeline.networks.fusion_net import canonical_order
@@ -58,38 +59,57 @@ def refined(
     Returns:
         ``(1, *S)`` in [0, 1].
     """
-    shown = (images > _SHOWN).any(0) & ((kept > 0).sum(0) > 1)
+    shown = in_parts(_shown_by_several, 1, images, kept)
     if steps == 0 or not bool(shown.any()):
         return fused
-    box = box_around(shown[None, None].float(), _AROUND)[1:]
+    box = box_around(shown[None].float(), _AROUND)[1:]
     # sums run in an order of the images' own, so that theirs changes nothing to the last bit
     order = canonical_order(images[None], kind_indices(kinds, len(kinds)))
     kinds = [kinds[m] for m in order]
-    given, shares = (torch.stack([x[m] for m in order]) for x in (images, kept))
-    start, given, shares = (x[box][None] for x in (fused, given, shares))
+    start = fused[box]
+    given, shares = ([x[m][box[1:]] for m in order] for x in (images, kept))
     # how far a second image is in view: the change ends where that ends, and no frame is left
-    first, second = shares.topk(2, 1).values.split(1, 1)
-    free = second / first.clamp_min(1e-6)
-    free = free * dilated((given > _SHOWN).any(1, keepdim=True).float(), _AROUND)
-    factor, coarse, whole = _schedule(start.shape[2:], steps, largest)
+    free = in_parts(_second_share, 1, kept[box])
+    free *= dilated(in_parts(_any_shown, 1, images[box])[None], _AROUND)[0]
+    factor, coarse, whole = _schedule(start.shape[1:], steps, largest)
     change = torch.zeros_like(start)
     with torch.enable_grad():
         if coarse:
-            change = _lowered(start, change, given, kinds, shares, free, factor, coarse)
+            change = _on_coarser(start, given, kinds, shares, free, factor, coarse)
         if whole:
             change = _in_windows(start, change, given, kinds, shares, free, whole, largest)
     result = fused.clone()
-    result[box] = _within_sources(start + change * free, given, shares)[0]
-    return result.clamp(0, 1)
+    result[box] = in_parts(_within_sources, 1, start, change, free, images[box], kept[box])
+    return result
 
 
-def _within_sources(fused: Tensor, images: Tensor, kept: Tensor) -> Tensor:
-    """No brighter than the brightest source by a sixth, nor darker than the darkest by a third.
+def _shown_by_several(images: Tensor, kept: Tensor) -> Tensor:
+    """``(1, *S)``: 1 where two or more images are in view, and one shows something."""
+    several = (kept > 0).sum(0, keepdim=True) > 1
+    return ((images > _SHOWN).any(0, keepdim=True) & several).to(images.dtype)
+
+
+def _any_shown(images: Tensor) -> Tensor:
+    """``(1, *S)``: 1 where an image shows something."""
+    return (images > _SHOWN).any(0, keepdim=True).to(images.dtype)
+
+
+def _second_share(kept: Tensor) -> Tensor:
+    """``(1, *S)``: the second largest share over the largest."""
+    first, second = kept.topk(2, 0).values.split(1, 0)
+    return second / first.clamp_min(1e-6)
+
+
+def _within_sources(
+    start: Tensor, change: Tensor, free: Tensor, images: Tensor, kept: Tensor
+) -> Tensor:
+    """Changed, no brighter than the brightest source by a sixth, nor darker by a third.
 
     What is black in all sources stays black.
     """
-    low, high = range_by_share(images, kept)
-    return torch.minimum(torch.maximum(fused, _DARKER * low), _BRIGHTER * high)
+    low, high = (x[0] for x in range_by_share(images[None], kept[None]))
+    changed = start + change * free
+    return torch.minimum(torch.maximum(changed, _DARKER * low), _BRIGHTER * high).clamp(0, 1)
 
 
 def _schedule(shape: Sequence[int], steps: int, largest: int) -> tuple[int, int, int]:
@@ -106,30 +126,33 @@ def _schedule(shape: Sequence[int], steps: int, largest: int) -> tuple[int, int,
 def _in_windows(
     start: Tensor,
     change: Tensor,
-    images: Tensor,
+    images: Sequence[Tensor],
     kinds: Sequence[str],
-    shares: Tensor,
+    shares: Sequence[Tensor],
     free: Tensor,
     steps: int,
     largest: int,
 ) -> Tensor:
     """The change after some steps at full resolution, in windows of at most so many voxels."""
-    size = _window(start.shape[2:], largest)
-    if size == list(start.shape[2:]):
-        return _lowered(start, change, images, kinds, shares, free, 1, steps)
-    count = len(kinds)
+    size = _window(start.shape[1:], largest)
 
-    def lowered(window: Tensor) -> Tensor:
-        begun, given, kept, mask = window.split([1, count, count, 1], 1)
-        unchanged = torch.zeros_like(begun)
+    def lowered(mask: Tensor, windows: Sequence[Sequence[slice]]) -> Tensor:
         if not bool(mask.any()):
-            return unchanged
-        return _lowered(begun, unchanged, given, kinds, kept, mask, 1, steps).detach()
+            return torch.zeros_like(mask)
+        (window,) = windows
+        at = (slice(None), *window[2:])
+        given, kept = (torch.stack([x[at[1:]] for x in xs])[None] for xs in (images, shares))
+        begun = start[at] + change[at] * mask[0]
+        return _lowered(begun[None], given, kinds, kept, mask, steps)
 
-    whole = torch.cat([start + change * free, images, shares, free], 1)
+    if size == list(start.shape[1:]):
+        return change + lowered(free[None], [[slice(None)] * free[None].ndim])[0]
+    # the windows are those of the mask: all else is looked up where they lie
     overlap = [min(_OVERLAP / n, 0.5) for n in size]
-    more = sliding_window_inference(whole, size, 1, lowered, overlap=overlap, mode="gaussian")
-    return change + torch.as_tensor(more)
+    more = sliding_window_inference(
+        free[None], size, 1, lowered, overlap=overlap, mode="gaussian", with_coord=True
+    )
+    return change + torch.as_tensor(more)[0]
 
 
 def _window(shape: Sequence[int], largest: int) -> list[int]:
@@ -142,26 +165,47 @@ def _window(shape: Sequence[int], largest: int) -> list[int]:
     return size
 
 
-def _lowered(
+def _on_coarser(
     start: Tensor,
-    change: Tensor,
-    images: Tensor,
+    images: Sequence[Tensor],
     kinds: Sequence[str],
-    shares: Tensor,
+    shares: Sequence[Tensor],
     free: Tensor,
     factor: int,
     steps: int,
 ) -> Tensor:
     """The change of the fused image after some steps on a lattice that is coarser by a factor."""
-    d = start.ndim - 2
-    whole = start.shape[2:]
-    begun, given, mask = (_coarser(x, factor) for x in (start + change * free, images, free))
-    kept = _coarser(shares, factor) * (_coarser((shares > 0).float(), factor) > 0.999)
-    loss = FusionLoss(given, kinds, kept)
+    whole = start.shape[1:]
+    begun, mask = (_coarser(x[None], factor) for x in (start, free))
+    given, kept, in_view = (
+        torch.cat([_coarser(of(x)[None, None], factor) for x in xs], 1)
+        for xs, of in (
+            (images, torch.Tensor.float),
+            (shares, torch.Tensor.float),
+            (shares, lambda x: (x > 0).float()),
+        )
+    )
+    more = _lowered(begun, given, kinds, kept * (in_view > 0.999), mask, steps)
+    reach = [n * factor for n in begun.shape[2:]]
+    more = F.interpolate(more, size=reach, mode=_LINEAR[len(whole)], align_corners=False)
+    missing = [p for a, n in zip(reach[::-1], whole[::-1], strict=True) for p in (0, n - a)]
+    return (F.pad(more, missing, mode="replicate") if any(missing) else more)[0]
+
+
+def _lowered(
+    begun: Tensor,
+    images: Tensor,
+    kinds: Sequence[str],
+    shares: Tensor,
+    free: Tensor,
+    steps: int,
+) -> Tensor:
+    """The change of the fused image after some steps on one lattice."""
+    loss = FusionLoss(images, kinds, shares)
     size = begun.shape[2:]
     levels = [level for level in range(_LEVELS) if min(size) >> level > 0]
     maps = [
-        torch.zeros(1, 1, *[-(-n // 2**level) for n in size], device=start.device).requires_grad_()
+        torch.zeros(1, 1, *[-(-n // 2**level) for n in size], device=begun.device).requires_grad_()
         for level in levels
     ]
     optimizer = torch.optim.Adam(maps, lr=_RATE, betas=_BETAS)
@@ -169,18 +213,11 @@ def _lowered(
         for group in optimizer.param_groups:
             group["lr"] = _RATE * (0.1 + 0.45 * (1 + cos(pi * step / steps)))
         optimizer.zero_grad()
-        now = begun + mask * _summed(maps)
+        now = begun + free * _summed(maps)
         beyond = ((now - 1).clamp_min(0) + (-now).clamp_min(0)).mean()
         (loss(now).sum() + _BEYOND * beyond).backward()
         optimizer.step()
-    with torch.no_grad():
-        more = _summed(maps)
-        if factor > 1:
-            reach = [n * factor for n in size]
-            more = F.interpolate(more, size=reach, mode=_LINEAR[d], align_corners=False)
-            missing = [p for a, n in zip(reach[::-1], whole[::-1], strict=True) for p in (0, n - a)]
-            more = F.pad(more, missing, mode="replicate") if any(missing) else more
-        return change + more
+    return _summed(maps).detach()
 
 
 def _coarser(values: Tensor, factor: int) -> Tensor:

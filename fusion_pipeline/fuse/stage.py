@@ -16,6 +16,7 @@ from fusion_pipeline.fuse.refinement import refined
 from fusion_pipeline.fuse.shares import extended_by_black, faded
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import box_around
+from fusion_pipeline.geometry.parts import in_parts
 from fusion_pipeline.geometry.shares import softmax_by_share
 from fusion_pipeline.metrics.fusion import fusion_scores
 from fusion_pipeline.networks.fusion_net import STRIDE, FusionNet
@@ -249,11 +250,15 @@ def _laid_around(shown: Tensor, longest: int) -> list[_Window]:
 
 def _by_shares(images: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """The average by shares: ``(M, *S)`` both to ``(1, *S)`` and the weights."""
-    weights = softmax_by_share(torch.zeros_like(kept)[None], kept[None])[0]
+    weights = in_parts(_equal_by_share, len(kept), kept)
     fused = torch.zeros_like(images[:1])
     for image, weight in zip(images, weights, strict=True):
         fused[0].addcmul_(image, weight)
     return fused, weights
+
+
+def _equal_by_share(kept: Tensor) -> Tensor:
+    return softmax_by_share(torch.zeros_like(kept)[None], kept[None])[0]
 
 
 def scores_of_fusion(

@@ -1,0 +1,32 @@
+"""Pointwise work on volumes part by part, so that what it needs in between stays small."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_VOXELS = 2_000_000  # of a part, at least one slice: 8 MB for each volume in between
+
+
+def in_parts(function: Callable[..., Tensor], channels: int, *volumes: Tensor) -> Tensor:
+    """``function(*volumes)`` of a function that looks at each voxel alone.
+
+    Args:
+        function: of ``(*, *S)`` tensors; gives ``(channels, *S)``.
+        channels: of the result.
+        *volumes: each ``(*, *S)`` with one and the same number of axes in front.
+
+    Returns:
+        ``(channels, *S)``.
+    """
+    shape = volumes[0].shape[1:]
+    count = max(1, min(shape[-1], torch.Size(shape).numel() // _VOXELS))
+    if count == 1:
+        return function(*volumes)
+    out = volumes[0].new_empty((channels, *shape))
+    for part, *parts in zip(out.chunk(count, -1), *(v.chunk(count, -1) for v in volumes), strict=True):
+        part.copy_(function(*parts))
+    return out
+
+
+__all__ = ["in_parts"]
