@@ -191,8 +191,8 @@ def comparison_cells(row: ComparisonRow) -> list[str]:
         *(str(n) for n in (one.patients, one.missing)),
         f"{short(one.mean)} ({short(one.low)} to {short(one.high)})",
         f"{one.effect:.2f}",
-        _p(one.p),
-        _p(one.p_holm),
+        p_text(one.p),
+        p_text(one.p_holm),
         row.verdict,
     ]
 
@@ -209,7 +209,7 @@ def short(value: float) -> str:
     return f"{value:.{min(digits, 4)}f}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
     """A p value as journals print it."""
     if math.isnan(value):
         return "–"
@@ -278,6 +278,7 @@ __all__ = [
     "as_markdown",
     "comparison_cells",
     "comparison_rows",
+    "p_text",
     "pipes",
     "short",
     "summary_cells",

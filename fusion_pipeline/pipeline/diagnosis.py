@@ -214,9 +214,8 @@ def _overlaps(
     marked = masks.flatten(1).any(1).tolist()
     if len({fold for fold, has in zip(folds, marked, strict=True) if has}) < 2:
         return {}
-    together = {name: images for name, images in inputs.items() if not name.endswith(" alone")}
     out = {}
-    for name, found in _each(together, "lesion", (masks, folds), segment_by_folds, recipe, folder):
+    for name, found in _each(inputs, "lesion", (masks, folds), segment_by_folds, recipe, folder):
         per_patient: dict[str, list[float]] = {}
         for case, has, mask, one in zip(cases, marked, masks, found, strict=True):
             if has:
