@@ -2,11 +2,12 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from fusion_pipeline.evaluation.diagnosis import (
@@ -16,8 +17,15 @@ from fusion_pipeline.evaluation.diagnosis import (
 )
 from fusion_pipeline.evaluation.diagnosis_report import diagnosis_tables
 from fusion_pipeline.evaluation.rows import read_csv
-from fusion_pipeline.evaluation.scores import START, Score
-from fusion_pipeline.evaluation.tables import as_json, comparison_rows, short, summary_rows
+from fusion_pipeline.evaluation.scores import KINDS, START, Score
+from fusion_pipeline.evaluation.statistics import interval_of_mean
+from fusion_pipeline.evaluation.tables import (
+    as_json,
+    comparison_rows,
+    pipes,
+    short,
+    summary_rows,
+)
 from fusion_pipeline.pipeline.diagnosis import pairs
 
 _REGISTRATION = (
@@ -27,6 +35,7 @@ _REGISTRATION = (
     "folded_fraction",
     "sd_log_jacobian",
     "inverse_consistency_mm",
+    "doubtful",
 )
 _IMAGES = ("protocol_residual", "edges_kept", "information_kept", "contrast_kept", "agreement")
 _FUSED = ("q_min", "ssim_min", "vif_min", "nabf")
@@ -38,13 +47,13 @@ _MAIN = {
     "q_min": "Q of the weaker source",
 }
 _CODE = "code.txt"
-_UNREGISTERED, _GREY = "unregistered stack", "ours: fused"
-_WHY_GREY = (
-    "*Why the grey fused image does not help.* At each point it shows the source that stands out. "
-    "A hot focus on PET therefore looks the same with and without a dark focus under it on MR, and "
-    "the class is whether there is one. An average of two z-scored images keeps it, because a dark "
-    "and a bright focus cancel there. A reader or a network who has to compare the images needs "
-    "the registered and harmonized channels, or the features."
+_UNREGISTERED, _TRUE, _GREY = "unregistered stack", "true alignment", "ours: fused"
+_ONE_IMAGE = "one_image.json"  # of benchmarks/study_fused.py
+_WHY_ONE = (
+    "*Why one fused image does not tell the class.* At each point it shows the source that stands "
+    "out, in grey and in colour. A hot focus on PET therefore looks the same with and without a "
+    "dark focus under it on MR, and the class is whether there is one. A reader or a network who "
+    "has to compare the images needs the registered and harmonized channels, or the features."
 )
 
 
@@ -80,30 +89,20 @@ def study_page(rules: str, parts: Sequence[Part]) -> str:
         "Made by `make study` from its output files; what the words mean: "
         "[evaluate.md](evaluate.md).",
         "## In short",
-        "\n".join(line for part in parts for line in in_short(part)),
+        *(text for part in parts for text in in_short(part)),
         rules.strip(),
     ]
     return "\n\n".join([*head, *(text for part in parts for text in _section(part))]) + "\n"
 
 
 def in_short(part: Part) -> list[str]:
-    """The main numbers of a part, a line each; none where it has no such number."""
+    """What a part answers: tables of the question's comparisons, and a line for each main score."""
     summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
     told = part.folder / "diagnosis" / "diagnosis.json"
-    lines = []
+    texts = [f"### {part.title}: the answer"]
     if told.is_file():
-        diagnosis = json.loads(told.read_text(encoding="utf-8"))
-        auroc = [
-            f"{one['input']} {_value(one['scores']['auroc'])}" for one in diagnosis["diagnosis"]
-        ]
-        count = diagnosis["diagnosis"][0]["patients"]
-        lines.append(f"AUROC of diagnosis (n = {count}) from {'; '.join(auroc)}")
-        overlap = [
-            f"{name} {_number(one['mean'])} ({_range(one)}, n = {one['patients']})"
-            for name, one in diagnosis["segmentation_dice"].items()
-        ]
-        if overlap:
-            lines.append(f"Dice of the lesion from {'; '.join(overlap)}")
+        texts += _answers(json.loads(told.read_text(encoding="utf-8")))
+    lines = []
     for name, title in _MAIN.items():
         rows = [row for row in summary["summary"] if row["name"] == name and not row["label"]]
         for group, image in dict.fromkeys((row["group"], row["image"]) for row in rows):
@@ -114,9 +113,87 @@ def in_short(part: Part) -> list[str]:
             ]
             unit = f", {rows[0]['unit']}" if rows[0]["unit"] else ""
             of = f" of {image}" if image else ""
-            lines.append(f"{title}{of}, {group}{unit}: {'; '.join(values)}")
-    start = f"**{part.title}**: "
-    return [f"- {start}{line}." for line in lines]
+            lines.append(f"- {title}{of}, {group}{unit}: {'; '.join(values)}.")
+    lines += [f"- {line}" for line in _costs(part.folder / "scores.csv", summary["methods"])]
+    return [*texts, "\n".join(lines)] if lines else texts
+
+
+def _answers(diagnosis: dict[str, Any]) -> list[str]:
+    """The four comparisons of the question, for each input of ours."""
+    auroc = {one["input"]: one["scores"]["auroc"] for one in diagnosis["diagnosis"]}
+    count = diagnosis["diagnosis"][0]["patients"]
+    gains = {
+        (one["input"], one["against"]): {**one["auroc"], "verdict": one["verdict"]}
+        for one in diagnosis["auroc_difference"]
+    }
+    head = ["input", "AUROC", "least gain over the images as they came", "over the traditional"]
+    texts = [
+        f"AUROC of the diagnosis, {count} patients (95 % interval). *As they came*: each image "
+        "alone and the unregistered stack; the comparison with the lowest interval is shown.",
+        pipes(head, _gain_rows(auroc, {name: _value(one) for name, one in auroc.items()}, gains)),
+    ]
+    chance = [name for name, one in auroc.items() if one["low"] is None or one["low"] <= 0.5]
+    if chance:
+        texts.append(f"Not shown to be better than chance (0.5): {', '.join(chance)}.")
+    dice = diagnosis["segmentation_dice"]
+    if dice:
+        overlaps = {}
+        for name, one in diagnosis["dice_difference"].items():
+            first, _, second = name.partition(" less ")
+            overlaps[first, second] = {**one, "value": one["mean"]}
+        most = max(one["patients"] for one in dice.values())
+        means = {name: f"{_number(one['mean'])} ({_range(one)})" for name, one in dice.items()}
+        texts += [
+            f"Dice of the lesion, {most} patients that have one.",
+            pipes(["input", "Dice", *head[2:]], _gain_rows(dice, means, overlaps)),
+        ]
+    return texts
+
+
+def _gain_rows(
+    inputs: Mapping[str, Any],
+    values: Mapping[str, str],
+    gains: Mapping[tuple[str, str], dict[str, Any]],
+) -> list[list[str]]:
+    """A row for each input of ours, and one for the true alignment."""
+    rows = []
+    for name in inputs:
+        own = {against: gain for (one, against), gain in gains.items() if one == name}
+        given = [
+            gain
+            for against, gain in own.items()
+            if (against.endswith(" alone") or against == _UNREGISTERED) and gain["low"] is not None
+        ]
+        chain = [gain for against, gain in own.items() if against.startswith("traditional")]
+        if own:
+            least = min(given, key=lambda gain: gain["low"], default=None)
+            rows.append([name, values[name], _gain(least), _gain(chain[0] if chain else None)])
+        elif name == _TRUE:
+            rows.append([name, values[name], "", ""])
+    return rows
+
+
+def _gain(one: dict[str, Any] | None) -> str:
+    return "–" if one is None else f"{one['verdict']}: {_signed(one['value'])} ({_range(one)})"
+
+
+def _costs(path: Path, methods: Sequence[str]) -> list[str]:
+    """How long the first method takes against each other one, as a ratio over patients."""
+    times: dict[str, dict[str, float]] = {}
+    for one in read_csv(path, Score):
+        if one.name == "cpu_s":
+            times.setdefault(one.method, {})[one.case] = one.value
+    lines = []
+    for other in methods[1:]:
+        common = [case for case in times.get(methods[0], {}) if case in times.get(other, {})]
+        logs = np.log([times[methods[0]][case] / times[other][case] for case in common])
+        if len(logs):
+            low, high = (_number(float(np.exp(end))) for end in interval_of_mean(logs))
+            lines.append(
+                f"CPU time, ours over {other}: {short(float(np.exp(logs.mean())))} "
+                f"({low} to {high}, geometric mean, n = {len(logs)})."
+            )
+    return lines
 
 
 def _section(part: Part) -> list[str]:
@@ -124,21 +201,21 @@ def _section(part: Part) -> list[str]:
     summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
     weights = ", ".join(f"`{one[:12]}`" for one in summary.get("weights", []))
     counts = (
-        f"{summary['cases']} cases of {summary['patients']} patients; {summary['failed']} runs "
-        f"failed. fusion_pipeline {summary['version']}, commit {part.code}, weights "
+        f"{summary['cases']} cases of {summary['patients']} patients; failed runs: "
+        f"{summary['failed']}. fusion_pipeline {summary['version']}, commit {part.code}, weights "
         f"{weights or 'not noted'}."
     )
     diagnosis: dict[str, Any] = {"auroc_difference": [], "dice_difference": {}}
     told = part.folder / "diagnosis" / "diagnosis.json"
     if told.is_file():
         diagnosis = json.loads(told.read_text(encoding="utf-8"))
-        counts += f" {len(diagnosis['missing'])} cases left out of the diagnosis."
+        counts += f" Cases left out of the diagnosis: {len(diagnosis['missing'])}."
     failures = summary.get("failures", {})
     counts += "".join(f" Failed: {case}: {message}." for case, message in failures.items())
     parts = [f"## {part.title}", counts, f"*Truth.* {part.truth}", "### What it says"]
     parts.append("\n".join(f"- {one}" for one in findings(diagnosis, summary)))
     if _grey_does_not_help(diagnosis):
-        parts.append(_WHY_GREY)
+        parts.append(_WHY_ONE + _of_one_image(part.folder / "diagnosis" / _ONE_IMAGE))
     if told.is_file():
         parts += [
             "### Diagnosis and segmentation",
@@ -210,10 +287,24 @@ def findings(diagnosis: dict[str, Any], summary: dict[str, Any]) -> list[str]:
 
 
 def _grey_does_not_help(diagnosis: dict[str, Any]) -> bool:
-    """Whether the grey fused image tells no more of the class than the images as they came."""
+    """Whether the grey fused image is not shown to tell more than the images as they came."""
     return any(
         (one["input"], one["against"]) == (_GREY, _UNREGISTERED) and one["verdict"] != "better"
         for one in diagnosis["auroc_difference"]
+    )
+
+
+def _of_one_image(path: Path) -> str:
+    """What the average and the maximum of ours' channels tell, where that was measured."""
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    values = [f"their {name} {_value(one)}" for name, one in found.items()]
+    count = next(iter(found.values()))["patients"]
+    return (
+        " The loss is the fusion rule's, not the registration's: of the same two registered and "
+        f"harmonized images, the AUROC of {' and of '.join(values)}, n = {count} "
+        "(`benchmarks/study_fused.py`)."
     )
 
 
@@ -256,18 +347,17 @@ def _score_table(summary: dict[str, Any]) -> str:
         for row in summary["comparison"]
         if not row["label"]
     }
-    lines = ["| group | score | method | n | mean (95 % interval) | ours is |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for row in summary["summary"]:
         if row["label"] or row["name"] not in _SHOWN:
             continue
         key = (row["group"], row["image"], row["name"], row["method"])
-        of = f" of {row['image']}" if row["image"] else ""
-        lines.append(
-            f"| {row['group']} | {row['name']}{of} | {row['method']} | {row['patients']} "
-            f"| {_number(row['mean'])} ({_range(row)}) | {verdicts.get(key, '')} |"
-        )
-    return "\n".join(lines)
+        unit = f", {row['unit']}" if row["unit"] else ""
+        title = KINDS[row["name"]].title + (f" of {row['image']}" if row["image"] else "") + unit
+        mean = f"{_number(row['mean'])} ({_range(row)})"
+        verdict = verdicts.get(key, "")
+        rows.append([row["group"], title, row["method"], str(row["patients"]), mean, verdict])
+    return pipes(["group", "score", "method", "n", "mean (95 % interval)", "ours is"], rows)
 
 
 def _number(value: float | None) -> str:

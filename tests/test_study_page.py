@@ -76,17 +76,36 @@ def part(folder, verdict):
     """A part whose grey fused image is ``verdict`` against the images as they came."""
     (folder / "diagnosis").mkdir(parents=True)
     facts = {"cases": 4, "patients": 4, "failed": 1, "version": "1", "weights": ["a" * 32]}
-    facts["failures"] = {"c (ours)": "no overlap"}
+    facts |= {"failures": {"c (ours)": "no overlap"}, "methods": ["ours", "traditional"]}
     row = {"name": "tre_mm", "label": "", "image": "", "unit": "mm", "group": "mr-pet"}
     row |= {"method": "ours", "patients": 4, "mean": 2.0, "low": 1.5, "high": 2.5}
     (folder / "summary.json").write_text(json.dumps(facts | {"summary": [row], "comparison": []}))
+    times = [("ours", n, 2.0 * n) for n in (1, 2, 3)] + [("traditional", n, 1.0) for n in (1, 2)]
+    rows = [f"c{n},p{n},mr-pet,{method},,,cpu_s,{value}" for method, n, value in times]
+    head = "case,patient,group,method,image,label,name,value"
+    (folder / "scores.csv").write_text("\n".join([head, *rows]) + "\n")
+
+    def gain(name, against, low, verdict):
+        auroc = {"value": low + 0.1, "low": low, "high": low + 0.2}
+        return {
+            "input": name, "against": against, "verdict": verdict, "auroc": auroc, "patients": 3,
+        }  # fmt: skip
+
+    told = {
+        "auroc_difference": [
+            gain("ours: fused", "mr alone", 0.3, "better"),
+            gain("ours: fused", "unregistered stack", 0.0, verdict),
+            gain("ours: fused", "traditional: fused", -0.4, "worse"),
+        ],
+        "dice_difference": {},
+    }
     auroc = {"value": 0.1, "low": 0.0, "high": 0.2}
-    one = {"input": "ours: fused", "against": "unregistered stack", "verdict": verdict}
-    told = {"auroc_difference": [one | {"patients": 4, "auroc": auroc}], "dice_difference": {}}
     scores = {"scores": {"auroc": auroc}, "input": "ours: fused", "patients": 3}
     told |= {"missing": ["c"], "diagnosis": [scores], "segmentation_dice": {}}
     (folder / "diagnosis" / "diagnosis.json").write_text(json.dumps(told))
     (folder / "diagnosis" / "diagnosis.md").write_text("a table")
+    one = {name: {"patients": 3, **auroc} for name in ("average", "maximum")}
+    (folder / "diagnosis" / "one_image.json").write_text(json.dumps(one))
     return study_page.Part("Title", "key", folder, "Exact.")
 
 
@@ -96,13 +115,18 @@ def test_the_page_says_why_where_grey_does_not_help(tmp_path, verdict, said):
     study_page.note_code(made.folder)
     study_page.draw_auroc(made.folder / "diagnosis" / "diagnosis.json", tmp_path / "auroc.png")
     page = study_page.study_page("rules", [made])
-    assert ("Why the grey fused image does not help" in page) is said
-    assert f"commit {made.code}, weights `aaaaaaaaaaaa`. 1 cases left out" in page
+    assert ("Why one fused image does not tell the class" in page) is said
+    assert ("the AUROC of their average 0.100 (0 to 0.200) and of their maximum" in page) is said
+    assert f"commit {made.code}, weights `aaaaaaaaaaaa`. Cases left out of the diag" in page
     assert "Failed: c (ours): no overlap." in page
     assert "*Truth.* Exact." in page
-    start = "- **Title**: "
-    assert f"{start}AUROC of diagnosis (n = 3) from ours: fused 0.100 (0 to 0.200)." in page
-    assert f"{start}Registration error, mr-pet, mm: ours 2.00 (1.50 to 2.50, n = 4)." in page
+    assert "- Registration error, mr-pet, mm: ours 2.00 (1.50 to 2.50, n = 4)." in page
+    # of the comparisons with the images as they came, the one with the lowest interval
+    own = "| ours: fused | 0.100 (0 to 0.200) | "
+    assert f"{own}{verdict}: +0.100 (0 to 0.200) | worse: -0.300 (-0.400 to -0.200) |" in page
+    assert "Not shown to be better than chance (0.5): ours: fused." in page
+    # 2 and 4 times as long, over the cases that both have
+    assert "- CPU time, ours over traditional: 2.83 (– to –, geometric mean, n = 2)." in page
     assert (tmp_path / "auroc.png").stat().st_size > 1000
 
 
@@ -112,10 +136,10 @@ def test_the_quick_form_from_patients_to_the_page(tmp_path):
     arguments += ["--patients", "8", "--folds", "2", "--steps", "3"]
     study.main(arguments)
     page = (tmp_path / "study.md").read_text()
-    assert "8 cases of 8 patients; 0 runs failed." in page
-    assert "0 cases left out of the diagnosis." in page
+    assert "8 cases of 8 patients; failed runs: 0." in page
+    assert "Cases left out of the diagnosis: 0." in page
     assert "| traditional: channels | " in page
-    assert "| mr-pet | tre_mm | start | 8 |" in page
+    assert "| mr-pet | target registration error, mm | start | 8 |" in page
     for name in ("roc", "calibration"):
         assert (tmp_path / "figures" / f"study_generated_{name}.png").is_file()
     assert "is 0 mm" in page  # the truth's floor
