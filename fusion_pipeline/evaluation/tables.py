@@ -144,6 +144,7 @@ def as_markdown(summaries: Sequence[SummaryRow], comparisons: Sequence[Compariso
     """Two tables for people."""
     parts = [pipes(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
     if comparisons:
+        parts.append(f"{comparisons[0].method} against each other method, paired over patients.")
         parts.append(pipes(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
     return "\n\n".join(parts) + "\n"
 
@@ -152,6 +153,7 @@ def as_latex(summaries: Sequence[SummaryRow], comparisons: Sequence[ComparisonRo
     """Two ``tabular`` environments with the packages that LaTeX has anyway."""
     parts = [tabular(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
     if comparisons:
+        parts.append(f"% {comparisons[0].method} against each other method, paired over patients")
         parts.append(tabular(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
     return "\n\n".join(parts) + "\n"
 
@@ -161,8 +163,8 @@ SUMMARY_HEAD = (
     "failures", "mean (95 % interval)", "SD", "median", "worst 30 %",
 )  # fmt: skip
 COMPARISON_HEAD = (
-    "group", "score", "method", "against", "patients", "missing",
-    "difference (95 % interval)", "effect", "p", "p (Holm)", "verdict",
+    "group", "score", "against", "verdict", "difference (95 % interval)",
+    "effect", "p", "p (Holm)", "patients", "missing",
 )  # fmt: skip
 
 
@@ -181,19 +183,18 @@ def summary_cells(row: SummaryRow) -> list[str]:
 
 
 def comparison_cells(row: ComparisonRow) -> list[str]:
-    """The texts of a row."""
+    """The texts of a row; the method that is compared is the same in all of them."""
     one = row.comparison
     return [
         row.group,
         _title(row),
-        row.method,
         row.other,
-        *(str(n) for n in (one.patients, one.missing)),
+        row.verdict,
         f"{short(one.mean)} ({short(one.low)} to {short(one.high)})",
         f"{one.effect:.2f}",
         p_text(one.p),
         p_text(one.p_holm),
-        row.verdict,
+        *(str(n) for n in (one.patients, one.missing)),
     ]
 
 
