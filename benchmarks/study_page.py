@@ -27,6 +27,7 @@ from fusion_pipeline.evaluation.tables import (
     summary_rows,
 )
 from fusion_pipeline.pipeline.diagnosis import pairs
+from fusion_pipeline.pipeline.study import TRADITIONAL
 
 _REGISTRATION = (
     "tre_mm",
@@ -47,6 +48,7 @@ _MAIN = {
     "q_min": "Q of the weaker source",
 }
 _CODE = "code.txt"
+_COLUMNS = 6  # of a table at most
 _UNREGISTERED, _TRUE, _GREY = "unregistered stack", "true alignment", "ours: fused"
 _ONE_IMAGE = "one_image.json"  # of benchmarks/study_fused.py
 _WHY_ONE = (
@@ -96,26 +98,14 @@ def study_page(rules: str, parts: Sequence[Part]) -> str:
 
 
 def in_short(part: Part) -> list[str]:
-    """What a part answers: tables of the question's comparisons, and a line for each main score."""
+    """What a part answers: tables of the question's comparisons and of the main scores."""
     summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
     told = part.folder / "diagnosis" / "diagnosis.json"
     texts = [f"### {part.title}: the answer"]
     if told.is_file():
         texts += _answers(json.loads(told.read_text(encoding="utf-8")))
-    lines = []
-    for name, title in _MAIN.items():
-        rows = [row for row in summary["summary"] if row["name"] == name and not row["label"]]
-        for group, image in dict.fromkeys((row["group"], row["image"]) for row in rows):
-            values = [
-                f"{row['method']} {_number(row['mean'])} ({_range(row)}, n = {row['patients']})"
-                for row in rows
-                if (row["group"], row["image"]) == (group, image)
-            ]
-            unit = f", {rows[0]['unit']}" if rows[0]["unit"] else ""
-            of = f" of {image}" if image else ""
-            lines.append(f"- {title}{of}, {group}{unit}: {'; '.join(values)}.")
-    lines += [f"- {line}" for line in _costs(part.folder / "scores.csv", summary["methods"])]
-    return [*texts, "\n".join(lines)] if lines else texts
+    texts.append(_score_table(summary, tuple(_MAIN)))
+    return [*texts, *_costs(part.folder / "scores.csv", summary["methods"])]
 
 
 def _answers(diagnosis: dict[str, Any]) -> list[str]:
@@ -178,22 +168,22 @@ def _gain(one: dict[str, Any] | None) -> str:
 
 
 def _costs(path: Path, methods: Sequence[str]) -> list[str]:
-    """How long the first method takes against each other one, as a ratio over patients."""
+    """How long the first method takes against the traditional chain, as a ratio over patients."""
     times: dict[str, dict[str, float]] = {}
     for one in read_csv(path, Score):
         if one.name == "cpu_s":
             times.setdefault(one.method, {})[one.case] = one.value
-    lines = []
-    for other in methods[1:]:
-        common = [case for case in times.get(methods[0], {}) if case in times.get(other, {})]
-        logs = np.log([times[methods[0]][case] / times[other][case] for case in common])
-        if len(logs):
-            low, high = (_number(float(np.exp(end))) for end in interval_of_mean(logs))
-            lines.append(
-                f"CPU time, ours over {other}: {short(float(np.exp(logs.mean())))} "
-                f"({low} to {high}, geometric mean, n = {len(logs)})."
-            )
-    return lines
+    ours, theirs = (times.get(name, {}) for name in (methods[0], TRADITIONAL))
+    common = [case for case in ours if case in theirs]
+    if not common:
+        return []
+    logs = np.log([ours[case] / theirs[case] for case in common])
+    low, high = (_number(float(np.exp(end))) for end in interval_of_mean(logs))
+    return [
+        f"CPU time of ours is {short(float(np.exp(logs.mean())))} times that of the traditional "
+        f"chain ({low} to {high}, geometric mean of {len(logs)} cases, on a machine that did other "
+        "work as well)."
+    ]
 
 
 def _section(part: Part) -> list[str]:
@@ -226,8 +216,8 @@ def _section(part: Part) -> list[str]:
         ]
     parts += [
         "### Registration, harmonization and fusion",
-        f"Mean over {summary['patients']} patients (95 % interval); `start` has moved nothing. "
-        "Verdicts are ours against the method, by Wilcoxon's test with Holm's correction.",
+        "`start` has moved nothing. Verdicts are by Wilcoxon's test with Holm's correction over "
+        "the rows of a stage.",
         _score_table(summary),
     ]
     return parts + (_of_unseen(part) if part.unseen else [])
@@ -240,7 +230,7 @@ def _of_unseen(part: Part) -> list[str]:
     ]
     methods = list(dict.fromkeys(one.method for one in scores if one.method != START))
     comparisons = comparison_rows(scores, methods[0])
-    facts = json.loads(as_json(summary_rows(scores), comparisons, {}))
+    facts = json.loads(as_json(summary_rows(scores), comparisons, {"methods": methods}))
     count = len({one.patient for one in scores})
     parts = [
         f"### The {count} patients that no network was trained on",
@@ -274,7 +264,8 @@ def findings(diagnosis: dict[str, Any], summary: dict[str, Any]) -> list[str]:
             f"{_range(one)}, n = {one['patients']})"
         )
     for row in summary["comparison"]:
-        if row["label"] or row["name"] not in _MAIN:
+        shared = row["low"] == row["high"] == 0  # the stage is the same in both
+        if row["label"] or row["name"] not in _MAIN or shared:
             continue
         unit = f" {row['unit']}" if row["unit"] else ""
         of = f" of {row['image']}" if row["image"] else ""
@@ -340,24 +331,49 @@ def draw_auroc(told: Path, path: Path) -> None:
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
 
 
-def _score_table(summary: dict[str, Any]) -> str:
-    """Means of the main scores by method, and what the comparison says."""
+def _score_table(summary: dict[str, Any], names: Sequence[str] = _SHOWN) -> str:
+    """Means of some scores, a column for each method, with what the comparison says.
+
+    Args:
+        summary: of a part.
+        names: which scores.
+    """
     verdicts = {
         (row["group"], row["image"], row["name"], row["other"]): row["verdict"]
         for row in summary["comparison"]
         if not row["label"]
     }
-    rows = []
+    cells: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in summary["summary"]:
-        if row["label"] or row["name"] not in _SHOWN:
-            continue
-        key = (row["group"], row["image"], row["name"], row["method"])
-        unit = f", {row['unit']}" if row["unit"] else ""
-        title = KINDS[row["name"]].title + (f" of {row['image']}" if row["image"] else "") + unit
-        mean = f"{_number(row['mean'])} ({_range(row)})"
-        verdict = verdicts.get(key, "")
-        rows.append([row["group"], title, row["method"], str(row["patients"]), mean, verdict])
-    return pipes(["group", "score", "method", "n", "mean (95 % interval)", "ours is"], rows)
+        if not row["label"] and row["name"] in names:
+            cell = (row["group"], row["image"], row["name"])
+            cells.setdefault(cell, {})[row["method"]] = row
+    most = max((row["patients"] for cell in cells.values() for row in cell.values()), default=0)
+    methods = list(summary["methods"])
+    if len(methods) < _COLUMNS - 1:
+        methods.insert(0, START)
+    rows = []
+    for (group, image, name), of_methods in cells.items():
+        of = f" of {image}" if image else ""
+        unit = f", {KINDS[name].unit}" if KINDS[name].unit else ""
+        texts = [
+            _score(of_methods.get(method), verdicts.get((group, image, name, method), ""), most)
+            for method in methods
+        ]
+        rows.append([f"{group}: {KINDS[name].title}{of}{unit}", *texts])
+    caption = (
+        f"Mean over {most} patients (95 % interval); n where fewer have it. Behind the value of "
+        f"another method stands what {summary['methods'][0]} is against it."
+    )
+    return f"{caption}\n\n{pipes(['score', *methods], rows)}"
+
+
+def _score(row: dict[str, Any] | None, verdict: str, most: int) -> str:
+    """A mean with its interval, its n where it is not the usual one, and a verdict."""
+    if row is None:
+        return ""
+    count = "" if row["patients"] == most else f", n = {row['patients']}"
+    return f"{_number(row['mean'])} ({_range(row)}{count}){'; ' if verdict else ''}{verdict}"
 
 
 def _number(value: float | None) -> str:

@@ -79,7 +79,12 @@ def part(folder, verdict):
     facts |= {"failures": {"c (ours)": "no overlap"}, "methods": ["ours", "traditional"]}
     row = {"name": "tre_mm", "label": "", "image": "", "unit": "mm", "group": "mr-pet"}
     row |= {"method": "ours", "patients": 4, "mean": 2.0, "low": 1.5, "high": 2.5}
-    (folder / "summary.json").write_text(json.dumps(facts | {"summary": [row], "comparison": []}))
+    other = row | {"method": "traditional", "patients": 3, "mean": 4.0, "low": 3.0, "high": 5.0}
+    compared = {key: row[key] for key in ("name", "label", "image", "unit", "group")}
+    compared |= {"other": "traditional", "verdict": "better", "mean": -2.0, "patients": 3}
+    compared |= {"low": -3.0, "high": -1.0}
+    facts |= {"summary": [row, other], "comparison": [compared]}
+    (folder / "summary.json").write_text(json.dumps(facts))
     times = [("ours", n, 2.0 * n) for n in (1, 2, 3)] + [("traditional", n, 1.0) for n in (1, 2)]
     rows = [f"c{n},p{n},mr-pet,{method},,,cpu_s,{value}" for method, n, value in times]
     head = "case,patient,group,method,image,label,name,value"
@@ -120,13 +125,15 @@ def test_the_page_says_why_where_grey_does_not_help(tmp_path, verdict, said):
     assert f"commit {made.code}, weights `aaaaaaaaaaaa`. Cases left out of the diag" in page
     assert "Failed: c (ours): no overlap." in page
     assert "*Truth.* Exact." in page
-    assert "- Registration error, mr-pet, mm: ours 2.00 (1.50 to 2.50, n = 4)." in page
+    assert "| score | start | ours | traditional |" in page
+    assert "registration error, mm |  | 2.00 (1.50 to 2.50) | 4.00 (3.00 to 5.00, n" in page
+    assert "5.00, n = 3); better |" in page
     # of the comparisons with the images as they came, the one with the lowest interval
     own = "| ours: fused | 0.100 (0 to 0.200) | "
     assert f"{own}{verdict}: +0.100 (0 to 0.200) | worse: -0.300 (-0.400 to -0.200) |" in page
     assert "Not shown to be better than chance (0.5): ours: fused." in page
     # 2 and 4 times as long, over the cases that both have
-    assert "- CPU time, ours over traditional: 2.83 (– to –, geometric mean, n = 2)." in page
+    assert "CPU time of ours is 2.83 times that of the traditional chain (– to –, geome" in page
     assert (tmp_path / "auroc.png").stat().st_size > 1000
 
 
@@ -139,10 +146,13 @@ def test_the_quick_form_from_patients_to_the_page(tmp_path):
     assert "8 cases of 8 patients; failed runs: 0." in page
     assert "Cases left out of the diagnosis: 0." in page
     assert "| traditional: channels | " in page
-    assert "| mr-pet | target registration error, mm | start | 8 |" in page
+    assert "| mr-pet: target registration error, mm | 1" in page  # of the start, mm
+    assert "Mean over 8 patients" in page
     for name in ("roc", "calibration"):
         assert (tmp_path / "figures" / f"study_generated_{name}.png").is_file()
     assert "is 0 mm" in page  # the truth's floor
+    one = json.loads((tmp_path / "out" / "generated" / "diagnosis" / "one_image.json").read_text())
+    assert {name: found["patients"] for name, found in one.items()} == {"average": 8, "maximum": 8}
     study.main(arguments)  # goes on where it was: nothing is left to do
     assert (tmp_path / "study.md").read_text() == page
     shutil.rmtree(tmp_path / "out" / "generated" / "cases" / "ours" / "patient-0003")

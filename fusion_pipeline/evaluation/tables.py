@@ -103,7 +103,7 @@ def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]
 
     p values are corrected by Holm's procedure over all rows of a stage (registration,
     harmonization, fusion): each stage is one question. Cost is left out: machines differ, and a
-    time needs no test.
+    time needs no test. So are doubts: a method that never judges itself would be the best.
 
     Args:
         scores: of all methods.
@@ -111,7 +111,7 @@ def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]
     """
     rows = []
     for cell, methods in _cells(scores).items():
-        if method not in methods or KINDS[cell[3]].stage == "cost":
+        if method not in methods or KINDS[cell[3]].stage == "cost" or cell[3] == "doubtful":
             continue
         ours = by_patient(methods[method])
         for other, theirs in methods.items():
