@@ -240,6 +240,9 @@ def test_a_study_from_results_to_tables_and_a_second_run_trains_nothing(study, m
     )
     run_diagnosis(cases, pipeline, output, plan)
     assert (output / "diagnosis" / "predictions.csv").read_text() == rows
+    section = run_diagnosis(cases, pipeline, output, replace(plan, lesion_label=7))
+    assert "No lesion is segmented: fewer than two folds" in section.note
+    assert "the label 7" in section.note
 
 
 def test_targets_are_two_classes(tmp_path):
