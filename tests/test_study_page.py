@@ -87,6 +87,7 @@ def part(folder, verdict):
     (folder / "summary.json").write_text(json.dumps(facts))
     times = [("ours", n, 2.0 * n) for n in (1, 2, 3)] + [("traditional", n, 1.0) for n in (1, 2)]
     rows = [f"c{n},p{n},mr-pet,{method},,,cpu_s,{value}" for method, n, value in times]
+    rows += [f"c{n},p{n},mr-pet,{m},pet,,tre_mm,{n}.5" for m in ("start", "ours") for n in (1, 2)]
     head = "case,patient,group,method,image,label,name,value"
     (folder / "scores.csv").write_text("\n".join([head, *rows]) + "\n")
 
@@ -109,9 +110,13 @@ def part(folder, verdict):
     told |= {"missing": ["c"], "diagnosis": [scores], "segmentation_dice": {}}
     (folder / "diagnosis" / "diagnosis.json").write_text(json.dumps(told))
     (folder / "diagnosis" / "diagnosis.md").write_text("a table")
+    names = ("unregistered stack", "ours: fused")
+    made = [f"c{n},p{n},0,{name},{n % 2},0.{n}" for name in names for n in (1, 2, 3)]
+    head = "case,patient,fold,input,target,probability"
+    (folder / "diagnosis" / "predictions.csv").write_text("\n".join([head, *made]) + "\n")
     one = {name: {"patients": 3, **auroc} for name in ("average", "maximum")}
     (folder / "diagnosis" / "one_image.json").write_text(json.dumps(one))
-    return study_page.Part("Title", "key", folder, "Exact.")
+    return study_page.Part("Title", "key", folder, "Exact.", unseen=("p1", "p2", "p9"))
 
 
 @pytest.mark.parametrize(("verdict", "said"), [("better", False), ("no difference shown", True)])
@@ -134,6 +139,11 @@ def test_the_page_says_why_where_grey_does_not_help(tmp_path, verdict, said):
     assert "Not shown to be better than chance (0.5): ours: fused." in page
     # 2 and 4 times as long, over the cases that both have
     assert "CPU time of ours is 2.83 times that of the traditional chain (– to –, geome" in page
+    unseen = page.partition("### The 2 patients that no network was trained on")[2]
+    assert "2 of 3 have slices that the rules take." in unseen
+    assert "Diagnosis, 2 cases of 2 patients, 1 cases positive" in unseen
+    assert "| ours: fused | unregistered stack | 0 (– to –) | no interval |" in unseen
+    assert "Mean over 2 patients" in unseen
     assert (tmp_path / "auroc.png").stat().st_size > 1000
 
 
