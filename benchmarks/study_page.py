@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,9 @@ _IMAGES = ("protocol_residual", "edges_kept", "information_kept", "contrast_kept
 _FUSED = ("q_min", "ssim_min", "vif_min", "nabf")
 _SHOWN = (*_REGISTRATION, *_IMAGES, *_FUSED)
 # one score for each stage
-_MAIN = {
-    "tre_mm": "Registration error",
-    "protocol_residual": "Difference between two protocols",
-    "q_min": "Q of the weaker source",
-}
+_MAIN = ("tre_mm", "protocol_residual", "q_min")
 _CODE = "code.txt"
+_MESSAGE = 120  # letters of a failure at most
 _COLUMNS = 6  # of a table at most
 _UNREGISTERED, _TRUE, _GREY = "unregistered stack", "true alignment", "ours: fused"
 _ONE_IMAGE = "one_image.json"  # of benchmarks/study_fused.py
@@ -104,7 +102,7 @@ def in_short(part: Part) -> list[str]:
     texts = [f"### {part.title}: the answer"]
     if told.is_file():
         texts += _answers(json.loads(told.read_text(encoding="utf-8")))
-    texts.append(_score_table(summary, tuple(_MAIN)))
+    texts.append(_score_table(summary, _MAIN))
     return [*texts, *_costs(part.folder / "scores.csv", summary["methods"])]
 
 
@@ -124,7 +122,11 @@ def _answers(diagnosis: dict[str, Any]) -> list[str]:
     ]
     chance = [name for name, one in auroc.items() if one["low"] is None or one["low"] <= 0.5]
     if chance:
-        texts.append(f"Not shown to be better than chance (0.5): {', '.join(chance)}.")
+        texts.append(
+            f"Not shown to be better than chance (0.5): {', '.join(chance)}. An input that tells "
+            "nothing may lie below 0.5 ([why](evaluate.md#diagnosis)); a gain over it is then too "
+            "large by as much."
+        )
     dice = diagnosis["segmentation_dice"]
     if dice:
         overlaps = {}
@@ -201,9 +203,10 @@ def _section(part: Part) -> list[str]:
         diagnosis = json.loads(told.read_text(encoding="utf-8"))
         counts += f" Cases left out of the diagnosis: {len(diagnosis['missing'])}."
     failures = summary.get("failures", {})
-    counts += "".join(f" Failed: {case}: {message}." for case, message in failures.items())
-    parts = [f"## {part.title}", counts, f"*Truth.* {part.truth}", "### What it says"]
-    parts.append("\n".join(f"- {one}" for one in findings(diagnosis, summary)))
+    counts += "".join(
+        f" Failed: {case}: {shorten(message, _MESSAGE)}." for case, message in failures.items()
+    )
+    parts = [f"## {part.title}", counts, f"*Truth.* {part.truth}"]
     if _grey_does_not_help(diagnosis):
         parts.append(_WHY_ONE + _of_one_image(part.folder / "diagnosis" / _ONE_IMAGE))
     if told.is_file():
@@ -247,34 +250,6 @@ def _of_unseen(part: Part) -> list[str]:
         tables = diagnosis_tables(diagnoses, differences, {}, {})
         parts += [table.markdown for table in tables]
     return [*parts, _score_table(facts)]
-
-
-def findings(diagnosis: dict[str, Any], summary: dict[str, Any]) -> list[str]:
-    """The comparisons that the question asks for, good and bad, as sentences."""
-    found = []
-    for one in diagnosis["auroc_difference"]:
-        auroc = one["auroc"]
-        found.append(
-            f"AUROC from *{one['input']}* against *{one['against']}*: **{one['verdict']}** "
-            f"({_signed(auroc['value'])}, {_range(auroc)}, n = {one['patients']})"
-        )
-    for name, one in diagnosis["dice_difference"].items():
-        found.append(
-            f"Dice of the lesion, *{name}*: **{one['verdict']}** ({_signed(one['mean'])}, "
-            f"{_range(one)}, n = {one['patients']})"
-        )
-    for row in summary["comparison"]:
-        shared = row["low"] == row["high"] == 0  # the stage is the same in both
-        if row["label"] or row["name"] not in _MAIN or shared:
-            continue
-        unit = f" {row['unit']}" if row["unit"] else ""
-        of = f" of {row['image']}" if row["image"] else ""
-        found.append(
-            f"{_MAIN[row['name']]}{of}, ours against *{row['other']}*, {row['group']}: "
-            f"**{row['verdict']}** ({_signed(row['mean'])}{unit}, {_range(row)}, "
-            f"n = {row['patients']})"
-        )
-    return found
 
 
 def _grey_does_not_help(diagnosis: dict[str, Any]) -> bool:

@@ -55,23 +55,6 @@ def test_a_real_patient_gives_two_slices_of_each_class_that_all_images_show(tmp_
     assert float(pet.array.max()) == pytest.approx(7 / 10 * 255, abs=1)  # SUV 7 of 10
 
 
-def test_findings_say_good_and_bad_alike():
-    auroc = {"value": -0.1, "low": -0.2, "high": -0.02}
-    one = {"input": "ours: fused", "against": "x", "patients": 9, "auroc": auroc}
-    diagnosis = {
-        "auroc_difference": [{**one, "verdict": "worse"}],
-        "dice_difference": {},
-    }
-    row = {"name": "q_min", "label": "", "image": "", "unit": "", "group": "mr-pet", "other": "x"}
-    row |= {"verdict": "worse", "mean": -0.5, "low": -0.7, "high": -0.25, "patients": 9}
-    found = study_page.findings(diagnosis, {"comparison": [row, {**row, "name": "entropy"}]})
-    assert found == [
-        "AUROC from *ours: fused* against *x*: **worse** (-0.100, -0.200 to -0.0200, n = 9)",
-        "Q of the weaker source, ours against *x*, mr-pet: **worse** (-0.500, -0.700 to -0.250, "
-        "n = 9)",
-    ]
-
-
 def part(folder, verdict):
     """A part whose grey fused image is ``verdict`` against the images as they came."""
     (folder / "diagnosis").mkdir(parents=True)
