@@ -115,10 +115,12 @@ def _answers(diagnosis: dict[str, Any]) -> list[str]:
         for one in diagnosis["auroc_difference"]
     }
     head = ["input", "AUROC", "least gain over the images as they came", "over the traditional"]
+    rows = _gain_rows(auroc, {name: _value(one) for name, one in auroc.items()}, gains)
     texts = [
+        f"**Diagnosis.** {_claim(rows)}",
         f"AUROC of the diagnosis, {count} patients (95 % interval). *As they came*: each image "
         "alone and the unregistered stack; the comparison with the lowest interval is shown.",
-        pipes(head, _gain_rows(auroc, {name: _value(one) for name, one in auroc.items()}, gains)),
+        pipes(head, rows),
     ]
     chance = [name for name, one in auroc.items() if one["low"] is None or one["low"] <= 0.5]
     if chance:
@@ -135,9 +137,11 @@ def _answers(diagnosis: dict[str, Any]) -> list[str]:
             overlaps[first, second] = {**one, "value": one["mean"]}
         most = max(one["patients"] for one in dice.values())
         means = {name: f"{_number(one['mean'])} ({_range(one)})" for name, one in dice.items()}
+        rows = _gain_rows(dice, means, overlaps)
         texts += [
+            f"**Segmentation.** {_claim(rows)}",
             f"Dice of the lesion, {most} patients that have one.",
-            pipes(["input", "Dice", *head[2:]], _gain_rows(dice, means, overlaps)),
+            pipes(["input", "Dice", *head[2:]], rows),
         ]
     return texts
 
@@ -163,6 +167,18 @@ def _gain_rows(
         elif name == _TRUE:
             rows.append([name, values[name], "", ""])
     return rows
+
+
+def _claim(rows: Sequence[Sequence[str]]) -> str:
+    """For which inputs of ours the question is answered with yes, by the verdicts of a table."""
+    own = [row for row in rows if row[2]]
+    good = ("better", "not worse")
+    holds = [row[0] for row in own if row[2].startswith("better") and row[3].startswith(good)]
+    others = [row[0] for row in own if row[0] not in holds]
+    return (
+        "Better than the images as they came and not worse than the traditional chain: "
+        f"{', '.join(holds) or 'none'}. Not shown for: {', '.join(others) or 'none'}."
+    )
 
 
 def _gain(one: dict[str, Any] | None) -> str:

@@ -120,6 +120,7 @@ def test_the_page_says_why_where_grey_does_not_help(tmp_path, verdict, said):
     own = "| ours: fused | 0.100 (0 to 0.200) | "
     assert f"{own}{verdict}: +0.100 (0 to 0.200) | worse: -0.300 (-0.400 to -0.200) |" in page
     assert "Not shown to be better than chance (0.5): ours: fused." in page
+    assert "and not worse than the traditional chain: none. Not shown for: ours: fused." in page
     # 2 and 4 times as long, over the cases that both have
     assert "CPU time of ours is 2.83 times that of the traditional chain (– to –, geome" in page
     unseen = page.partition("### The 2 patients that no network was trained on")[2]
