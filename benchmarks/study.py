@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import study_fused
 from sarcoma_grids import EVALUATION
 from study_page import Part, draw_auroc, note_code, study_page
 
@@ -162,6 +163,8 @@ def run_all(args: argparse.Namespace) -> None:
     if "generated" in args.parts:
         cohort = generated(args.output, args.patients)
         run(cohort, args.output / "generated", "--against", "traditional", *diagnosis)
+        same = ["--folds", str(args.folds), "--steps", str(args.steps)]
+        study_fused.main(["--output", str(args.output), *same])
     if "sarcoma" in args.parts and args.open is not None:
         slices = sarcoma(args.open, args.output)
         run(slices, args.output / "sarcoma", "--against", "traditional", *diagnosis)

@@ -2,11 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from fusion_pipeline.evaluation.diagnosis import (
@@ -16,9 +18,17 @@ from fusion_pipeline.evaluation.diagnosis import (
 )
 from fusion_pipeline.evaluation.diagnosis_report import diagnosis_tables
 from fusion_pipeline.evaluation.rows import read_csv
-from fusion_pipeline.evaluation.scores import START, Score
-from fusion_pipeline.evaluation.tables import as_json, comparison_rows, short, summary_rows
+from fusion_pipeline.evaluation.scores import KINDS, START, Score
+from fusion_pipeline.evaluation.statistics import interval_of_mean
+from fusion_pipeline.evaluation.tables import (
+    as_json,
+    comparison_rows,
+    pipes,
+    short,
+    summary_rows,
+)
 from fusion_pipeline.pipeline.diagnosis import pairs
+from fusion_pipeline.pipeline.study import TRADITIONAL
 
 _REGISTRATION = (
     "tre_mm",
@@ -27,24 +37,23 @@ _REGISTRATION = (
     "folded_fraction",
     "sd_log_jacobian",
     "inverse_consistency_mm",
+    "doubtful",
 )
 _IMAGES = ("protocol_residual", "edges_kept", "information_kept", "contrast_kept", "agreement")
 _FUSED = ("q_min", "ssim_min", "vif_min", "nabf")
 _SHOWN = (*_REGISTRATION, *_IMAGES, *_FUSED)
 # one score for each stage
-_MAIN = {
-    "tre_mm": "Registration error",
-    "protocol_residual": "Difference between two protocols",
-    "q_min": "Q of the weaker source",
-}
+_MAIN = ("tre_mm", "protocol_residual", "q_min")
 _CODE = "code.txt"
-_UNREGISTERED, _GREY = "unregistered stack", "ours: fused"
-_WHY_GREY = (
-    "*Why the grey fused image does not help.* At each point it shows the source that stands out. "
-    "A hot focus on PET therefore looks the same with and without a dark focus under it on MR, and "
-    "the class is whether there is one. An average of two z-scored images keeps it, because a dark "
-    "and a bright focus cancel there. A reader or a network who has to compare the images needs "
-    "the registered and harmonized channels, or the features."
+_MESSAGE = 120  # letters of a failure at most
+_COLUMNS = 6  # of a table at most
+_UNREGISTERED, _TRUE, _GREY = "unregistered stack", "true alignment", "ours: fused"
+_ONE_IMAGE = "one_image.json"  # of benchmarks/study_fused.py
+_WHY_ONE = (
+    "*Why one fused image does not tell the class.* At each point it shows the source that stands "
+    "out, in grey and in colour. A hot focus on PET therefore looks the same with and without a "
+    "dark focus under it on MR, and the class is whether there is one. A reader or a network who "
+    "has to compare the images needs the registered and harmonized channels, or the features."
 )
 
 
@@ -80,43 +89,119 @@ def study_page(rules: str, parts: Sequence[Part]) -> str:
         "Made by `make study` from its output files; what the words mean: "
         "[evaluate.md](evaluate.md).",
         "## In short",
-        "\n".join(line for part in parts for line in in_short(part)),
+        *(text for part in parts for text in in_short(part)),
         rules.strip(),
     ]
     return "\n\n".join([*head, *(text for part in parts for text in _section(part))]) + "\n"
 
 
 def in_short(part: Part) -> list[str]:
-    """The main numbers of a part, a line each; none where it has no such number."""
+    """What a part answers: tables of the question's comparisons and of the main scores."""
     summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
     told = part.folder / "diagnosis" / "diagnosis.json"
-    lines = []
+    texts = [f"### {part.title}: the answer"]
     if told.is_file():
-        diagnosis = json.loads(told.read_text(encoding="utf-8"))
-        auroc = [
-            f"{one['input']} {_value(one['scores']['auroc'])}" for one in diagnosis["diagnosis"]
+        texts += _answers(json.loads(told.read_text(encoding="utf-8")))
+    texts.append(_score_table(summary, _MAIN))
+    return [*texts, *_costs(part.folder / "scores.csv", summary["methods"])]
+
+
+def _answers(diagnosis: dict[str, Any]) -> list[str]:
+    """The four comparisons of the question, for each input of ours."""
+    auroc = {one["input"]: one["scores"]["auroc"] for one in diagnosis["diagnosis"]}
+    count = diagnosis["diagnosis"][0]["patients"]
+    gains = {
+        (one["input"], one["against"]): {**one["auroc"], "verdict": one["verdict"]}
+        for one in diagnosis["auroc_difference"]
+    }
+    head = ["input", "AUROC", "least gain over the images as they came", "over the traditional"]
+    rows = _gain_rows(auroc, {name: _value(one) for name, one in auroc.items()}, gains)
+    texts = [
+        f"**Diagnosis.** {_claim(rows)}",
+        f"AUROC of the diagnosis, {count} patients (95 % interval). *As they came*: each image "
+        "alone and the unregistered stack; the comparison with the lowest interval is shown.",
+        pipes(head, rows),
+    ]
+    chance = [name for name, one in auroc.items() if one["low"] is None or one["low"] <= 0.5]
+    if chance:
+        texts.append(
+            f"Not shown to be better than chance (0.5): {', '.join(chance)}. An input that tells "
+            "nothing may lie below 0.5 ([why](evaluate.md#diagnosis)); a gain over it is then too "
+            "large by as much."
+        )
+    dice = diagnosis["segmentation_dice"]
+    if dice:
+        overlaps = {}
+        for name, one in diagnosis["dice_difference"].items():
+            first, _, second = name.partition(" less ")
+            overlaps[first, second] = {**one, "value": one["mean"]}
+        most = max(one["patients"] for one in dice.values())
+        means = {name: f"{_number(one['mean'])} ({_range(one)})" for name, one in dice.items()}
+        rows = _gain_rows(dice, means, overlaps)
+        texts += [
+            f"**Segmentation.** {_claim(rows)}",
+            f"Dice of the lesion, {most} patients that have one.",
+            pipes(["input", "Dice", *head[2:]], rows),
         ]
-        count = diagnosis["diagnosis"][0]["patients"]
-        lines.append(f"AUROC of diagnosis (n = {count}) from {'; '.join(auroc)}")
-        overlap = [
-            f"{name} {_number(one['mean'])} ({_range(one)}, n = {one['patients']})"
-            for name, one in diagnosis["segmentation_dice"].items()
+    return texts
+
+
+def _gain_rows(
+    inputs: Mapping[str, Any],
+    values: Mapping[str, str],
+    gains: Mapping[tuple[str, str], dict[str, Any]],
+) -> list[list[str]]:
+    """A row for each input of ours, and one for the true alignment."""
+    rows = []
+    for name in inputs:
+        own = {against: gain for (one, against), gain in gains.items() if one == name}
+        given = [
+            gain
+            for against, gain in own.items()
+            if (against.endswith(" alone") or against == _UNREGISTERED) and gain["low"] is not None
         ]
-        if overlap:
-            lines.append(f"Dice of the lesion from {'; '.join(overlap)}")
-    for name, title in _MAIN.items():
-        rows = [row for row in summary["summary"] if row["name"] == name and not row["label"]]
-        for group, image in dict.fromkeys((row["group"], row["image"]) for row in rows):
-            values = [
-                f"{row['method']} {_number(row['mean'])} ({_range(row)}, n = {row['patients']})"
-                for row in rows
-                if (row["group"], row["image"]) == (group, image)
-            ]
-            unit = f", {rows[0]['unit']}" if rows[0]["unit"] else ""
-            of = f" of {image}" if image else ""
-            lines.append(f"{title}{of}, {group}{unit}: {'; '.join(values)}")
-    start = f"**{part.title}**: "
-    return [f"- {start}{line}." for line in lines]
+        chain = [gain for against, gain in own.items() if against.startswith("traditional")]
+        if own:
+            least = min(given, key=lambda gain: gain["low"], default=None)
+            rows.append([name, values[name], _gain(least), _gain(chain[0] if chain else None)])
+        elif name == _TRUE:
+            rows.append([name, values[name], "", ""])
+    return rows
+
+
+def _claim(rows: Sequence[Sequence[str]]) -> str:
+    """For which inputs of ours the question is answered with yes, by the verdicts of a table."""
+    own = [row for row in rows if row[2]]
+    good = ("better", "not worse")
+    holds = [row[0] for row in own if row[2].startswith("better") and row[3].startswith(good)]
+    others = [row[0] for row in own if row[0] not in holds]
+    return (
+        "Better than the images as they came and not worse than the traditional chain: "
+        f"{', '.join(holds) or 'none'}. Not shown for: {', '.join(others) or 'none'}."
+    )
+
+
+def _gain(one: dict[str, Any] | None) -> str:
+    return "–" if one is None else f"{one['verdict']}: {_signed(one['value'])} ({_range(one)})"
+
+
+def _costs(path: Path, methods: Sequence[str]) -> list[str]:
+    """How long the first method takes against the traditional chain, as a ratio over patients."""
+    times: dict[str, dict[str, float]] = {}
+    for one in read_csv(path, Score):
+        if one.name == "cpu_s":
+            times.setdefault(one.method, {})[one.case] = one.value
+    ours, theirs = (times.get(name, {}) for name in (methods[0], TRADITIONAL))
+    common = [case for case in ours if case in theirs]
+    if not common:
+        return []
+    logs = np.log([ours[case] / theirs[case] for case in common])
+    low, high = (_number(float(np.exp(end))) for end in interval_of_mean(logs))
+    return [
+        f"CPU time of ours is {short(float(np.exp(logs.mean())))} times that of the traditional "
+        f"chain ({low} to {high}, geometric mean of {len(logs)} cases, on a machine that did other "
+        "work as well)."
+    ]
 
 
 def _section(part: Part) -> list[str]:
@@ -124,21 +209,22 @@ def _section(part: Part) -> list[str]:
     summary = json.loads((part.folder / "summary.json").read_text(encoding="utf-8"))
     weights = ", ".join(f"`{one[:12]}`" for one in summary.get("weights", []))
     counts = (
-        f"{summary['cases']} cases of {summary['patients']} patients; {summary['failed']} runs "
-        f"failed. fusion_pipeline {summary['version']}, commit {part.code}, weights "
+        f"{summary['cases']} cases of {summary['patients']} patients; failed runs: "
+        f"{summary['failed']}. fusion_pipeline {summary['version']}, commit {part.code}, weights "
         f"{weights or 'not noted'}."
     )
     diagnosis: dict[str, Any] = {"auroc_difference": [], "dice_difference": {}}
     told = part.folder / "diagnosis" / "diagnosis.json"
     if told.is_file():
         diagnosis = json.loads(told.read_text(encoding="utf-8"))
-        counts += f" {len(diagnosis['missing'])} cases left out of the diagnosis."
+        counts += f" Cases left out of the diagnosis: {len(diagnosis['missing'])}."
     failures = summary.get("failures", {})
-    counts += "".join(f" Failed: {case}: {message}." for case, message in failures.items())
-    parts = [f"## {part.title}", counts, f"*Truth.* {part.truth}", "### What it says"]
-    parts.append("\n".join(f"- {one}" for one in findings(diagnosis, summary)))
+    counts += "".join(
+        f" Failed: {case}: {shorten(message, _MESSAGE)}." for case, message in failures.items()
+    )
+    parts = [f"## {part.title}", counts, f"*Truth.* {part.truth}"]
     if _grey_does_not_help(diagnosis):
-        parts.append(_WHY_GREY)
+        parts.append(_WHY_ONE + _of_one_image(part.folder / "diagnosis" / _ONE_IMAGE))
     if told.is_file():
         parts += [
             "### Diagnosis and segmentation",
@@ -149,8 +235,8 @@ def _section(part: Part) -> list[str]:
         ]
     parts += [
         "### Registration, harmonization and fusion",
-        f"Mean over {summary['patients']} patients (95 % interval); `start` has moved nothing. "
-        "Verdicts are ours against the method, by Wilcoxon's test with Holm's correction.",
+        "`start` has moved nothing. Verdicts are by Wilcoxon's test with Holm's correction over "
+        "the rows of a stage.",
         _score_table(summary),
     ]
     return parts + (_of_unseen(part) if part.unseen else [])
@@ -163,7 +249,7 @@ def _of_unseen(part: Part) -> list[str]:
     ]
     methods = list(dict.fromkeys(one.method for one in scores if one.method != START))
     comparisons = comparison_rows(scores, methods[0])
-    facts = json.loads(as_json(summary_rows(scores), comparisons, {}))
+    facts = json.loads(as_json(summary_rows(scores), comparisons, {"methods": methods}))
     count = len({one.patient for one in scores})
     parts = [
         f"### The {count} patients that no network was trained on",
@@ -182,38 +268,25 @@ def _of_unseen(part: Part) -> list[str]:
     return [*parts, _score_table(facts)]
 
 
-def findings(diagnosis: dict[str, Any], summary: dict[str, Any]) -> list[str]:
-    """The comparisons that the question asks for, good and bad, as sentences."""
-    found = []
-    for one in diagnosis["auroc_difference"]:
-        auroc = one["auroc"]
-        found.append(
-            f"AUROC from *{one['input']}* against *{one['against']}*: **{one['verdict']}** "
-            f"({_signed(auroc['value'])}, {_range(auroc)}, n = {one['patients']})"
-        )
-    for name, one in diagnosis["dice_difference"].items():
-        found.append(
-            f"Dice of the lesion, *{name}*: **{one['verdict']}** ({_signed(one['mean'])}, "
-            f"{_range(one)}, n = {one['patients']})"
-        )
-    for row in summary["comparison"]:
-        if row["label"] or row["name"] not in _MAIN:
-            continue
-        unit = f" {row['unit']}" if row["unit"] else ""
-        of = f" of {row['image']}" if row["image"] else ""
-        found.append(
-            f"{_MAIN[row['name']]}{of}, ours against *{row['other']}*, {row['group']}: "
-            f"**{row['verdict']}** ({_signed(row['mean'])}{unit}, {_range(row)}, "
-            f"n = {row['patients']})"
-        )
-    return found
-
-
 def _grey_does_not_help(diagnosis: dict[str, Any]) -> bool:
-    """Whether the grey fused image tells no more of the class than the images as they came."""
+    """Whether the grey fused image is not shown to tell more than the images as they came."""
     return any(
         (one["input"], one["against"]) == (_GREY, _UNREGISTERED) and one["verdict"] != "better"
         for one in diagnosis["auroc_difference"]
+    )
+
+
+def _of_one_image(path: Path) -> str:
+    """What the average and the maximum of ours' channels tell, where that was measured."""
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    values = [f"their {name} {_value(one)}" for name, one in found.items()]
+    count = next(iter(found.values()))["patients"]
+    return (
+        " The loss is the fusion rule's, not the registration's: of the same two registered and "
+        f"harmonized images, the AUROC of {' and of '.join(values)}, n = {count} "
+        "(`benchmarks/study_fused.py`)."
     )
 
 
@@ -249,25 +322,49 @@ def draw_auroc(told: Path, path: Path) -> None:
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
 
 
-def _score_table(summary: dict[str, Any]) -> str:
-    """Means of the main scores by method, and what the comparison says."""
+def _score_table(summary: dict[str, Any], names: Sequence[str] = _SHOWN) -> str:
+    """Means of some scores, a column for each method, with what the comparison says.
+
+    Args:
+        summary: of a part.
+        names: which scores.
+    """
     verdicts = {
         (row["group"], row["image"], row["name"], row["other"]): row["verdict"]
         for row in summary["comparison"]
         if not row["label"]
     }
-    lines = ["| group | score | method | n | mean (95 % interval) | ours is |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    cells: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in summary["summary"]:
-        if row["label"] or row["name"] not in _SHOWN:
-            continue
-        key = (row["group"], row["image"], row["name"], row["method"])
-        of = f" of {row['image']}" if row["image"] else ""
-        lines.append(
-            f"| {row['group']} | {row['name']}{of} | {row['method']} | {row['patients']} "
-            f"| {_number(row['mean'])} ({_range(row)}) | {verdicts.get(key, '')} |"
-        )
-    return "\n".join(lines)
+        if not row["label"] and row["name"] in names:
+            cell = (row["group"], row["image"], row["name"])
+            cells.setdefault(cell, {})[row["method"]] = row
+    most = max((row["patients"] for cell in cells.values() for row in cell.values()), default=0)
+    methods = list(summary["methods"])
+    if len(methods) < _COLUMNS - 1:
+        methods.insert(0, START)
+    rows = []
+    for (group, image, name), of_methods in cells.items():
+        of = f" of {image}" if image else ""
+        unit = f", {KINDS[name].unit}" if KINDS[name].unit else ""
+        texts = [
+            _score(of_methods.get(method), verdicts.get((group, image, name, method), ""), most)
+            for method in methods
+        ]
+        rows.append([f"{group}: {KINDS[name].title}{of}{unit}", *texts])
+    caption = (
+        f"Mean over {most} patients (95 % interval); n where fewer have it. Behind the value of "
+        f"another method stands what {summary['methods'][0]} is against it."
+    )
+    return f"{caption}\n\n{pipes(['score', *methods], rows)}"
+
+
+def _score(row: dict[str, Any] | None, verdict: str, most: int) -> str:
+    """A mean with its interval, its n where it is not the usual one, and a verdict."""
+    if row is None:
+        return ""
+    count = "" if row["patients"] == most else f", n = {row['patients']}"
+    return f"{_number(row['mean'])} ({_range(row)}{count}){'; ' if verdict else ''}{verdict}"
 
 
 def _number(value: float | None) -> str:

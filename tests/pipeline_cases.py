@@ -110,7 +110,10 @@ def brief_report(monkeypatch):
         report = {
             "id": result.case.id,
             "files": {**files, "report": "report.html"},
+            "reference": result.case.reference,
             "modalities": list(result.modalities),
+            "harmonization": {key: {} for key in result.harmonization.images},
+            "fusion": {},
             "registration": {
                 key: {
                     "ok": found.ok,

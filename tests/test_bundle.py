@@ -713,10 +713,15 @@ def test_the_evaluation_config_runs_on_a_case_with_truth(bundle, tmp_path):
     )
     found.run()
     found.finalize()
-    means = json.loads((out / "evaluation.json").read_text())
-    assert means["cases"] == 1
-    assert set(means["mean"]) == {"mr", "pet"}
-    assert means["mean"]["mr"]["tre_mm_before"] > 0
+    written = json.loads((out / "summary.json").read_text())
+    assert (written["cases"], written["failed"]) == (1, 0)
+    rows = {(row["name"], row["group"], row["method"]): row for row in written["summary"]}
+    for group in ("ct-mr", "ct-pet"):
+        assert rows["tre_mm", group, "start"]["mean"] > 0
+        assert rows["tre_mm", group, "ours"]["cases"] == 1
+        # what a plain run leaves out
+        assert rows["protocol_residual", group, "ours"]["cases"] == 1
+    assert (out / "study.html").is_file()
 
 
 @pytest.mark.slow

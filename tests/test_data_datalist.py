@@ -234,7 +234,7 @@ def test_the_home_of_nobody(tmp_path):
         read_datalist(path)
 
 
-@pytest.mark.parametrize("name", ["summary.csv", "Evaluation.json"])
+@pytest.mark.parametrize("name", ["summary.csv", "Thumbnails", "study.html"])
 def test_an_id_that_is_a_file_of_the_output_folder(name):
     with pytest.raises(InputError, match="no file of the output folder"):
         case_from_paths(name, {"ct": "a", "mr": "b"})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_cases import small_pipeline
+from scipy import stats
 from torchmetrics.functional.classification import binary_auroc, binary_recall
 
 from fusion_pipeline.data import InputError, read_datalist
@@ -172,6 +173,31 @@ class TestScores:
         assert difference(perfect, other).verdict == "better"
         assert difference(other, perfect).verdict == "worse"
 
+    def test_ten_patients_have_an_interval_whatever_their_classes(self):
+        # one of a thousand resamples of five and five lacks a class, and has no AUROC
+        target = [0, 1] * 5
+        found = diagnose(predictions(np.linspace(0.2, 0.8, 10), target)).scores["auroc"]
+        assert 0 <= found.low < found.value < found.high <= 1
+        rare = diagnose(predictions(np.linspace(0.2, 0.8, 10), [0] * 8 + [1] * 2))
+        assert (rare.scores["auroc"].low, rare.scores["auroc"].high) == (1.0, 1.0)
+
+    def test_the_interval_is_scipys_where_every_resample_has_both_classes(self):
+        probability, target = self.drawn()
+        found = diagnose(predictions(probability, target)).scores["auroc"]
+
+        def area(index):
+            return float(
+                binary_auroc(torch.tensor(probability[index]), torch.tensor(target[index]))
+            )
+
+        expected = stats.bootstrap(
+            (np.arange(len(target)),), area, vectorized=False, n_resamples=499, method="BCa",
+            rng=np.random.default_rng(5),
+        ).confidence_interval  # fmt: skip
+        # two draws of resamples
+        assert found.low == pytest.approx(expected.low, abs=0.03)
+        assert found.high == pytest.approx(expected.high, abs=0.03)
+
     def test_two_patients_have_no_interval(self):
         found = diagnose(predictions([0.2, 0.9], [0, 1]))
         assert math.isnan(found.scores["auroc"].low)
@@ -203,7 +229,9 @@ def test_a_study_from_results_to_tables_and_a_second_run_trains_nothing(study, m
         "ours: channels", "ours: fused", "ours: fused colour", "ours: features",
     ]  # fmt: skip
     assert all((one["patients"], one["positive"]) == (8, 4) for one in content["diagnosis"])
+    assert content["segmentation_dice"].keys() == set(names)
     assert content["segmentation_dice"]["ours: features"]["patients"] == 4
+    assert "ours: channels less pet alone" in content["dice_difference"]
     rows = (output / "diagnosis" / "predictions.csv").read_text()
     assert len(rows.splitlines()) == 1 + 8 * len(names)
     monkeypatch.setattr(
@@ -212,6 +240,9 @@ def test_a_study_from_results_to_tables_and_a_second_run_trains_nothing(study, m
     )
     run_diagnosis(cases, pipeline, output, plan)
     assert (output / "diagnosis" / "predictions.csv").read_text() == rows
+    section = run_diagnosis(cases, pipeline, output, replace(plan, lesion_label=7))
+    assert "No lesion is segmented: fewer than two folds" in section.note
+    assert "the label 7" in section.note
 
 
 def test_targets_are_two_classes(tmp_path):

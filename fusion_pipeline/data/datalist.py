@@ -29,7 +29,12 @@ _BAD_IN_ID = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 _OF_COHORT = (
     "summary.csv",
     "summary.html",
-    "evaluation.json",
+    "scores.csv",
+    "study.html",
+    "summary.json",
+    "summary.md",
+    "summary.tex",
+    "thumbnails",
 )  # files that stand beside the cases' folders
 _DEFAULT_TRANSFORM: TransformKind = "deformable"
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -181,7 +182,10 @@ def _ratio(top: Values, bottom: Values) -> Values:
 
 
 def _interval(statistic: Callable[[Values], Values], count: int) -> tuple[float, float]:
-    """95 % BCa interval of a statistic of weighted patients."""
+    """95 % BCa interval of a statistic of weighted patients.
+
+    A resample without a patient of each class has no score, and is left out.
+    """
     if count < 3:
         return float("nan"), float("nan")
 
@@ -192,24 +196,28 @@ def _interval(statistic: Callable[[Values], Values], count: int) -> tuple[float,
         found = statistic(weights.astype(np.float64))
         return found.reshape(np.delete(index.shape, axis)) if index.ndim > 1 else found[0]
 
+    resampled = partial(
+        stats.bootstrap,
+        (np.arange(count),),
+        of_indices,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        batch=200,
+        rng=np.random.default_rng(_SEED),
+    )
     with warnings.catch_warnings():
         # scipy warns where all resamples agree; the interval is then the value itself
         warnings.simplefilter("ignore")
-        found = stats.bootstrap(
-            (np.arange(count),),
-            of_indices,
-            vectorized=True,
-            confidence_level=CONFIDENCE,
-            n_resamples=_RESAMPLES,
-            batch=200,
-            method="BCa",
-            rng=np.random.default_rng(_SEED),
-        ).confidence_interval
-    if np.isnan(found.low):
+        drawn = resampled(n_resamples=_RESAMPLES, method="percentile")
+        values = drawn.bootstrap_distribution
+        drawn.bootstrap_distribution = values[~np.isnan(values)]
+        interval = resampled(n_resamples=0, bootstrap_result=drawn, method="BCa")
+    low, high = interval.confidence_interval
+    if np.isnan(low):
         every = statistic(np.ones((1, count)) - np.eye(count))
         if np.ptp(every) == 0:
             return float(every[0]), float(every[0])
-    return float(found.low), float(found.high)
+    return float(low), float(high)
 
 
 __all__ = [

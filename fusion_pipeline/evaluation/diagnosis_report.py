@@ -18,10 +18,12 @@ from fusion_pipeline.evaluation.diagnosis import (
     Difference,
     Estimate,
     Prediction,
+    Values,
 )
 from fusion_pipeline.evaluation.statistics import Comparison, Summary
-from fusion_pipeline.evaluation.tables import Table, short
+from fusion_pipeline.evaluation.tables import Table, p_text, short
 
+_TITLES = {name: "AUROC" if name == "auroc" else name for name in SCORES}
 _BINS = 5  # of the calibration curve: some 40 cases in each of 200
 
 Segmentation = Mapping[str, Summary]  # Dice of each input
@@ -59,14 +61,14 @@ def diagnosis_tables(
     of = f"{first.cases} cases of {first.patients} patients, {first.positive} cases positive"
     found = [
         Table(
-            f"Diagnosis, {of}; value (95 % interval over patients).",
-            ["input", *SCORES, "calibration error", "Brier"],
+            f"Diagnosis, {of}; value (95 % interval over patients). Calibration: expected error "
+            "over ten bins, and Brier score.",
+            ["input", *_TITLES.values(), "calibration"],
             [
                 [
                     one.input,
-                    *(_estimate(one.scores[name]) for name in SCORES),
-                    short(one.calibration_error),
-                    short(one.brier),
+                    *(_estimate(one.scores[name]) for name in _TITLES),
+                    f"{short(one.calibration_error)}, {short(one.brier)}",
                 ]
                 for one in diagnoses
             ],
@@ -95,31 +97,36 @@ def diagnosis_tables(
 
 def draw_roc(predictions: Mapping[str, Sequence[Prediction]], path: Path) -> None:
     """ROC curves of all inputs."""
-    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
-    axes = figure.subplots()
+    curves = {}
     for name, some in predictions.items():
         false, true, _ = binary_roc(*_tensors(some))
-        axes.plot(false, true, label=name, linewidth=1.2)
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=0.8)
-    axes.set_xlabel("1 − specificity")
-    axes.set_ylabel("sensitivity")
-    axes.legend(fontsize=7)
-    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+        curves[name] = (false.numpy(), true.numpy())
+    _draw(curves, "1 − specificity", "sensitivity", path)
 
 
 def draw_calibration(predictions: Mapping[str, Sequence[Prediction]], path: Path) -> None:
     """Share of positive cases over the predicted probability, in five groups of equal size."""
-    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
-    axes = figure.subplots()
+    curves = {}
     for name, some in predictions.items():
         probability, target = (part.numpy() for part in _tensors(some))
         groups = np.array_split(np.argsort(probability, kind="stable"), min(_BINS, len(some)))
-        points = [(probability[g].mean(), target[g].mean()) for g in groups]
-        axes.plot(*zip(*points, strict=True), marker=".", label=name, linewidth=1.2)
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=0.8)
-    axes.set_xlabel("predicted probability")
-    axes.set_ylabel("share of positive cases")
-    axes.legend(fontsize=7)
+        points = np.array([(probability[g].mean(), target[g].mean()) for g in groups])
+        curves[name] = (points[:, 0], points[:, 1])
+    _draw(curves, "predicted probability", "share of positive cases", path, marker=".")
+
+
+def _draw(
+    curves: Mapping[str, tuple[Values, Values]], across: str, up: str, path: Path, marker: str = ""
+) -> None:
+    """A curve for each input: ours solid, others dashed, single images dotted."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, (x, y) in curves.items():
+        style = "-" if name.startswith("ours") else ":" if name.endswith(" alone") else "--"
+        axes.plot(x, y, style, marker=marker, label=name, linewidth=1.3)
+    axes.plot([0, 1], [0, 1], color="lightgrey", linewidth=0.8, zorder=0)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1, xlabel=across, ylabel=up)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
 
 
@@ -142,7 +149,7 @@ def _summary(one: Summary) -> list[str]:
 def _comparison(one: Comparison) -> list[str]:
     mean = f"{short(one.mean)} ({short(one.low)} to {short(one.high)})"
     verdict = one.verdict(higher_is_better=True)
-    return [str(one.patients), mean, f"{one.effect:.2f}", short(one.p_holm), verdict]
+    return [str(one.patients), mean, f"{one.effect:.2f}", p_text(one.p_holm), verdict]
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -101,7 +101,7 @@ def render_page(
         .render(
             facts=facts,
             plots=[box_plot(scores, name) for name in _FIRST if _values(scores, name)],
-            agreement=bland_altman(scores),
+            agreement=bland_altman(scores, facts["methods"][0]),
             regularity=accuracy_regularity(scores),
             summary_head=SUMMARY_HEAD,
             summaries=[summary_cells(row) for row in summaries if not row.label],
@@ -173,9 +173,9 @@ def box_plot(scores: Sequence[Score], name: str) -> dict[str, str]:
     return {"title": title, "image": _png(figure)}
 
 
-def bland_altman(scores: Sequence[Score]) -> dict[str, str] | None:
-    """Estimated against true error, mean and difference; None without both."""
-    pairs = _paired(scores, "error_mm", "tre_mm")
+def bland_altman(scores: Sequence[Score], method: str) -> dict[str, str] | None:
+    """Estimated against true error of one method, mean and difference; None without both."""
+    pairs = _paired([s for s in scores if s.method == method], "error_mm", "tre_mm")
     if len(pairs) < 3:
         return None
     figure, axes = _figure(3.2)
@@ -207,9 +207,13 @@ def accuracy_regularity(scores: Sequence[Score]) -> dict[str, str] | None:
     if not any(pairs.values()):
         return None
     figure, axes = _figure(3.2)
+    # methods with the same registration have the same points, under one name
+    named: dict[tuple[tuple[float, float], ...], list[str]] = {}
     for method, points in pairs.items():
         if points:
-            axes.plot(*zip(*points, strict=True), ".", label=method)
+            named.setdefault(tuple(points), []).append(method)
+    for some, sharing in named.items():
+        axes.plot(*zip(*some, strict=True), ".", label="\n".join(sharing))
     axes.set_xlabel("SD of the log Jacobian", fontsize=8)
     axes.set_ylabel("target registration error, mm", fontsize=8)
     axes.legend(fontsize=7)

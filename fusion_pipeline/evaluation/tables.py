@@ -103,7 +103,7 @@ def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]
 
     p values are corrected by Holm's procedure over all rows of a stage (registration,
     harmonization, fusion): each stage is one question. Cost is left out: machines differ, and a
-    time needs no test.
+    time needs no test. So are doubts: a method that never judges itself would be the best.
 
     Args:
         scores: of all methods.
@@ -111,7 +111,7 @@ def comparison_rows(scores: Sequence[Score], method: str) -> list[ComparisonRow]
     """
     rows = []
     for cell, methods in _cells(scores).items():
-        if method not in methods or KINDS[cell[3]].stage == "cost":
+        if method not in methods or KINDS[cell[3]].stage == "cost" or cell[3] == "doubtful":
             continue
         ours = by_patient(methods[method])
         for other, theirs in methods.items():
@@ -144,6 +144,7 @@ def as_markdown(summaries: Sequence[SummaryRow], comparisons: Sequence[Compariso
     """Two tables for people."""
     parts = [pipes(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
     if comparisons:
+        parts.append(f"{comparisons[0].method} against each other method, paired over patients.")
         parts.append(pipes(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
     return "\n\n".join(parts) + "\n"
 
@@ -152,6 +153,7 @@ def as_latex(summaries: Sequence[SummaryRow], comparisons: Sequence[ComparisonRo
     """Two ``tabular`` environments with the packages that LaTeX has anyway."""
     parts = [tabular(SUMMARY_HEAD, [summary_cells(row) for row in summaries])]
     if comparisons:
+        parts.append(f"% {comparisons[0].method} against each other method, paired over patients")
         parts.append(tabular(COMPARISON_HEAD, [comparison_cells(row) for row in comparisons]))
     return "\n\n".join(parts) + "\n"
 
@@ -161,8 +163,8 @@ SUMMARY_HEAD = (
     "failures", "mean (95 % interval)", "SD", "median", "worst 30 %",
 )  # fmt: skip
 COMPARISON_HEAD = (
-    "group", "score", "method", "against", "patients", "missing",
-    "difference (95 % interval)", "effect", "p", "p (Holm)", "verdict",
+    "group", "score", "against", "verdict", "difference (95 % interval)",
+    "effect", "p", "p (Holm)", "patients", "missing",
 )  # fmt: skip
 
 
@@ -181,19 +183,18 @@ def summary_cells(row: SummaryRow) -> list[str]:
 
 
 def comparison_cells(row: ComparisonRow) -> list[str]:
-    """The texts of a row."""
+    """The texts of a row; the method that is compared is the same in all of them."""
     one = row.comparison
     return [
         row.group,
         _title(row),
-        row.method,
         row.other,
-        *(str(n) for n in (one.patients, one.missing)),
+        row.verdict,
         f"{short(one.mean)} ({short(one.low)} to {short(one.high)})",
         f"{one.effect:.2f}",
-        _p(one.p),
-        _p(one.p_holm),
-        row.verdict,
+        p_text(one.p),
+        p_text(one.p_holm),
+        *(str(n) for n in (one.patients, one.missing)),
     ]
 
 
@@ -209,7 +210,7 @@ def short(value: float) -> str:
     return f"{value:.{min(digits, 4)}f}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
     """A p value as journals print it."""
     if math.isnan(value):
         return "–"
@@ -278,6 +279,7 @@ __all__ = [
     "as_markdown",
     "comparison_cells",
     "comparison_rows",
+    "p_text",
     "pipes",
     "short",
     "summary_cells",

@@ -115,9 +115,24 @@ def run_diagnosis(
         )
     }
     overlaps = _overlaps(done, inputs, masks, folds, plan.recipe, folder)
-    section = _write(predictions, overlaps, folder, missing)
+    note = _note(missing, bool(overlaps), plan.lesion_label)
+    section = _write(predictions, overlaps, folder, missing, note)
     logger.info("diagnosis: %s", folder / "diagnosis.md")
     return section
+
+
+def _note(missing: Sequence[str], segmented: bool, label: int) -> str:
+    """What the tables leave out."""
+    notes = []
+    if missing:
+        notes.append(f"{len(missing)} cases without results of all methods are left out.")
+    if not segmented:
+        notes.append(
+            "No lesion is segmented: fewer than two folds have a case whose reference has the "
+            f"label {label}."
+        )
+        logger.info("diagnosis: %s", notes[-1])
+    return " ".join(notes)
 
 
 def _inputs_of(
@@ -214,9 +229,8 @@ def _overlaps(
     marked = masks.flatten(1).any(1).tolist()
     if len({fold for fold, has in zip(folds, marked, strict=True) if has}) < 2:
         return {}
-    together = {name: images for name, images in inputs.items() if not name.endswith(" alone")}
     out = {}
-    for name, found in _each(together, "lesion", (masks, folds), segment_by_folds, recipe, folder):
+    for name, found in _each(inputs, "lesion", (masks, folds), segment_by_folds, recipe, folder):
         per_patient: dict[str, list[float]] = {}
         for case, has, mask, one in zip(cases, marked, masks, found, strict=True):
             if has:
@@ -231,6 +245,7 @@ def _write(
     overlaps: Mapping[str, Mapping[str, list[float]]],
     folder: Path,
     missing: Sequence[str],
+    note: str,
 ) -> Section:
     """All files, and what of them stands on the page."""
     named = {name: [replace(one, input=name) for one in some] for name, some in predictions.items()}
@@ -253,9 +268,8 @@ def _write(
     for name, draw in (("roc.png", draw_roc), ("calibration.png", draw_calibration)):
         with written_whole(folder / name) as aside:
             draw(named, aside)
-    left_out = f"{len(missing)} cases without results of all methods are left out."
     figures = {"ROC curves": folder / "roc.png", "calibration": folder / "calibration.png"}
-    return Section.of("Diagnosis", left_out if missing else "", tables, figures)
+    return Section.of("Diagnosis", note, tables, figures)
 
 
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,16 +1,14 @@
 """Handlers of `FusionEvaluator`, attached as MONAI's are: progress, summary, evaluation."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from ignite.engine import Engine, Events
 
 from fusion_pipeline.data import written_whole
-from fusion_pipeline.evaluation import Scores
+from fusion_pipeline.pipeline.fingerprint import weights_digest
 from fusion_pipeline.pipeline.summary import Outcome, as_csv, as_table
+from fusion_pipeline.pipeline.traditional import OURS
 from fusion_pipeline.report import CohortCase, render_cohort
 
 logger = logging.getLogger("fusion_pipeline.run")
@@ -75,17 +73,17 @@ class SummaryHandler:
 
 
 class EvaluationHandler:
-    """At the end ``evaluation.json``: the means of what the cases' truths say.
+    """At the end the scores of all cases with their statistics over patients, and a page.
 
-    Beside each mean stands how many cases have that number (``n``); ``cases`` counts those that
-    have a truth.
+    The files are those of ``fusion-pipeline evaluate``: ``scores.csv``, ``summary.json``, ``.md``,
+    ``.tex`` and ``study.html``.
 
     Args:
-        output_dir: gets the file.
+        output_dir: with the cases' folders; gets the files.
     """
 
     def __init__(self, output_dir: Path | str) -> None:
-        self.path = Path(output_dir) / "evaluation.json"
+        self.output_dir = Path(output_dir)
 
     def attach(self, engine: Engine) -> None:
         """Be called at the end."""
@@ -95,29 +93,9 @@ class EvaluationHandler:
         """Write the evaluation."""
         if not engine.shared.writes:
             return
-        scores = [one.evaluation for one in engine.state.outcomes if one.evaluation]
-        content = {"cases": len(scores), **averaged(scores)}
-        with written_whole(self.path) as aside:
-            aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        from fusion_pipeline.pipeline import study  # late: inference draws no such page
 
-
-def averaged(scores: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, float]]]:
-    """The mean of each number over the cases that have it, per moving key, and how many have it.
-
-    >>> averaged([{"mr": {"dice_after": 1.0}}, {"mr": {"dice_after": 0.5}}])
-    {'mean': {'mr': {'dice_after': 0.75}}, 'n': {'mr': {'dice_after': 2}}}
-    """
-    from fusion_pipeline.metrics import MeanScore  # late: inference needs no torchmetrics
-
-    means: dict[str, dict[str, MeanScore]] = {}
-    for case in scores:
-        for key, values in case.items():
-            for name, value in values.items():
-                metrics = means.setdefault(key, {})
-                if name not in metrics:
-                    metrics[name] = MeanScore().set_dtype(torch.float64)
-                metrics[name].update([value])
-    return {
-        "mean": {k: {n: float(m.compute()) for n, m in ms.items()} for k, ms in means.items()},
-        "n": {k: {n: int(m.count) for n, m in ms.items()} for k, ms in means.items()},
-    }
+        weights = frozenset({weights_digest(engine.pipeline.network)})
+        done = study.MethodRun(OURS, self.output_dir, engine.state.outcomes, weights)
+        study.write_study(list(engine.data_loader.dataset.data), [done], self.output_dir)
+        logger.info("study: %s", self.output_dir / study.PAGE)

@@ -1,11 +1,10 @@
 """A study: the cases of a datalist by one or several methods, and what their scores say."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
@@ -24,6 +23,7 @@ from fusion_pipeline.pipeline.traditional import OURS, STAGES, Chain
 
 logger = logging.getLogger("fusion_pipeline.run")
 
+PAGE = "study.html"
 CASES = "cases"  # folder of the results, one folder for each method in it
 TRADITIONAL = "traditional"
 _ALL = "all"
@@ -55,6 +55,23 @@ class Method:
             return common
         stages = {f"inferer#{name}": value for name, value in asdict(self.chain).items()}
         return common | stages | {"inferer#_target_": "fusion_pipeline.pipeline.TraditionalInferer"}
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """What one method left.
+
+    Attributes:
+        method: its name.
+        folder: with a folder for each case.
+        outcomes: of all cases.
+        weights: digests of the networks that decided something of it.
+    """
+
+    method: str
+    folder: Path
+    outcomes: Sequence[Outcome]
+    weights: frozenset[str] = frozenset()
 
 
 def methods_against(what: Sequence[str] = (), *, spatial_dims: int = 3) -> list[Method]:
@@ -144,14 +161,12 @@ def run_study(
     Returns:
         0; 1 where a case failed by some method.
     """
-    scores: list[Score] = []
-    failed: dict[str, str] = {}
-    weights: set[str] = set()
-    patients = {files.id: files.patient or files.id for files in cases}
+    done: list[MethodRun] = []
     for method in methods:
         logger.info("method: %s", method.name)
         folder = output / CASES / method.name
         outcomes: list[Outcome] = []
+        weights: set[str] = set()
         for evaluator in evaluators_of(method, folder):
             evaluator.run()
             outcomes += evaluator.state.outcomes
@@ -159,70 +174,85 @@ def run_study(
                 weights.add(weights_digest(evaluator.pipeline.network))
         with written_whole(folder / "summary.csv") as aside:  # of all parts, not of the last one
             aside.write_text(as_csv_of_outcomes(outcomes), encoding="utf-8")
-        for outcome in outcomes:
-            if outcome.status == "failed":
-                failed[f"{outcome.id} ({method.name})"] = outcome.message
-                continue
-            report = read_report(folder / outcome.id)
-            found = scores_of(report, patient=patients[outcome.id], method=method.name)
-            # where the headers place the images is the same for all methods
-            scores += [one for one in found if one.method != START or method is methods[0]]
-        if method is methods[0]:
-            ours = outcomes
-    facts = {
-        "cases": len(patients),
-        "patients": len(set(patients.values())),
-        "methods": [method.name for method in methods],
-        "failed": len(failed),
-        "failures": failed,
-        "version": fusion_pipeline.__version__,
-        "weights": sorted(weights),
-    }
+        done.append(MethodRun(method.name, folder, outcomes, frozenset(weights)))
     sections: list[page.Section] = []
     try:
         sections += [] if diagnose is None else [diagnose()]
     finally:  # the scores do not depend on it
-        reports = _reports(ours, output, methods[0].name)
-        _write(scores, facts, failed, reports, sections, output)
-    return 1 if failed else 0
+        failures = write_study(cases, done, output, sections)
+    return 1 if failures else 0
 
 
-def _write(
-    scores: Sequence[Score],
-    facts: Mapping[str, Any],
-    failed: Mapping[str, str],
-    reports: Mapping[str, tuple[str, str]],
-    sections: Sequence[page.Section],
+def write_study(
+    cases: Sequence[CaseFiles],
+    done: Sequence[MethodRun],
     output: Path,
-) -> None:
-    """All files of the study."""
-    first = facts["methods"][0]
+    sections: Sequence[page.Section] = (),
+) -> int:
+    """Write what the scores of finished cases say.
+
+    Leaves ``scores.csv`` (a row for each score), ``summary.json``, ``summary.md``, ``summary.tex``
+    and ``study.html`` in ``output``.
+
+    Args:
+        cases: that were run; they tell whose each one is.
+        done: a record for each method; the first one is compared with the others.
+        output: the folder.
+        sections: other parts of the page.
+
+    Returns:
+        How many runs failed.
+    """
+    patients = {files.id: files.patient or files.id for files in cases}
+    first = done[0].method
+    scores: list[Score] = []
+    failed: dict[str, str] = {}
+    for one in done:
+        for outcome in one.outcomes:
+            if outcome.status == "failed":
+                failed[f"{outcome.id} ({one.method})"] = outcome.message
+                continue
+            report = read_report(one.folder / outcome.id)
+            of_case = scores_of(report, patient=patients[outcome.id], method=one.method)
+            # where the headers place the images is the same for all methods
+            scores += [s for s in of_case if s.method != START or one is done[0]]
+    facts = {
+        "cases": len(patients),
+        "patients": len(set(patients.values())),
+        "methods": [one.method for one in done],
+        "failed": len(failed),
+        "failures": failed,
+        "version": fusion_pipeline.__version__,
+        "weights": sorted(frozenset().union(*(one.weights for one in done))),
+    }
     summaries = tables.summary_rows(scores)
     comparisons = tables.comparison_rows(scores, first)
-    rows = page.sorted_cases(scores, first, reports, failed)
+    rows = page.sorted_cases(scores, first, _reports(done[0], output), failed)
     texts = {
         "scores.csv": as_csv(scores, Score),
         "summary.json": tables.as_json(summaries, comparisons, facts),
         "summary.md": tables.as_markdown(summaries, comparisons),
         "summary.tex": tables.as_latex(summaries, comparisons),
-        "study.html": page.render_page(scores, summaries, comparisons, rows, facts, sections),
+        PAGE: page.render_page(scores, summaries, comparisons, rows, facts, sections),
     }
     for name, text in texts.items():
         with written_whole(output / name) as aside:
             aside.write_text(text, encoding="utf-8")
+    return len(failed)
 
 
-def _reports(outcomes: Sequence[Outcome], output: Path, method: str) -> dict[str, tuple[str, str]]:
+def _reports(done: MethodRun, output: Path) -> dict[str, tuple[str, str]]:
     """Per case the paths of its report and of its thumbnail, relative to the page."""
-    found = {}
-    for outcome in outcomes:
+    reports = {}
+    for outcome in done.outcomes:
         if outcome.status == "failed":
             continue
-        folder = Path(CASES) / method / outcome.id
+        folder = done.folder / outcome.id
         picture = Path("thumbnails") / f"{outcome.id}.png"
-        _thumbnail(output / folder, output / picture)
-        found[outcome.id] = (f"{folder.as_posix()}/report.html", picture.as_posix())
-    return found
+        _thumbnail(folder, output / picture)
+        page_of_case = f"{folder.relative_to(output).as_posix()}/report.html"
+        reports[outcome.id] = (page_of_case, picture.as_posix())
+    return reports
 
 
 def _thumbnail(folder: Path, target: Path) -> None:
@@ -242,4 +272,13 @@ def _thumbnail(folder: Path, target: Path) -> None:
         small.resize((width, height)).save(aside)
 
 
-__all__ = ["CASES", "TRADITIONAL", "Method", "methods_against", "run_study"]
+__all__ = [
+    "CASES",
+    "PAGE",
+    "TRADITIONAL",
+    "Method",
+    "MethodRun",
+    "methods_against",
+    "run_study",
+    "write_study",
+]
