@@ -40,11 +40,12 @@ ALSO_CT_MR = ("sts003", "sts018", "sts031", "sts038")
 # how often: none, near, usual, strong, beyond what is searched
 _MOVES = {
     "still": (0.08, RANGES["still"]),
-    "near": (0.27, Ranges((0, 4), (0, 5), 0.0, (0, 5), 12)),
-    "usual": (0.30, Ranges((4, 15), (5, 20), 0.0, (0, 6), 15)),
+    "near": (0.30, Ranges((0, 4), (0, 5), 0.0, (0, 5), 12)),
+    "usual": (0.32, Ranges((4, 15), (5, 20), 0.0, (0, 6), 15)),
     "strong": (0.22, Ranges((8, 20), (10, 25), 0.08, (4, 12), 18)),
-    "far": (0.13, Ranges((15, 45), (20, 60), 0.0, (0, 4), 18)),
+    "far": (0.08, Ranges((15, 45), (20, 60), 0.0, (0, 4), 18)),
 }
+_PAIRS = {"ct-mr": ("ct", "mr"), "ct-pet": ("ct", "pet"), "mr-pet": ("mr", "pet")}
 Row = dict[str, Any]
 
 
@@ -71,16 +72,17 @@ def drawn(seed: int, data: Path) -> Drawn:
     """Choose patient, images, move, fields of view and noise."""
     rng = np.random.default_rng(seed)
     move = str(rng.choice([*_MOVES], p=[share for share, _ in _MOVES.values()]))
-    kind = rng.choice(["ct-mr", "ct-pet", "head", "trunk"], p=[0.36, 0.30, 0.24, 0.10])
-    if kind == "ct-mr":
-        patient, keys = str(rng.choice([*TRAINING, *ALSO_CT_MR])), ("ct", "mr")
+    kinds = ("ct-mr", "mr-pet", "ct-pet", "head", "trunk")
+    kind = str(rng.choice(kinds, p=[0.26, 0.18, 0.26, 0.22, 0.08]))
+    if kind in {"ct-mr", "mr-pet"}:
+        patient, keys = str(rng.choice([*TRAINING, *ALSO_CT_MR])), _PAIRS[kind]
     elif kind == "ct-pet":
         entries = json.loads((data / "datalist.json").read_text(encoding="utf-8"))["ct_mr_pet_3d"]
         names = [one["id"] for one in entries if one["id"] not in HELD_OUT]
         patient, keys = str(rng.choice(names)), ("ct", "pet")
     else:
         patient = f"head{rng.choice(HEADS)}" if kind == "head" else f"trunk{rng.integers(12)}"
-        keys = (("ct", "mr"), ("ct", "pet"), ("mr", "pet"))[rng.integers(3)]
+        keys = [*_PAIRS.values()][rng.integers(3)]
     # mostly a part of the reference: less to compute, and less to go by
     shares = ((0.25, 0.6, 0.75), (0.4, 1.0, 0.45))
     cut = [float(rng.uniform(a, b)) if rng.random() < p else 1.0 for a, b, p in shares]

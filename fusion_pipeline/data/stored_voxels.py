@@ -1,5 +1,6 @@
-"""Whether a file holds the voxels that its header promises: no more, no fewer, none damaged."""
+"""The voxels that a file's header promises: no more, no fewer, none damaged."""
 
+import bz2
 import math
 import zlib
 from collections.abc import Mapping
@@ -12,7 +13,10 @@ import numpy.typing as npt
 from fusion_pipeline.data.refusals import refusal
 
 _CHUNK = 1 << 20  # bytes
-_TIGHTEST = 1032  # bytes that deflate packs into one, at most
+_OTHER = "text"
+_NRRD_PACKING = {"raw": "", "gzip": "deflate", "gz": "deflate", "bzip2": "bzip2", "bz2": "bzip2"}
+_GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"  # first bytes
+_BESIDE = "copy that file beside the header"
 _ADVICE = "the header's sizes or its type of voxels may be wrong; write it again"
 
 
@@ -49,68 +53,20 @@ def drained(file: IO[bytes]) -> int:
     return count
 
 
-def check_itk_voxels(
-    path: Path,
-    fields: Mapping[str, str],
-    start: int,
-    shape: tuple[int, ...],
-    itemsize: int,
-    place: str,
-) -> None:
-    """Refuse plain voxels of an NRRD or MetaImage that are more than its header says.
-
-    Args:
-        path: of the header.
-        fields: of the header, by names in lower case.
-        start: byte behind the header.
-        shape: as the header says.
-        itemsize: bytes of a voxel.
-        place: name of the image in messages.
-
-    Raises:
-        InputError: they are more, or a list of files that ITK reads wrongly.
-    """
-    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
-    name = _data_file(fields, nrrd)
-    if name.upper().startswith("LIST"):
-        _check_list(path, nrrd, place)
-    skip = fields.get("byte skip" if nrrd else "headersize", "0")
-    packed = fields.get("encoding", "") != "raw" if nrrd else is_compressed(fields)
-    several = name.upper().startswith("LIST") or "%" in name
-    if packed or several or not skip.isdecimal() or fields.get("line skip", "0") != "0":
-        return
-    if not nrrd and fields.get("binarydata", "true").lower()[:1] not in ("t", "1"):
-        raise refusal(place, "voxels in binary form", "BinaryData = False", "write it again")
-    file = path if _is_local(name) else path.parent / name
-    if not file.is_file():
-        advice = "copy that file beside the header"
-        raise refusal(place, f"its voxels in {name}", "no such file", advice)
-    begin = int(skip) + (start if _is_local(name) else 0)
-    expected = math.prod(shape) * itemsize
-    extra = file.stat().st_size - begin - expected
-    if extra < 0:
-        came = f"{max(expected + extra, 0)} bytes of voxels where the header promises {expected}"
-        raise refusal(place, "a whole file", came, "copy it again")
-    check_no_more(extra, shape, itemsize, place)
-
-
-def is_compressed(fields: Mapping[str, str]) -> bool:
-    """Whether a MetaImage's voxels are packed."""
-    return fields.get("compresseddata", "").lower() in ("true", "t", "1")
-
-
-def unpacked(
+def read_voxels(
     path: Path,
     fields: Mapping[str, str],
     start: int,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     place: str,
-) -> npt.NDArray[Any]:
-    """Voxels of a packed MetaImage, ``(*S)``.
+) -> npt.NDArray[Any] | None:
+    """Voxels of an NRRD or MetaImage, ``(*S)``; None where ITK has to read them.
 
-    ITK takes what is packed without its size or its checksum: a damaged file, or one whose header
-    lacks `CompressedDataSize`, gives whatever lay in memory.
+    ITK takes what is packed in a MetaImage without its size or its checksum: a damaged file, or one
+    whose header lacks `CompressedDataSize`, gives whatever lay in memory. It is silent about voxels
+    beyond those that the header counts; it lacks bzip2, and some types of voxels. Left to it
+    are voxels as text, in several files, or behind lines or an unknown number of bytes.
 
     Args:
         path: of the header.
@@ -121,25 +77,77 @@ def unpacked(
         place: name of the image in messages.
 
     Raises:
-        InputError: more or fewer voxels than the header says.
+        InputError: more or fewer voxels than the header says, or a header that ITK reads wrongly.
         OSError, zlib.error: the packed voxels are damaged.
     """
-    name = _data_file(fields, nrrd=False)
-    if name.upper().startswith("LIST") or "%" in name:
-        advice = "write it as one file"
-        raise refusal(place, "one file of packed voxels", "several", advice)
-    with (path if _is_local(name) else path.parent / name).open("rb") as file:
-        file.seek(start if _is_local(name) else 0)
-        packed = file.read()
+    name = _data_file(fields, _is_nrrd(path))
+    packing = _packing(path, fields, place)
+    skip = fields.get("byte skip" if _is_nrrd(path) else "headersize", "0")
+    skips = not skip.isdecimal() or fields.get("line skip", "0") != "0"
+    if packing == _OTHER or skips or _in_several(name):
+        return None
+    file = path if _is_local(name) else path.parent / name
+    if not file.is_file():
+        raise refusal(place, f"its voxels in {name}", "no such file", _BESIDE)
+    begin = start if _is_local(name) else 0
     expected = math.prod(shape) * dtype.itemsize
-    # room for all at once, but for no more than can be packed so tightly; zlib or gzip
-    room = min(expected, _TIGHTEST * len(packed))
-    raw = zlib.decompress(packed, wbits=47, bufsize=room + 1)
-    if len(raw) < expected:
-        came = f"{len(raw)} bytes of voxels where the header promises {expected}"
-        raise refusal(place, "a whole MetaImage file", came, "copy the file again")
-    check_no_more(len(raw) - expected, shape, dtype.itemsize, place)
+    with file.open("rb") as stream:
+        stream.seek(begin + (0 if packing else int(skip)))
+        if not packing:
+            extra = file.stat().st_size - stream.tell() - expected
+            raw = stream.read(expected) if extra >= 0 else b""
+        else:  # what is skipped is packed, too; no more is taken from memory than one slice more
+            room = int(skip) + expected + math.prod(shape[:2]) * dtype.itemsize
+            raw = _unpack(stream.read(), room, bzip2=packing == "bzip2")[int(skip) :]
+            extra = len(raw) - expected
+    if extra < 0:
+        came = f"{max(expected + extra, 0)} bytes of voxels where the header promises {expected}"
+        raise refusal(place, "a whole file", came, "copy it again")
+    check_no_more(extra, shape, dtype.itemsize, place)
     return np.frombuffer(raw, dtype, math.prod(shape)).reshape(shape, order="F")
+
+
+def _packing(path: Path, fields: Mapping[str, str], place: str) -> str:
+    """``deflate``, ``bzip2``, or empty where the voxels are plain; `_OTHER` is ITK's.
+
+    Raises:
+        InputError: what ITK reads wrongly.
+    """
+    nrrd = _is_nrrd(path)
+    several = _in_several(_data_file(fields, nrrd))
+    if nrrd:
+        return _NRRD_PACKING.get(fields.get("encoding", "").lower(), _OTHER)
+    if fields.get("compresseddata", "").lower() in ("true", "t", "1"):
+        if several:
+            advice = "write it as one file"
+            raise refusal(place, "one file of packed voxels", "several", advice)
+        return "deflate"
+    if several and not path.read_bytes().endswith((b"\n", b"\r")):
+        came = "a list of files whose last line has no end"
+        raise refusal(place, "a whole MetaImage header", came, "add a line break at its end")
+    if not several and fields.get("binarydata", "true").lower()[:1] not in ("t", "1"):
+        raise refusal(place, "voxels in binary form", "BinaryData = False", "write it again")
+    return ""
+
+
+def _unpack(packed: bytes, room: int, *, bzip2: bool) -> bytes:
+    """What was packed in one part or several, up to ``room`` bytes; checked to its end.
+
+    Raises:
+        OSError, zlib.error: it is damaged.
+        EOFError: it is cut short.
+    """
+    parts: list[bytes] = []
+    while True:
+        # zlib's or gzip's
+        one = bz2.BZ2Decompressor() if bzip2 else zlib.decompressobj(wbits=47)
+        parts.append(one.decompress(packed, room))
+        room -= len(parts[-1])
+        if not one.eof and room > 0:
+            raise EOFError("packed voxels that are cut short")
+        packed = one.unused_data
+        if room <= 0 or not packed.startswith(_BZIP2 if bzip2 else _GZIP):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _data_file(fields: Mapping[str, str], nrrd: bool) -> str:
@@ -149,17 +157,19 @@ def _data_file(fields: Mapping[str, str], nrrd: bool) -> str:
     return fields.get("elementdatafile", "")
 
 
+def _is_nrrd(path: Path) -> bool:
+    """The header is an NRRD's, by its name."""
+    return path.suffix.lower() in (".nrrd", ".nhdr")
+
+
+def _in_several(name: str) -> bool:
+    """The voxels lie in several files."""
+    return name.upper().startswith("LIST") or "%" in name
+
+
 def _is_local(name: str) -> bool:
     """The voxels lie behind the header."""
     return name.upper() in ("", "LOCAL")
 
 
-def _check_list(path: Path, nrrd: bool, place: str) -> None:
-    """Refuse a list of files whose last line does not end, which MetaIO does not read."""
-    if nrrd or path.read_bytes().endswith((b"\n", b"\r")):
-        return
-    came = "a list of files whose last line has no end"
-    raise refusal(place, "a whole MetaImage header", came, "add a line break at its end")
-
-
-__all__ = ["check_itk_voxels", "check_no_more", "drained", "is_compressed", "unpacked"]
+__all__ = ["check_no_more", "drained", "read_voxels"]

@@ -39,11 +39,9 @@ from fusion_pipeline.data.refusals import (
 )
 from fusion_pipeline.data.sources import itk_affine
 from fusion_pipeline.data.stored_voxels import (
-    check_itk_voxels,
     check_no_more,
     drained,
-    is_compressed,
-    unpacked,
+    read_voxels,
 )
 from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
@@ -154,7 +152,7 @@ def _itk_affine_in_mm(
 def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
     """MONAI's header of the file, and the values under ``array``.
 
-    Packed voxels of a MetaImage are unpacked here: MetaIO does not check them.
+    Most voxels are read and checked here; ITK reads the rest.
     """
     try:
         with muted():
@@ -168,13 +166,12 @@ def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
             _check_one_component(imageio, place)
             d = imageio.GetNumberOfDimensions()
             shape = tuple(imageio.GetDimensions(axis) for axis in range(d))
-            if is_compressed(fields):
-                array = unpacked(path, fields, start, shape, _itk_dtype(imageio, fields), place)
-                header = {"affine": _itk_io_affine(imageio, d)}
-            else:
-                check_itk_voxels(path, fields, start, shape, imageio.GetComponentSize(), place)
+            array = read_voxels(path, fields, start, shape, _itk_dtype(imageio, fields), place)
+            if array is None:
                 reader = ITKReader()
                 array, header = reader.get_data(reader.read(str(path), imageio=imageio))
+            else:
+                header = {"affine": _itk_io_affine(imageio, d)}
     except InputError:
         raise
     except READ_ERRORS as error:
@@ -194,12 +191,13 @@ def _check_one_component(imageio: Any, place: str) -> None:  # noqa: ANN401 - of
 
 
 def _itk_dtype(imageio: Any, fields: Mapping[str, str]) -> np.dtype[Any]:  # noqa: ANN401
-    """Of a voxel as a MetaImage stores it."""
+    """Of a voxel as an NRRD or a MetaImage stores it."""
     kind = imageio.GetComponentTypeAsString(imageio.GetComponentType())
     letter = "f" if kind in ("float", "double") else "u" if kind.startswith("unsigned") else "i"
-    msb = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "f"))
-    order = ">" if msb.lower()[:1] in ("t", "1") else "<"
-    return np.dtype(f"{order}{letter}{imageio.GetComponentSize()}")
+    names = ("endian", "binarydatabyteordermsb", "elementbyteordermsb")
+    order = next((fields[name].lower() for name in names if name in fields), "")
+    big = order.startswith(("b", "t", "1"))  # big, True
+    return np.dtype(f"{'>' if big else '<'}{letter}{imageio.GetComponentSize()}")
 
 
 def _itk_io_affine(imageio: Any, d: int) -> Matrix:  # noqa: ANN401
