@@ -68,7 +68,8 @@ def frames_of(header: Dataset, file: int, place: str) -> Iterator[Frame]:
             raise refusal(
                 place,
                 "slices with position, orientation and pixel spacing",
-                f"none of it in {header.get('SOPClassUID').name} (slice {number + 1} of the file)",
+                f"no usable {_named(error)} in {header.get('SOPClassUID').name} "
+                f"(slice {number + 1} of the file)",
                 "export the series as CT, MR or PET slices with geometry",
             ) from error
         slope, intercept, lacks = _rescale(groups["PixelValueTransformationSequence"])
@@ -141,10 +142,18 @@ def _nuclear(header: Dataset, number: int) -> tuple[Matrix, Matrix, Matrix]:
 
 def _vector(group: Dataset, name: str, length: int) -> Matrix:
     """An element of several finite numbers, or a ValueError."""
+    if name not in group:
+        raise ValueError(name)
     vector = np.asarray(group[name].value, dtype=np.float64)
     if vector.shape != (length,) or not np.isfinite(vector).all():
         raise ValueError(name)
     return vector
+
+
+def _named(error: Exception) -> str:
+    """The element that a slice lacks, where an error is its name."""
+    text = str(error).strip("'")
+    return text if text.isalpha() else "geometry"
 
 
 def _thickness(header: Dataset) -> float:

@@ -5,7 +5,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,10 @@ _CHUNK = 1 << 20  # bytes
 _OTHER = "text"
 _NRRD_PACKING = {"raw": "", "gzip": "deflate", "gz": "deflate", "bzip2": "bzip2", "bz2": "bzip2"}
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"  # first bytes
+_COLUMNS = 512  # lines of voxels that are looked at
+# times, in mean and quadratic mean; in 178 images of shared/data/open 2.5 and 1.3 at most
+_SMOOTHER = np.array([5.0, 2.0])
+_FLOATS = (1e-6, 1e7)  # what an image in floating-point numbers holds besides 0
 _BESIDE = "copy that file beside the header"
 _ADVICE = "the header's sizes or its type of voxels may be wrong; write it again"
 
@@ -53,6 +57,18 @@ def drained(file: IO[bytes]) -> int:
     return count
 
 
+class StoredVoxels(NamedTuple):
+    """Voxels as a file stores them.
+
+    Attributes:
+        array: ``(*S)``.
+        notes: what is to be said of them.
+    """
+
+    array: npt.NDArray[Any]
+    notes: list[str]
+
+
 def read_voxels(
     path: Path,
     fields: Mapping[str, str],
@@ -60,8 +76,8 @@ def read_voxels(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     place: str,
-) -> npt.NDArray[Any] | None:
-    """Voxels of an NRRD or MetaImage, ``(*S)``; None where ITK has to read them.
+) -> StoredVoxels | None:
+    """Voxels of an NRRD or MetaImage; None where ITK has to read them.
 
     ITK takes what is packed in a MetaImage without its size or its checksum: a damaged file, or one
     whose header lacks `CompressedDataSize`, gives whatever lay in memory. It is silent about voxels
@@ -104,7 +120,70 @@ def read_voxels(
         came = f"{max(expected + extra, 0)} bytes of voxels where the header promises {expected}"
         raise refusal(place, "a whole file", came, "copy it again")
     check_no_more(extra, shape, dtype.itemsize, place)
-    return np.frombuffer(raw, dtype, math.prod(shape)).reshape(shape, order="F")
+    array = np.frombuffer(raw, dtype, math.prod(shape)).reshape(shape, order="F")
+    check_type(array, dtype, place)
+    notes = []
+    if extra and not _is_local(name):
+        notes.append(
+            f"{place}: {name} has {extra} bytes more than the header counts; if they lie before "
+            "the voxels, the image is shifted."
+        )
+    return StoredVoxels(array, notes)
+
+
+def check_type(array: npt.NDArray[Any], dtype: np.dtype[Any], place: str) -> None:
+    """Refuse integers that are none: floats, or smooth only with another sign or byte order.
+
+    So look voxels whose type or byte order is not what the header says, as in headers that were
+    written by hand.
+
+    Args:
+        array: ``(*S)``, values as they are stored.
+        dtype: of a voxel as the header says.
+        place: name of the image in messages.
+
+    Raises:
+        InputError: the header's type or byte order is wrong.
+    """
+    if dtype.kind not in "iu" or array.ndim < 2:
+        return
+    columns = array.reshape(len(array), -1, order="F")
+    some = columns[:, :: columns.shape[1] // _COLUMNS + 1]
+    some = some.astype(dtype.newbyteorder("="), order="C")
+    if some.dtype.itemsize > 2:
+        others = {"as floating-point numbers"} if _are_floats(some) else set()
+    else:
+        others = _smoother(some)
+    if others:
+        came = f"ones that make an image only {others.pop()}"
+        advice = "correct the type of voxels or the byte order in the header"
+        raise refusal(place, "voxels as the header says", came, advice)
+
+
+def _are_floats(some: npt.NDArray[Any]) -> bool:
+    """All integers but 0 are enormous, and the bits of believable floating-point numbers."""
+    nonzero = some[some != 0]
+    kind = np.dtype(f"f{some.dtype.itemsize}")
+    ends = np.array(_FLOATS, kind).view(some.dtype.str.replace("u", "i"))
+    positive = nonzero & np.iinfo(ends.dtype).max
+    return bool(nonzero.size and (positive >= ends[0]).all() and (positive <= ends[1]).all())
+
+
+def _smoother(some: npt.NDArray[Any]) -> set[str]:
+    """What else the voxels could be, if that is far smoother."""
+    sign = np.dtype(f"{'i' if some.dtype.kind == 'u' else 'u'}{some.dtype.itemsize}")
+    others = {"with another sign (signed or unsigned)": some.view(sign)}
+    if some.dtype.itemsize > 1:
+        others["with another byte order"] = some.byteswap()
+    here = _roughness(some)
+    return {name for name, other in others.items() if (_roughness(other) < here / _SMOOTHER).any()}
+
+
+def _roughness(columns: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Mean and quadratic mean of the steps along the first axis, by the voxels' deviation."""
+    values = columns.astype(np.float32)
+    steps = np.abs(np.diff(values, axis=0))
+    return np.array([steps.mean(), steps.std()]) / max(float(values.std()), 1e-6)
 
 
 def _packing(path: Path, fields: Mapping[str, str], place: str) -> str:
@@ -172,4 +251,4 @@ def _is_local(name: str) -> bool:
     return name.upper() in ("", "LOCAL")
 
 
-__all__ = ["check_no_more", "drained", "read_voxels"]
+__all__ = ["StoredVoxels", "check_no_more", "check_type", "drained", "read_voxels"]
