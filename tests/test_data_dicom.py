@@ -134,7 +134,7 @@ def test_copies_are_read_once_and_other_files_ignored(tmp_path):
 
 def test_another_modality_than_the_key_is_told(tmp_path):
     _, warnings = read_image(save_series(tmp_path / "a"), "mr")
-    assert "the header says modality CT, the key says mr." in warnings[0]
+    assert "the file says modality CT, the key says mr." in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_enhanced_multiframe_takes_each_frames_own_place_and_slope(tmp_path):
 
 def test_enhanced_multiframe_without_geometry_is_refused(tmp_path):
     path = save(enhanced(series_pixels(), shared=False), tmp_path / "a.dcm")
-    with pytest.raises(InputError, match=r"none of it in Enhanced CT Image Storage"):
+    with pytest.raises(InputError, match=r"no usable \w+ in Enhanced CT Image Storage"):
         read_image(path, "ct")
 
 

@@ -148,7 +148,7 @@ class TestVoxelsAgainstHeader:
         [
             (zlib.compress(VOXELS[:-600]), "got 2172 bytes of voxels where the header promises"),
             (zlib.compress(VOXELS)[:-90], "packed voxels that are cut short"),
-            (zlib.compress(VOXELS * 2), "expected 2772 bytes of voxels, got 5544"),
+            (zlib.compress(VOXELS * 2), "expected 2772 bytes of voxels, got 3080 or more"),
             (zlib.compress(VOXELS, 0)[:900] + b"?" + zlib.compress(VOXELS, 0)[901:], "data check"),
         ],
     )
@@ -211,8 +211,8 @@ class TestScale:
         signed = ramp().astype("i2") - 1500
         wrapped = save_nifti(tmp_path / "a.nii", signed.astype("u2"))
         series = slices(tmp_path / "s", put(PixelRepresentation=0), plus=-1500, **MR)
-        for given in (wrapped, series):
-            with pytest.raises(InputError, match="as if a sign was lost"):
+        for given, words in ((wrapped, "with another sign"), (series, "as if a sign was lost")):
+            with pytest.raises(InputError, match=words):
                 read_image(given, "mr")
         assert read_image(save_nifti(tmp_path / "b.nii", signed), "mr")[1] == []
         full = (ramp() / ramp().max() * 65535).astype("u2")  # 16 bits in use

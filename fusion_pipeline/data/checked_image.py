@@ -229,7 +229,7 @@ def _other_modality(img: MetaTensor, modality: Modality, key: str, place: str) -
         if (other := other_kind(came)) is not None:
             expected = f"a series of modality {' or '.join(_DICOM_NAMES[modality])}"
             raise refusal(place, expected, f"{came} ({other[0]})", other[1])
-        return [f"{place}: the header says modality {came}, the key says {key}."]
+        return [f"{place}: the file says modality {came}, the key says {key}."]
     said = img.meta.get("modality", modality)
     if said in MODALITIES and said != modality:
         return [f"{place}: the meta says modality {said}, the key says {key}."]
@@ -257,10 +257,10 @@ def _believed_suv(
     array: Array, img: MetaTensor, notes: list[str], place: str
 ) -> tuple[Array, str, list[str]]:
     """SUV that a scan can have; else the values as they are stored, and why."""
-    finite = sampled(array)
-    if finite.size == 0:
-        return array, "SUV", notes
-    reason = unbelievable_suv(float(array.max()), float(np.percentile(finite, 99)))
+    brightest = float(array.max())
+    reason = (
+        unbelievable_suv(brightest) if brightest > 0 else ""
+    )  # an empty one is another's matter
     if not reason:
         return array, "SUV", notes
     stored = str(img.meta["suv_stored"])

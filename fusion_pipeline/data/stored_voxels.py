@@ -24,7 +24,9 @@ _BESIDE = "copy that file beside the header"
 _ADVICE = "the header's sizes or its type of voxels may be wrong; write it again"
 
 
-def check_no_more(extra: int, shape: tuple[int, ...], itemsize: int, place: str) -> None:
+def check_no_more(
+    extra: int, shape: tuple[int, ...], itemsize: int, place: str, *, least: bool = False
+) -> None:
     """Refuse a file with so many bytes behind its voxels that a further slice fits in.
 
     Such a file has more slices, volumes or bytes a voxel than its header says. A few bytes behind
@@ -35,6 +37,7 @@ def check_no_more(extra: int, shape: tuple[int, ...], itemsize: int, place: str)
         shape: of the voxels, as the header says.
         itemsize: bytes of a voxel, as the header says.
         place: name of the image in messages.
+        least: there may be still more of them.
 
     Raises:
         InputError: a further slice fits in.
@@ -42,7 +45,8 @@ def check_no_more(extra: int, shape: tuple[int, ...], itemsize: int, place: str)
     if extra < math.prod(shape[:2]) * itemsize:
         return
     expected = math.prod(shape) * itemsize
-    raise refusal(place, f"{expected} bytes of voxels", f"{expected + extra}", _ADVICE)
+    came = f"{expected + extra}{' or more' if least else ''}"
+    raise refusal(place, f"{expected} bytes of voxels", came, _ADVICE)
 
 
 def drained(file: IO[bytes]) -> int:
@@ -119,7 +123,7 @@ def read_voxels(
     if extra < 0:
         came = f"{max(expected + extra, 0)} bytes of voxels where the header promises {expected}"
         raise refusal(place, "a whole file", came, "copy it again")
-    check_no_more(extra, shape, dtype.itemsize, place)
+    check_no_more(extra, shape, dtype.itemsize, place, least=bool(packing))
     array = np.frombuffer(raw, dtype, math.prod(shape)).reshape(shape, order="F")
     check_type(array, dtype, place)
     notes = []
@@ -162,11 +166,11 @@ def check_type(array: npt.NDArray[Any], dtype: np.dtype[Any], place: str) -> Non
 
 def _are_floats(some: npt.NDArray[Any]) -> bool:
     """All integers but 0 are enormous, and the bits of believable floating-point numbers."""
-    nonzero = some[some != 0]
     kind = np.dtype(f"f{some.dtype.itemsize}")
-    ends = np.array(_FLOATS, kind).view(some.dtype.str.replace("u", "i"))
-    positive = nonzero & np.iinfo(ends.dtype).max
-    return bool(nonzero.size and (positive >= ends[0]).all() and (positive <= ends[1]).all())
+    ends = np.array(_FLOATS, kind).view(f"i{some.dtype.itemsize}")
+    bits = some & np.iinfo(ends.dtype).max  # without the sign; -0.0 is 0, too
+    bits = bits[bits != 0]
+    return bool(bits.size and (bits >= ends[0]).all() and (bits <= ends[1]).all())
 
 
 def _smoother(some: npt.NDArray[Any]) -> set[str]:

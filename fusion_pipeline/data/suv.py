@@ -29,9 +29,8 @@ _THERAPY_DOSE_MBQ = (5.0, 30000.0)  # Y-90 microspheres
 # Bq/g at the reference time: 37 MBq of Zr-89 after a week are 90 in 100 kg, 2.2 GBq of Rb-82 44000
 _DOSE_PER_GRAM = (10.0, 1e5)
 # A dose spread evenly over the body is 1 everywhere, and something takes up more; kBq/ml or SUV
-# that are called Bq/ml end below. Above: Bq/ml that are called SUV; bladder and kidneys reach 100.
+# that are called Bq/ml end below.
 _BRIGHTEST_SUV = 0.1
-_BRIGHT_SUV = 500.0
 _HALF_LIVES = 5.0  # between injection and scan; 3 % of the activity is left then
 _ONE_DAY_S = 36000.0  # half-life beyond which people are scanned on a later day than injected
 # what all slices have to say alike
@@ -51,18 +50,15 @@ class EmissionScale(NamedTuple):
     stored: str = "a.u."
 
 
-def unbelievable_suv(brightest: float, bright: float) -> str:
+def unbelievable_suv(brightest: float) -> str:
     """Why values cannot be SUV of a scan; empty where they can.
 
     Args:
         brightest: of all values.
-        bright: 99 % of the values are darker.
     """
-    if brightest < _BRIGHTEST_SUV:
-        return f"no value exceeds {brightest:.3g}; the header's Units or rescale may be wrong"
-    if bright > _BRIGHT_SUV:
-        return f"1 % of the values exceed {bright:.3g}; the header's Units or rescale may be wrong"
-    return ""
+    if brightest >= _BRIGHTEST_SUV:
+        return ""
+    return f"no value exceeds {brightest:.3g}; the header's Units or rescale may be wrong"
 
 
 def emission_scale(headers: Sequence[Dataset], place: str) -> EmissionScale:
@@ -110,7 +106,7 @@ def _from_counts(headers: Sequence[Dataset], place: str) -> EmissionScale:
     """Counts: Philips notes a factor to SUV, or else one to Bq/ml, in private elements."""
     suv, activity = (_philips(headers[0], element) for element in (_PHILIPS_SUV, _PHILIPS_ACTIVITY))
     if activity:
-        factor, units, notes = _from_activity(headers, place, units_given=True)
+        factor, units, notes, _ = _from_activity(headers, place, units_given=True)
         computed = factor * activity
         if not suv:
             return EmissionScale(computed, units, notes, "counts")
