@@ -1,14 +1,14 @@
 r"""How likely is a result off by more than 5 mm? Fit that probability, and judge it.
 
-    python benchmarks/doubt.py --rows docs/history/doubt_rows.jsonl --out out               # fit
-    python benchmarks/doubt.py --rows docs/history/doubt_held_out.jsonl --judge --out out   # judge
+    python benchmarks/doubt.py --rows docs/history/doubt_rows.jsonl --out docs/figures   # fit
+    python benchmarks/doubt.py --judge --rows docs/history/doubt_held_out.jsonl --out docs/figures
 
 Both read results of known truth, which ``doubt_rows.py`` makes. Fit: training patients; a logistic
 model of `register.risk.risk_measures`, with a ridge. It prints `RiskSettings` for
 ``register/settings.py``, and how the model judges patients that it was not fitted on (each is left
 out in turn). Judge: the model of the package on held-out patients, to be done once. Both write
-``training`` or ``held-out`` ``.md`` (the table) and ``.png`` (the reliability). To be repeated when
-the registration network changes, since the model rests on its estimate.
+``doubt_training`` or ``doubt_held_out`` ``.md`` (tables) and ``.png`` (the reliability). To be repeated when the
+registration network changes, since the model rests on its estimate.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from fusion_pipeline.register.risk import probability_over_5_mm, risk_measures
-from fusion_pipeline.register.settings import RISK
+from fusion_pipeline.register.settings import DECISION, RISK
 
 LIMIT_MM = 5.0
 FALSE_ALARMS = 0.15  # at most, of the results under 5 mm
@@ -166,24 +166,40 @@ def read_rows(path: Path, *, held_out: bool = False) -> list[Row]:
     return [row for row in rows if math.isfinite(row["estimate_mm"])]
 
 
+def flags(rows: Sequence[Row], judged: Judged) -> Judged:
+    """The same, certain where the stage flags a result by its estimate alone."""
+    estimates = np.array([row["estimate_mm"] for row in rows])
+    said = np.where(estimates > DECISION.doubtful_mm, 1.0, judged.probability)
+    return Judged(said, judged.wrong)
+
+
 def by_pair(rows: Sequence[Row], judged: Judged, limit: float) -> str:
-    """The same by pair of modalities, and by all that the stage flags by."""
+    """A table of what is flagged by the probability or the estimate, by pair of modalities."""
     lines = [
-        "| pair | over 5 mm | AUROC | flagged | under 5 mm | flagged |",
-        "|---|---|---|---|---|---|",
+        f"{len(rows)} results of {len({row['patient'] for row in rows})} patients.",
+        "",
+        "| pair | n | AUROC | flagged over 5 mm | flagged under 5 mm |",
+        "|---|---|---|---|---|",
     ]
-    names = np.array([f"{row['fixed']}-{row['moving']}".upper() for row in rows])
+    names = np.array([_pair(row) for row in rows])
+    flagged = flags(rows, judged).probability > limit
     for name in (*dict.fromkeys(sorted(names)), "all"):
         some = (names == name) | (name == "all")
-        one = Judged(judged.probability[some], judged.wrong[some])
-        if one.wrong.all() or not one.wrong.any():
-            continue
-        caught, alarms = one.flagged(limit)
+        over, under = some & judged.wrong, some & ~judged.wrong
+        auroc = "–"
+        if over.any() and under.any():
+            auroc = f"{Judged(judged.probability[some], judged.wrong[some]).auroc:.2f}"
         lines.append(
-            f"| {name} | {one.wrong.sum()} | {one.auroc:.2f} | {caught:.0%} | "
-            f"{(~one.wrong).sum()} | {alarms:.0%} |"
+            f"| {name} | {some.sum()} | {auroc} | {flagged[over].sum()} of {over.sum()} | "
+            f"{flagged[under].sum()} of {under.sum()} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _pair(row: Row) -> str:
+    """Its modalities, as tables write them."""
+    names = {"ct": "CT", "mr": "MR", "pet": "PET"}
+    return f"{names[row['fixed']]}–{names[row['moving']]}"
 
 
 def main() -> None:
@@ -196,7 +212,7 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="the held-out patients, once")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    name = "held-out" if args.judge else "training"
+    name = "held_out" if args.judge else "training"
     rows = [r for r in read_rows(args.rows, held_out=args.judge) if "fall_6" in r]
     if args.judge:
         said = np.array([probability_over_5_mm(*given(row)) for row in rows])
@@ -204,13 +220,13 @@ def main() -> None:
     else:
         patients = [row["patient"] for row in rows]
         judged = judged_on_others(measures(rows), wrong(rows), patients)
-        limit = judged.limit
+        limit = math.ceil(100 * flags(rows, judged).limit) / 100
         names = ("offset", *risk_measures(*given(rows[0])))
         numbers = zip(names, fitted(measures(rows), wrong(rows)), strict=True)
         print(", ".join(f"{k}={v:.3f}" for k, v in numbers), f"limit={limit:.2f}", sep=", ")
     text = markdown(judged, limit, name) + "\n" + by_pair(rows, judged, limit)
-    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
-    plot(judged, args.out / f"{name}.png")
+    (args.out / f"doubt_{name}.md").write_text(text, encoding="utf-8")
+    plot(judged, args.out / f"doubt_{name}.png")
     print(text)
 
 

@@ -183,11 +183,12 @@ def _smoother(some: npt.NDArray[Any]) -> set[str]:
     return {name for name, other in others.items() if (_roughness(other) < here / _SMOOTHER).any()}
 
 
-def _roughness(columns: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def _roughness(columns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Mean and quadratic mean of the steps along the first axis, by the voxels' deviation."""
     values = columns.astype(np.float32)
     steps = np.abs(np.diff(values, axis=0))
-    return np.array([steps.mean(), steps.std()]) / max(float(values.std()), 1e-6)
+    sizes = np.array([steps.mean(), steps.std()], dtype=np.float64)
+    return sizes / max(float(values.std()), 1e-6)
 
 
 def _packing(path: Path, fields: Mapping[str, str], place: str) -> str:

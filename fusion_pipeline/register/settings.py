@@ -208,10 +208,11 @@ class RiskSettings:
 
     moved_mm: float = 6.0  # mm (6.9 degrees) that a pose is moved by to see how its score falls
     least_fall: float = 0.01  # nats; falls below it, and rises, count the same
-    offset: float = -4.260  # logit
-    estimate: float = 3.120  # logit per e-fold of the network's estimate in mm
-    fall: float = -1.0  # logit per e-fold of the fall
-    limit: float = 0.42  # probability
+    offset: float = -4.626  # logit
+    estimate: float = 0.801  # logit per e-fold of the network's estimate in mm
+    fall: float = -1.298  # logit per e-fold of the fall
+    # probability; 14 % of the training results under 5 mm lie above, or have an estimate over 4 mm
+    limit: float = 0.64
 
 
 LATTICE = LatticeSettings()
