@@ -6,9 +6,9 @@ r"""How likely is a result off by more than 5 mm? Fit that probability, and judg
 Both read results of known truth, which ``doubt_rows.py`` makes. Fit: training patients; a logistic
 model of `register.risk.risk_measures`, with a ridge. It prints `RiskSettings` for
 ``register/settings.py``, and how the model judges patients that it was not fitted on (each is left
-out in turn). Judge: the model of the package on held-out patients, to be done once. Both write
-``doubt_training`` or ``doubt_held_out`` ``.md`` (tables) and ``.png`` (the reliability). To be repeated when the
-registration network changes, since the model rests on its estimate.
+out in turn). Judge: the model of the package on held-out patients, to be done once. Tables and the
+reliability go to ``doubt_training`` or ``doubt_held_out`` ``.md`` and ``.png``. To be repeated when
+the registration network changes, since the model rests on its estimate.
 """
 
 import argparse

@@ -155,11 +155,11 @@ def check_type(array: npt.NDArray[Any], dtype: np.dtype[Any], place: str) -> Non
     some = columns[:, :: columns.shape[1] // _COLUMNS + 1]
     some = some.astype(dtype.newbyteorder("="), order="C")
     if some.dtype.itemsize > 2:
-        others = {"as floating-point numbers"} if _are_floats(some) else set()
+        others = ["as floating-point numbers"] if _are_floats(some) else []
     else:
         others = _smoother(some)
     if others:
-        came = f"ones that make an image only {others.pop()}"
+        came = f"ones that make an image only {others[0]}"
         advice = "correct the type of voxels or the byte order in the header"
         raise refusal(place, "voxels as the header says", came, advice)
 
@@ -173,14 +173,14 @@ def _are_floats(some: npt.NDArray[Any]) -> bool:
     return bool(bits.size and (bits >= ends[0]).all() and (bits <= ends[1]).all())
 
 
-def _smoother(some: npt.NDArray[Any]) -> set[str]:
+def _smoother(some: npt.NDArray[Any]) -> list[str]:
     """What else the voxels could be, if that is far smoother."""
     sign = np.dtype(f"{'i' if some.dtype.kind == 'u' else 'u'}{some.dtype.itemsize}")
     others = {"with another sign (signed or unsigned)": some.view(sign)}
     if some.dtype.itemsize > 1:
         others["with another byte order"] = some.byteswap()
     here = _roughness(some)
-    return {name for name, other in others.items() if (_roughness(other) < here / _SMOOTHER).any()}
+    return [name for name, other in others.items() if (_roughness(other) < here / _SMOOTHER).any()]
 
 
 def _roughness(columns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
