@@ -66,7 +66,7 @@ class TestTypesAndPackings:
         [
             (gzip.compress(VOXELS * 2), "expected 2772 bytes of voxels, got"),
             (gzip.compress(VOXELS[:-9]), "got 2763 bytes of voxels where the header promises"),
-            (gzip.compress(VOXELS)[:-30], "cut short"),
+            (gzip.compress(VOXELS)[:-30], "incomplete or truncated"),
             (gzip.compress(VOXELS)[:-8] + b"\0" * 8, "incorrect data check"),
         ],
     )

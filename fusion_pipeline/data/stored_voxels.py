@@ -228,7 +228,7 @@ def _unpack(packed: bytes, room: int, *, bzip2: bool) -> bytes:
         parts.append(one.decompress(packed, room))
         room -= len(parts[-1])
         if not one.eof and room > 0:
-            raise EOFError("packed voxels that are cut short")
+            raise EOFError("incomplete or truncated stream of packed voxels")
         packed = one.unused_data
         if room <= 0 or not packed.startswith(_BZIP2 if bzip2 else _GZIP):
             return parts[0] if len(parts) == 1 else b"".join(parts)
