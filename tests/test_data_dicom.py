@@ -302,8 +302,14 @@ def test_enhanced_multiframe_takes_each_frames_own_place_and_slope(tmp_path):
 
 def test_enhanced_multiframe_without_geometry_is_refused(tmp_path):
     path = save(enhanced(series_pixels(), shared=False), tmp_path / "a.dcm")
-    with pytest.raises(InputError, match=r"no usable \w+ in Enhanced CT Image Storage"):
+    with pytest.raises(InputError, match=r"none of it in Enhanced CT Image Storage"):
         read_image(path, "ct")
+
+
+def test_what_a_slice_lacks_is_named(tmp_path):
+    folder = save_series(tmp_path / "a", PixelSpacing=None)
+    with pytest.raises(InputError, match="no usable PixelSpacing in CT Image Storage"):
+        read_image(folder, "ct")
 
 
 @pytest.mark.parametrize("step", [3.0, -3.0])
