@@ -128,7 +128,7 @@ def itk_file(path: Path, rng: Generator) -> Path:
     """An NRRD or MetaImage file."""
     image = sitk.GetImageFromArray(values(rng).T)
     image.SetSpacing((1.5, 2.0, 3.0))
-    sitk.WriteImage(image, str(path))
+    sitk.WriteImage(image, str(path), useCompression=bool(rng.random() < 0.4))
     return path
 
 

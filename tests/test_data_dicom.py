@@ -134,7 +134,7 @@ def test_copies_are_read_once_and_other_files_ignored(tmp_path):
 
 def test_another_modality_than_the_key_is_told(tmp_path):
     _, warnings = read_image(save_series(tmp_path / "a"), "mr")
-    assert "the header says modality CT, the key says mr." in warnings[0]
+    assert "the file says modality CT, the key says mr." in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -304,6 +304,12 @@ def test_enhanced_multiframe_without_geometry_is_refused(tmp_path):
     path = save(enhanced(series_pixels(), shared=False), tmp_path / "a.dcm")
     with pytest.raises(InputError, match=r"none of it in Enhanced CT Image Storage"):
         read_image(path, "ct")
+
+
+def test_what_a_slice_lacks_is_named(tmp_path):
+    folder = save_series(tmp_path / "a", PixelSpacing=None)
+    with pytest.raises(InputError, match="no usable PixelSpacing in CT Image Storage"):
+        read_image(folder, "ct")
 
 
 @pytest.mark.parametrize("step", [3.0, -3.0])

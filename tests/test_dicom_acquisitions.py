@@ -377,3 +377,46 @@ def test_frames_of_two_volumes_without_declared_dimensions(tmp_path, name, group
     array, warnings = values(f"{path}::{name}={wanted}")
     np.testing.assert_array_equal(array, pixels.T + 1000)
     assert warnings == []
+
+
+MR = {"Modality": "MR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}
+
+
+def test_two_sequences_or_modalities_in_two_halves_of_a_stack(tmp_path):
+    def halves(name, *said):
+        return lambda ds, k: setattr(ds, name, said[k > 4])
+
+    path = slices(tmp_path / "a", halves("ScanningSequence", "SE", "GR"), **MR)
+    with pytest.raises(InputError, match=r"sequence=GR \(4 slices\), sequence=SE \(5 slices\)"):
+        read_image(path, "mr")
+    assert values(f"{path}::sequence=SE")[0].shape[2] == 5
+    path = slices(tmp_path / "b", halves("Modality", "MR", "CT"))
+    with pytest.raises(InputError, match="slices of one Modality, got 2 of them"):
+        read_image(path, "mr")
+    path = slices(tmp_path / "c", put(ScanningSequence=["SE", "IR"]), **MR)
+    assert read_image(path, "mr")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("P", True), ("IMAGINARY", True), ("M", False), ("ADC", False)]
+)
+def test_phases_are_told(tmp_path, word, said):
+    path = slices(tmp_path / "a", put(ImageType=["ORIGINAL", "PRIMARY", word, "ND"]), **MR)
+    notes = read_image(path, "mr")[1]
+    assert [f"no magnitude (ImageType {word})" in note for note in notes] == [True] * said
+
+
+def test_a_concatenation_needs_all_its_files(tmp_path):
+    pixels = series_pixels()
+    paths = []
+    for number, part in enumerate((range(4), range(4, 9)), 1):
+        ds = enhanced([(3.0 * k, (1, k + 1), pixels[k]) for k in part])
+        ds.ConcatenationUID, ds.InConcatenationNumber = "1.2.3.9", number
+        ds.InConcatenationTotalNumber = 2
+        paths.append(save(ds, tmp_path / f"{number}.dcm"))
+    array, notes = values(tmp_path)
+    np.testing.assert_array_equal(array, pixels.T)
+    assert notes == []
+    paths[1].unlink()
+    with pytest.raises(InputError, match="all 2 files of a concatenation, got 1 of them"):
+        read_image(tmp_path, "mr")

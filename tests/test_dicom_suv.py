@@ -5,7 +5,7 @@ import pydicom
 import pytest
 from data_phantoms import save, save_series, series_pixels
 
-from fusion_pipeline.data import read_image
+from fusion_pipeline.data import InputError, read_image
 from fusion_pipeline.data.nuclides import HALF_LIFE, nuclide_of
 
 HOUR = 2.0 ** (-3600 / 6586.2)
@@ -221,3 +221,56 @@ def test_nuclides_are_known_by_code_and_by_word(code, meaning, named):
     info.RadionuclideCodeSequence = [item]
     assert nuclide_of(info) == named
     assert not named or HALF_LIFE[named] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"PatientWeight": "90"}, "PatientWeight"),
+        ({"DecayCorrection": "ADMIN"}, "DecayCorrection"),
+        ({"CorrectedImage": ["ATTN", "DECY"]}, "CorrectedImage"),
+        ({"RadionuclideTotalDose": 3.5e7}, "RadionuclideTotalDose"),
+    ],
+)
+def test_slices_that_say_different_things_give_no_suv(tmp_path, change, named):
+    folder = pet(tmp_path / "pet")
+    path = sorted(folder.iterdir())[4]
+    ds = pydicom.dcmread(path)
+    for name, value in change.items():
+        dose = name.startswith("Radionuclide")
+        setattr(ds.RadiopharmaceuticalInformationSequence[0] if dose else ds, name, value)
+    save(ds, path)
+    image, warnings = read_image(folder, "pet")
+    assert image.units == "Bq/ml"
+    assert f"no SUV, because the slices give 2 values of {named}" in warnings[0]
+
+
+def test_weights_that_are_written_differently_are_one(tmp_path):
+    folder = pet(tmp_path / "pet")
+    path = sorted(folder.iterdir())[4]
+    ds = pydicom.dcmread(path)
+    ds.PatientWeight = "70.0"
+    save(ds, path)
+    assert read_image(folder, "pet")[1] == []
+
+
+def test_slices_of_two_units_are_refused(tmp_path):
+    folder = pet(tmp_path / "pet")
+    path = sorted(folder.iterdir())[4]
+    ds = pydicom.dcmread(path)
+    ds.Units = "CNTS"
+    save(ds, path)
+    with pytest.raises(InputError, match=r"values of one unit, got slices of several \(Units\)"):
+        read_image(folder, "pet")
+
+
+@pytest.mark.parametrize(
+    ("units", "slope", "stored"), [("BQML", 0.01, "stay in Bq/ml"), ("GML", 1e-5, "are kept")]
+)
+def test_values_that_cannot_be_suv(tmp_path, units, slope, stored):
+    folder = pet(tmp_path / "a", Units=units, RescaleSlope=str(slope), RescaleIntercept="0")
+    image, warnings = read_image(folder, "pet")
+    np.testing.assert_allclose(image.array[0].numpy(), series_pixels().T * slope, rtol=1e-6)
+    assert image.units != "SUV"
+    assert "no SUV, because no value exceeds" in warnings[0]
+    assert f"the values {stored}" in warnings[0]

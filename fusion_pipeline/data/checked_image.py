@@ -23,6 +23,7 @@ from fusion_pipeline.data.padding import certain, impossible_constants, is_impos
 from fusion_pipeline.data.palettes import uptake_of
 from fusion_pipeline.data.pictures import luma
 from fusion_pipeline.data.refusals import refusal
+from fusion_pipeline.data.suv import unbelievable_suv
 from fusion_pipeline.modalities import MODALITIES, Modality, modality_of, other_kind
 from fusion_pipeline.transforms.dictionary import padding_key
 from fusion_pipeline.transforms.modality import looks_like_hu, sampled
@@ -78,6 +79,8 @@ class CheckImage(Transform):
         messages += check_affine(affine, place) + check_shape(array.shape, place)
         scale, units, notes = _emission_units(img, modality, place)
         array = array if scale == 1 else array * np.float32(scale)
+        if units == "SUV" and img.meta.get("suv_units"):
+            array, units, notes = _believed_suv(array, img, notes, place)
         padding = _Padding.of(array, img.meta.get("padding"))
         if modality == "ct" and img.meta.get("units") != "a.u.":  # what the source says counts
             units, notes = _ct_units(padding.rest(array), units, array.ndim, place)
@@ -226,7 +229,7 @@ def _other_modality(img: MetaTensor, modality: Modality, key: str, place: str) -
         if (other := other_kind(came)) is not None:
             expected = f"a series of modality {' or '.join(_DICOM_NAMES[modality])}"
             raise refusal(place, expected, f"{came} ({other[0]})", other[1])
-        return [f"{place}: the header says modality {came}, the key says {key}."]
+        return [f"{place}: the file says modality {came}, the key says {key}."]
     said = img.meta.get("modality", modality)
     if said in MODALITIES and said != modality:
         return [f"{place}: the meta says modality {said}, the key says {key}."]
@@ -248,6 +251,22 @@ def _emission_units(
         lack = "not in the file" if img.meta.get("filename_or_obj") else "missing (meta 'units')"
         return 1.0, "a.u.", [f"{place}: PET units are {lack}; the values are taken as they are."]
     return 1.0, units or "a.u.", []
+
+
+def _believed_suv(
+    array: Array, img: MetaTensor, notes: list[str], place: str
+) -> tuple[Array, str, list[str]]:
+    """SUV that a scan can have; else the values as they are stored, and why."""
+    brightest = float(array.max())
+    reason = (
+        unbelievable_suv(brightest) if brightest > 0 else ""
+    )  # an empty one is another's matter
+    if not reason:
+        return array, "SUV", notes
+    stored = str(img.meta["suv_stored"])
+    left = "are kept" if stored == "a.u." else f"stay in {stored}"
+    note = f"{place}: no SUV, because {reason}; the values {left}."
+    return array / np.float32(img.meta["suv_factor"]), stored, [note]
 
 
 def _ct_units(values: Array, units: str, dims: int, place: str) -> tuple[str, list[str]]:

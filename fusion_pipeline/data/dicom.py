@@ -151,6 +151,7 @@ def _stack(source: Source, place: str) -> _Stack:
     files, messages = without_copies(files, lambda file: _pixels_anew(file, place), place)
     _check_grey([file.header for file in files], place)
     _check_counts(files, place)
+    _check_parts([file.header for file in files], place)
     frames = [frame for n, f in enumerate(files) for frame in frames_of(f.header, n, place)]
     ordered, lps_affine = stack_affine(
         frames, place, selectors=source.selectors, name_of=lambda f: files[f.file].path.name
@@ -196,8 +197,8 @@ def _identity(header: Dataset) -> Identity:
 
 
 def _check_one_space(headers: Sequence[Dataset], place: str) -> None:
-    """Refuse slices of two patients, or whose positions count from different points."""
-    for element in ("PatientID", "FrameOfReferenceUID"):
+    """Refuse slices of two patients or modalities, or with positions from different points."""
+    for element in ("PatientID", "FrameOfReferenceUID", "Modality"):
         values = {str(header.get(element) or "") for header in headers}
         if len(values) > 1:
             came = f"{len(values)} of them in one series"
@@ -236,6 +237,21 @@ def _check_counts(files: Sequence[DicomFile], place: str) -> None:
         if not 1 <= count <= file.path.stat().st_size:
             came = f"{file.path.name}, which counts {count} frames"
             raise refusal(place, "whole DICOM slices", came, "copy the series again")
+
+
+def _check_parts(headers: Sequence[Dataset], place: str) -> None:
+    """Refuse some of the files that one multi-frame image was split into (a concatenation)."""
+    parts: dict[str, set[int]] = {}
+    totals: dict[str, int] = {}
+    for header in headers:
+        if uid := str(header.get("ConcatenationUID") or ""):
+            parts.setdefault(uid, set()).add(int(header.get("InConcatenationNumber") or 0))
+            totals[uid] = int(header.get("InConcatenationTotalNumber") or 0)
+    for uid, total in totals.items():
+        if len(parts[uid]) < total:
+            came = f"{len(parts[uid])} of them"
+            advice = "export the whole series"
+            raise refusal(place, f"all {total} files of a concatenation", came, advice)
 
 
 def _count_note(header: Dataset, count: int, place: str) -> list[str]:

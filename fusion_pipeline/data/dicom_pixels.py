@@ -20,6 +20,7 @@ from pydicom.uid import (
 
 from fusion_pipeline.data.checks import slope_notes
 from fusion_pipeline.data.dicom_files import DicomFile
+from fusion_pipeline.data.dimensions import CONTRAST
 from fusion_pipeline.data.frames import Frame
 from fusion_pipeline.data.image import InputError
 from fusion_pipeline.data.padding import stored_padding
@@ -27,6 +28,10 @@ from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, refusal
 
 _HOUNSFIELD = ("", "HU")  # a CT's rescale gives HU unless the header says otherwise
 _UNSPECIFIED = "US"
+# words of ImageType for parts of complex values whose brightness is no tissue's
+_NO_MAGNITUDE = frozenset(
+    ("P", "PHASE", "PHASE MAP", "P_FFE", "P_SE", "R", "REAL", "I", "IMAGINARY")
+)
 Pixels = npt.NDArray[Any]
 
 
@@ -135,7 +140,7 @@ def _check_no_more(header: Dataset, name: str, place: str) -> None:
 
 
 def notes_on_pixels(files: Sequence[DicomFile], frames: Sequence[Frame], place: str) -> list[str]:
-    """A word on pixels that were packed with losses, and on a scale that turns them over."""
+    """A word on pixels packed with losses, on phases, and on a scale that turns them over."""
     notes = []
     header = files[frames[0].file].header
     if str(header.get("LossyImageCompression") or "") == "01":
@@ -143,6 +148,11 @@ def notes_on_pixels(files: Sequence[DicomFile], frames: Sequence[Frame], place: 
         ratios = [ratio] if ratio is None or not isinstance(ratio, Sequence) else list(ratio)
         by = f" ({ratios[-1]:g} : 1)" if ratios and ratios[-1] else ""
         notes.append(f"{place}: the pixels were compressed with losses{by}; values are not exact.")
+    contrast = frames[0].labels.get(CONTRAST, "")
+    if set(contrast.split("/")) & _NO_MAGNITUDE:
+        notes.append(
+            f"{place}: the header says that the values are no magnitude (ImageType {contrast})."
+        )
     return notes + slope_notes(min(frame.slope for frame in frames), place)
 
 

@@ -66,6 +66,7 @@ DIMENSIONS = (
     Dimension(CONTRAST, (), "same"),
     # GE: magnitude, phase, real or imaginary part, as 0 to 3
     Dimension("component", ("ComplexImageComponent",), "blocks", (("GEMS_PARM_01", 0x0043, 0x2F),)),
+    Dimension("sequence", ("ScanningSequence",), "same"),
     Dimension("kernel", ("ConvolutionKernel",), "blocks"),
     Dimension("inversion", ("InversionTime", "InversionTimes"), "blocks"),
     Dimension("flip", ("FlipAngle",), "blocks"),
@@ -277,6 +278,7 @@ def _length(vector: Any) -> int:  # noqa: ANN401 - one number or several
 
 
 __all__ = [
+    "CONTRAST",
     "DIMENSIONS",
     "MISSING",
     "NUMBER",

@@ -12,6 +12,11 @@ from fusion_pipeline.geometry.affines import Matrix
 
 NUCLEAR = "1.2.840.10008.5.1.4.1.1.20"  # NM Image Storage
 _SIEMENS_TILES = ("SIEMENS MR HEADER", 0x0019, 0x0A)  # NumberOfImagesInMosaic
+_GEOMETRY = (
+    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ("PlanePositionSequence", "ImagePositionPatient", 3),
+    ("PixelMeasuresSequence", "PixelSpacing", 2),
+)
 # Values of ImageType of an NM file whose frames are views or projections (DICOM PS3.3 C.8.4.9.1.1).
 _VIEWS = ("STATIC", "DYNAMIC", "GATED", "WHOLE BODY", "TOMO", "GATED TOMO")
 
@@ -68,7 +73,8 @@ def frames_of(header: Dataset, file: int, place: str) -> Iterator[Frame]:
             raise refusal(
                 place,
                 "slices with position, orientation and pixel spacing",
-                f"none of it in {header.get('SOPClassUID').name} (slice {number + 1} of the file)",
+                f"{_lacking(groups)} in {header.get('SOPClassUID').name} "
+                f"(slice {number + 1} of the file)",
                 "export the series as CT, MR or PET slices with geometry",
             ) from error
         slope, intercept, lacks = _rescale(groups["PixelValueTransformationSequence"])
@@ -121,9 +127,10 @@ def _groups(header: Dataset, number: int) -> dict[str, Dataset]:
 
 def _geometry(groups: dict[str, Dataset]) -> tuple[Matrix, Matrix, Matrix]:
     """Orientation, position and spacing of a slice."""
-    orientation = _vector(groups["PlaneOrientationSequence"], "ImageOrientationPatient", 6)
-    position = _vector(groups["PlanePositionSequence"], "ImagePositionPatient", 3)
-    return orientation, position, _vector(groups["PixelMeasuresSequence"], "PixelSpacing", 2)
+    orientation, position, spacing = (
+        _vector(groups[group], name, length) for group, name, length in _GEOMETRY
+    )
+    return orientation, position, spacing
 
 
 def _nuclear(header: Dataset, number: int) -> tuple[Matrix, Matrix, Matrix]:
@@ -145,6 +152,17 @@ def _vector(group: Dataset, name: str, length: int) -> Matrix:
     if vector.shape != (length,) or not np.isfinite(vector).all():
         raise ValueError(name)
     return vector
+
+
+def _lacking(groups: dict[str, Dataset]) -> str:
+    """What of a slice's geometry cannot be used."""
+    lacks = []
+    for group, name, length in _GEOMETRY:
+        try:
+            _vector(groups[group], name, length)
+        except (KeyError, TypeError, ValueError):
+            lacks.append(name)
+    return f"no usable {lacks[0]}" if len(lacks) == 1 else "none of it"
 
 
 def _thickness(header: Dataset) -> float:

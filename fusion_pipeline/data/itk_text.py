@@ -79,6 +79,7 @@ def itk_fields(path: Path) -> tuple[dict[str, str], int]:
 
     Raises:
         OSError: it cannot be read.
+        ValueError: it says one thing twice, and differently.
     """
     nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
     with path.open("rb") as file:
@@ -92,7 +93,9 @@ def itk_fields(path: Path) -> tuple[dict[str, str], int]:
             break
         if mark and not value.startswith(b"="):  # NRRD's key:=value is free text
             key = name.decode("latin-1").strip().lower()
-            fields.setdefault(key, value.decode("utf-8", "replace").strip())
+            text = value.decode("utf-8", "replace").strip()
+            if fields.setdefault(key, text) != text and key.isalpha():  # no comment
+                raise ValueError(f"{key} is given twice")
             if key == "elementdatafile":
                 break
     return fields, end
@@ -111,8 +114,9 @@ def _nrrd(fields: Mapping[str, str], dims: int, place: str) -> ItkText:
     oriented = flat or _PATIENT_SPACES.fullmatch(fields.get("space", "")) is not None
     lacks = [] if oriented else ["anatomical orientation"]
     lacks += [] if "space origin" in fields or flat else ["position"]
-    sized = {"space directions", "spacings"} & set(fields)
-    lacks += [] if sized and not _without_direction(fields, dims) else ["voxel sizes"]
+    sizes = fields.get("space directions", fields.get("spacings", "nan"))
+    sized = "nan" not in sizes.lower() and not _without_direction(fields, dims)
+    lacks += [] if sized else ["voxel sizes"]
     messages = _lacking(lacks, place) + _negative(fields.get("spacings", ""), place)
     messages += _quantized(fields, place)
     return ItkText(mm, _one(named), messages=tuple(messages))

@@ -16,6 +16,7 @@ from fusion_pipeline.geometry.affines import Matrix
 NIFTI1_BYTES = 348  # of a header, which its first number says
 NIFTI2_BYTES = 540
 _PIXDIM = {NIFTI1_BYTES: (76, "f4"), NIFTI2_BYTES: (104, "f8")}  # first byte and type
+_SFORM_CODE = {NIFTI1_BYTES: (254, "i2"), NIFTI2_BYTES: (348, "i4")}
 _GZIP = b"\x1f\x8b"  # first bytes
 _STATISTICS = range(2, 25)  # intent codes of nifti1.h: correlation to log10 of a p-value
 _LABELS = (1002, 1003)  # indices of labels, or of NeuroNames
@@ -53,11 +54,12 @@ def header_size(path: Path) -> int:
     return next((size for size in _PIXDIM if size in sizes), 0)
 
 
-def negative_sizes(path: Path, place: str) -> list[str]:
-    """A word on voxel sizes below zero, of which nibabel takes the size alone.
+def size_notes(path: Path, dims: int, place: str) -> list[str]:
+    """A word on voxel sizes below zero, of which nibabel takes the size alone, and on lacking ones.
 
     Args:
         path: a file that nibabel has read.
+        dims: axes of the image.
         place: its name in messages.
     """
     size = header_size(path)
@@ -67,7 +69,11 @@ def negative_sizes(path: Path, place: str) -> list[str]:
     with opened(path) as file:
         raw = file.read(size)
     order = "<" if int.from_bytes(raw[:4], "little") == size else ">"
-    sizes = np.frombuffer(raw, f"{order}{kind}", 8, start)[1:4]
+    sizes = np.frombuffer(raw, f"{order}{kind}", 8, start)[1 : dims + 1]
+    start, kind = _SFORM_CODE[size]
+    sform = np.frombuffer(raw, f"{order}{kind}", 1, start)[0]
+    if sform <= 0 and not (np.isfinite(sizes) & (sizes != 0)).all():
+        return [f"{place}: the header has no voxel sizes; voxel sizes are guesses."]
     if not (sizes < 0).any():
         return []
     return [
@@ -221,9 +227,9 @@ __all__ = [
     "believed_mm",
     "header_size",
     "is_packed",
-    "negative_sizes",
     "nifti_affine",
     "opened",
     "plane_affine",
+    "size_notes",
     "value_notes",
 ]

@@ -20,6 +20,7 @@ from fusion_pipeline.data.dicom_files import is_dicom
 from fusion_pipeline.data.image import Identity, meta_tensor
 from fusion_pipeline.data.pictures import PICTURE_SUFFIXES, read_picture
 from fusion_pipeline.data.refusals import quiet, refusal
+from fusion_pipeline.data.side_file import with_side_file
 from fusion_pipeline.data.sources import InMemory, Source, as_meta_tensor, is_in_memory
 from fusion_pipeline.data.volumes import (
     ITK_SUFFIXES,
@@ -83,13 +84,17 @@ class CheckedReader(ImageReader):
 
 
 class NiftiReader(CheckedReader):
-    """NIfTI-1 and NIfTI-2 by nibabel; the sform wins over the qform, lengths in mm."""
+    """NIfTI-1 and NIfTI-2 by nibabel; the sform wins over the qform, lengths in mm.
+
+    Modality and units are those of a JSON file beside it, as BIDS and dcm2niix write it.
+    """
 
     def _accepts(self, source: Source) -> bool:
         return source.path.lower().endswith(NIFTI_SUFFIXES) and not source.is_dicom_choice
 
     def _read(self, source: Source, place: str) -> RawImage:
-        return read_nifti(Path(source.path), place)
+        path = Path(source.path)
+        return with_side_file(read_nifti(path, place), path)
 
 
 class ITKFormatReader(CheckedReader):

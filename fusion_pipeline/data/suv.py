@@ -9,6 +9,7 @@ from pydicom import Dataset
 
 from fusion_pipeline.data.dimensions import private_value
 from fusion_pipeline.data.nuclides import HALF_LIFE, NEAR, nuclide_of, of_half_life
+from fusion_pipeline.data.refusals import refusal
 
 _PHILIPS = ("Philips PET Private Group", 0x7053)
 _PHILIPS_SUV, _PHILIPS_ACTIVITY = 0x00, 0x09
@@ -27,19 +28,37 @@ _SHORT_LIVED_S = 900.0  # half-life; O-15, Rb-82, N-13, K-38, Cu-62
 _THERAPY_DOSE_MBQ = (5.0, 30000.0)  # Y-90 microspheres
 # Bq/g at the reference time: 37 MBq of Zr-89 after a week are 90 in 100 kg, 2.2 GBq of Rb-82 44000
 _DOSE_PER_GRAM = (10.0, 1e5)
+# A dose spread evenly over the body is 1 everywhere, and something takes up more; kBq/ml or SUV
+# that are called Bq/ml end below.
+_BRIGHTEST_SUV = 0.1
 _HALF_LIVES = 5.0  # between injection and scan; 3 % of the activity is left then
 _ONE_DAY_S = 36000.0  # half-life beyond which people are scanned on a later day than injected
+# what all slices have to say alike
+_OF_SLICE = ("PatientWeight", "DecayCorrection", "CorrectedImage")
+_OF_INJECTION = ("RadionuclideTotalDose", "RadionuclideHalfLife")
 _SESSION = timedelta(hours=12)  # a series' start lies no further before its first slice
 # YYYYMMDDHH[MM[SS]], fraction of a second, offset from UTC
 _DATE_TIME = re.compile(r"(\d{10}|\d{12}|\d{14})(?:\.(\d{1,6})\d*)?\s*([+-]\d{4})?")
 
 
 class EmissionScale(NamedTuple):
-    """The factor to the rescaled values of a PET series, and their units with it."""
+    """The factor to the rescaled values of a PET series, and their units with and without it."""
 
     factor: float
     units: str
     warnings: list[str]
+    stored: str = "a.u."
+
+
+def unbelievable_suv(brightest: float) -> str:
+    """Why values cannot be SUV of a scan; empty where they can.
+
+    Args:
+        brightest: of all values.
+    """
+    if brightest >= _BRIGHTEST_SUV:
+        return ""
+    return f"no value exceeds {brightest:.3g}; the header's Units or rescale may be wrong"
 
 
 def emission_scale(headers: Sequence[Dataset], place: str) -> EmissionScale:
@@ -54,11 +73,17 @@ def emission_scale(headers: Sequence[Dataset], place: str) -> EmissionScale:
         headers: pydicom data sets of the slices (or of the one multi-frame file).
         place: name of the image in warnings.
 
+    Raises:
+        InputError: slices of two units.
+
     References:
         QIBA, FDG-PET/CT Profile, vendor-neutral pseudo-code for SUV calculation.
     """
     first = headers[0]
     units = str(first.get("Units", "")).strip().upper()
+    if len({str(header.get("Units", "")).strip().upper() for header in headers}) > 1:
+        came = "slices of several (Units)"
+        raise refusal(place, "values of one unit", came, "export the series again")
     lacks = _not_corrected(first)
     if lacks and units in ("GML", "CNTS") and "CorrectedImage" in first:
         note = f"{place}: no SUV, because {lacks}; the values are kept."
@@ -81,10 +106,10 @@ def _from_counts(headers: Sequence[Dataset], place: str) -> EmissionScale:
     """Counts: Philips notes a factor to SUV, or else one to Bq/ml, in private elements."""
     suv, activity = (_philips(headers[0], element) for element in (_PHILIPS_SUV, _PHILIPS_ACTIVITY))
     if activity:
-        factor, units, notes = _from_activity(headers, place, units_given=True)
+        factor, units, notes, _ = _from_activity(headers, place, units_given=True)
         computed = factor * activity
         if not suv:
-            return EmissionScale(computed, units, notes)
+            return EmissionScale(computed, units, notes, "counts")
         if units == "SUV" and not 1 / _FACTORS_AGREE <= suv / computed <= _FACTORS_AGREE:
             note = (
                 f"{place}: no SUV, because the header's factor from counts to SUV is {suv:g} and "
@@ -92,7 +117,7 @@ def _from_counts(headers: Sequence[Dataset], place: str) -> EmissionScale:
             )
             return EmissionScale(1.0, "counts", [note])
     if suv:
-        return EmissionScale(suv, "SUV", [])
+        return EmissionScale(suv, "SUV", [], "counts")
     note = f"{place}: PET units are counts and no factor to SUV is in the header; values are kept."
     return EmissionScale(1.0, "counts", [note])
 
@@ -105,6 +130,7 @@ def _from_activity(headers: Sequence[Dataset], place: str, *, units_given: bool)
     try:
         if lacks := _not_corrected(headers[0]):
             raise ValueError(lacks)
+        _check_one_injection(headers)
         weight_kg, notes = _weight(headers[0], place)
         weight_g = 1000.0 * weight_kg
         dose = _dose_at_reference(headers)
@@ -112,7 +138,20 @@ def _from_activity(headers: Sequence[Dataset], place: str, *, units_given: bool)
     except ValueError as error:
         note = f"{place}: no SUV, because {error}; the values stay in Bq/ml."
         return EmissionScale(1.0, "Bq/ml", [note])
-    return EmissionScale(weight_g / dose, "SUV", notes)
+    return EmissionScale(weight_g / dose, "SUV", notes, "Bq/ml")
+
+
+def _check_one_injection(headers: Sequence[Dataset]) -> None:
+    """Refuse slices that say different things of what the SUV is computed from."""
+    for names in (_OF_SLICE, _OF_INJECTION):
+        for name in names:
+            said = set()
+            for header in headers:
+                infos = header.get("RadiopharmaceuticalInformationSequence") or [Dataset()]
+                of = header if names is _OF_SLICE else infos[0]
+                said.add(_plain(of.get(name)))
+            if len(said) > 1:
+                raise ValueError(f"the slices give {len(said)} values of {name}")
 
 
 def _not_corrected(header: Dataset) -> str:
@@ -290,6 +329,14 @@ def _zone(text: str | None) -> timedelta | None:
     return offset if match[1] == "+" else -offset
 
 
+def _plain(value: object) -> str:
+    """A value to compare: ``70`` and ``70.0`` are the same."""
+    try:
+        return f"{float(str(value)):.6g}"
+    except ValueError:
+        return str(value or "")
+
+
 def _positive(header: Dataset, name: str) -> float:
     """A positive number of the header, or a ValueError that says what is missing."""
     value = header.get(name)
@@ -319,4 +366,4 @@ def _philips(header: Dataset, element: int) -> float:
     return number if 0 < number < float("inf") else 0.0
 
 
-__all__ = ["EmissionScale", "emission_scale"]
+__all__ = ["EmissionScale", "emission_scale", "unbelievable_suv"]

@@ -22,10 +22,10 @@ from fusion_pipeline.data.nifti_header import (
     believed_mm,
     header_size,
     is_packed,
-    negative_sizes,
     nifti_affine,
     opened,
     plane_affine,
+    size_notes,
     value_notes,
 )
 from fusion_pipeline.data.refusals import (
@@ -39,11 +39,10 @@ from fusion_pipeline.data.refusals import (
 )
 from fusion_pipeline.data.sources import itk_affine
 from fusion_pipeline.data.stored_voxels import (
-    check_itk_voxels,
     check_no_more,
+    check_type,
     drained,
-    is_compressed,
-    unpacked,
+    read_voxels,
 )
 from fusion_pipeline.geometry import lps_from_ras
 from fusion_pipeline.geometry.affines import Matrix
@@ -75,7 +74,7 @@ def read_nifti(path: Path, place: str) -> RawImage:
         else:
             raw, extra = nifti_values(image, place), path.stat().st_size - _end(image)
         check_no_more(extra, raw.array.shape, image.get_data_dtype().itemsize, place)
-        raw.warnings.extend(negative_sizes(path, place))
+        raw.warnings.extend(size_notes(path, raw.array.ndim, place))
         return raw
 
 
@@ -112,10 +111,18 @@ def nifti_values(image: nib.Nifti1Pair, place: str) -> RawImage:
                 array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
         except READ_ERRORS as error:
             raise _unreadable(place, "a whole NIfTI file", error) from error
+    if _is_unscaled(image):
+        check_type(array, image.get_data_dtype(), place)
     messages += value_notes(image, place)
     if len(shape) == 2:
         affine = plane_affine(affine, place)
     return RawImage(_native(array), affine, _noted_units(image.header), warnings=messages)
+
+
+def _is_unscaled(image: nib.Nifti1Pair) -> bool:
+    """The values are those that are stored."""
+    scale = getattr(image.dataobj, "slope", 1.0), getattr(image.dataobj, "inter", 0.0)
+    return scale == (1.0, 0.0)
 
 
 def read_itk(path: Path, place: str) -> RawImage:
@@ -133,6 +140,7 @@ def read_itk(path: Path, place: str) -> RawImage:
     shape = _spatial_shape(array.shape, place)
     affine = np.asarray(header["affine"], dtype=np.float64)
     affine, messages = _itk_affine_in_mm(affine, text, shape, place)
+    messages += header["notes"]
     values = _native(array.reshape(shape))
     if (text.slope, text.offset) != (1.0, 0.0):
         values = values * np.float32(text.slope) + np.float32(text.offset)
@@ -144,6 +152,8 @@ def _itk_affine_in_mm(
     affine: Matrix, text: ItkText, shape: tuple[int, ...], place: str
 ) -> tuple[Matrix, list[str]]:
     """An ITK image's affine in mm, of as many axes as are left, and what is to be said of it."""
+    spatial = [*range(min(3, len(affine) - 1)), -1]  # an axis of time or volumes is beyond
+    affine = affine[np.ix_(spatial, spatial)]
     matrix, scaled = believed_mm(affine, text.scaled(affine), text.unit, place)
     messages = [*text.messages, *scaled]
     if len(shape) == len(matrix) - 1:
@@ -154,7 +164,7 @@ def _itk_affine_in_mm(
 def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
     """MONAI's header of the file, and the values under ``array``.
 
-    Packed voxels of a MetaImage are unpacked here: MetaIO does not check them.
+    Most voxels are read and checked here; ITK reads the rest.
     """
     try:
         with muted():
@@ -168,18 +178,18 @@ def _read_by_monai(path: Path, place: str) -> dict[str, Any]:
             _check_one_component(imageio, place)
             d = imageio.GetNumberOfDimensions()
             shape = tuple(imageio.GetDimensions(axis) for axis in range(d))
-            if is_compressed(fields):
-                array = unpacked(path, fields, start, shape, _itk_dtype(imageio, fields), place)
-                header = {"affine": _itk_io_affine(imageio, d)}
-            else:
-                check_itk_voxels(path, fields, start, shape, imageio.GetComponentSize(), place)
+            stored = read_voxels(path, fields, start, shape, _itk_dtype(imageio, fields), place)
+            if stored is None:
                 reader = ITKReader()
                 array, header = reader.get_data(reader.read(str(path), imageio=imageio))
+            else:
+                array, header = stored.array, {"affine": _itk_io_affine(imageio, d)}
     except InputError:
         raise
     except READ_ERRORS as error:
         raise _unreadable(place, "an NRRD or MetaImage file", error) from error
-    return {**header, "array": array, "fields": fields}
+    notes = [] if stored is None else stored.notes
+    return {**header, "array": array, "fields": fields, "notes": notes}
 
 
 def _check_one_component(imageio: Any, place: str) -> None:  # noqa: ANN401 - of itk, untyped
@@ -194,12 +204,13 @@ def _check_one_component(imageio: Any, place: str) -> None:  # noqa: ANN401 - of
 
 
 def _itk_dtype(imageio: Any, fields: Mapping[str, str]) -> np.dtype[Any]:  # noqa: ANN401
-    """Of a voxel as a MetaImage stores it."""
+    """Of a voxel as an NRRD or a MetaImage stores it."""
     kind = imageio.GetComponentTypeAsString(imageio.GetComponentType())
     letter = "f" if kind in ("float", "double") else "u" if kind.startswith("unsigned") else "i"
-    msb = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "f"))
-    order = ">" if msb.lower()[:1] in ("t", "1") else "<"
-    return np.dtype(f"{order}{letter}{imageio.GetComponentSize()}")
+    names = ("endian", "binarydatabyteordermsb", "elementbyteordermsb")
+    order = next((fields[name].lower() for name in names if name in fields), "")
+    big = order.startswith(("b", "t", "1"))  # big, True
+    return np.dtype(f"{'>' if big else '<'}{letter}{imageio.GetComponentSize()}")
 
 
 def _itk_io_affine(imageio: Any, d: int) -> Matrix:  # noqa: ANN401
@@ -286,6 +297,7 @@ def read_itk_header(path: Path, place: str, *, vectors: bool = False) -> VolumeH
         try:
             with muted():
                 reader.ReadImageInformation()
+            fields, _ = itk_fields(path)
         except READ_ERRORS as error:
             raise _unreadable(place, "an NRRD or MetaImage file", error) from error
     d, components = reader.GetDimension(), reader.GetNumberOfComponents()
@@ -295,7 +307,7 @@ def read_itk_header(path: Path, place: str, *, vectors: bool = False) -> VolumeH
     lps[:d, :d] = np.reshape(reader.GetDirection(), (d, d)) * np.asarray(reader.GetSpacing())
     lps[:d, d] = reader.GetOrigin()
     shape = _spatial_shape(reader.GetSize(), place)
-    text = read_itk_text(path, d, place)
+    text = read_itk_text(path, d, place, fields)
     affine, _ = _itk_affine_in_mm(lps_from_ras(d) @ lps, text, shape, place)
     return VolumeHeader(affine, shape, components)
 
@@ -348,7 +360,10 @@ def _spatial_shape(shape: tuple[int, ...], place: str) -> tuple[int, ...]:
     spatial = shape
     while len(spatial) > 2 and spatial[-1] == 1:
         spatial = spatial[:-1]
-    if len(spatial) not in (2, 3) or min(spatial) < 1:
+    if min(spatial) < 1:
+        came = f"the shape {'x'.join(map(str, shape))}"
+        raise refusal(place, "sizes above 0 in the header", came, "correct its header")
+    if len(spatial) not in (2, 3):
         came = f"{len(spatial)} axes, shape {'x'.join(map(str, shape))}"
         raise refusal(place, "a 3D volume (or a 2D image)", came, "extract one volume of it")
     return tuple(int(n) for n in spatial)
