@@ -1,45 +1,76 @@
 r"""How likely is a result off by more than 5 mm? Fit that probability, and judge it.
 
-    python benchmarks/doubt.py --rows docs/history/doubt_rows.jsonl --out docs/figures   # fit
-    python benchmarks/doubt.py --judge --rows docs/history/doubt_held_out.jsonl --out docs/figures
+    python benchmarks/doubt.py --data ../shared/data/open --out out/doubt           # fit
+    python benchmarks/doubt.py --data ../shared/data/open --out out/doubt --judge   # held-out
+    python benchmarks/doubt.py --rows docs/history/doubt_training.csv --out out     # fit to a table
 
-Both read results of known truth, which ``doubt_rows.py`` makes. Fit: training patients; a logistic
-model of `register.risk.risk_measures`, with a ridge. It prints `RiskSettings` for
-``register/settings.py``, and how the model judges patients that it was not fitted on (each is left
-out in turn). Judge: the model of the package on held-out patients, to be done once. Tables and the
-reliability go to ``doubt_training`` or ``doubt_held_out`` ``.md`` and ``.png``. To be repeated when
-the registration network changes, since the model rests on its estimate.
+Fit: sarcoma training patients and painted training heads, as they are and after known moves
+(``registration.py``, whose rows it takes or makes: about 20 CPU s each). A logistic model of
+`register.risk.risk_measures`, with a ridge. It prints `RiskSettings` for ``register/settings.py``,
+and how the model judges patients that it was not fitted on (each is left out in turn). Judge: the
+model of the package on the held-out patients, to be done once. Both write ``training`` or
+``held-out`` ``.csv`` (the rows), ``.md`` (the table) and ``.png`` (the reliability). To be repeated
+when the registration network changes, since the model rests on its estimate.
 """
 
 import argparse
+import csv
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from doubt_rows import is_held_out
+import torch
 from numpy.typing import NDArray
+from registration import Results, ours, run
+from registration_cases import EVALUATION, SEVERITIES, TRAINING, Pair, pairs, specs
 from scipy.optimize import minimize
 
 from fusion_pipeline.register.risk import probability_over_5_mm, risk_measures
-from fusion_pipeline.register.settings import DECISION, RISK
+from fusion_pipeline.register.settings import RISK
 
 LIMIT_MM = 5.0
 FALSE_ALARMS = 0.15  # at most, of the results under 5 mm
+_HELD_OUT = (*EVALUATION, "sts008")
 _RIDGE = 1.0  # penalty of a squared weight of a standardized measure, in results
 _BINS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 Array = NDArray[np.float64]
-Row = dict[str, Any]
 
 
-def given(row: Row) -> tuple[float, float]:
-    """What the package's model reads of a result: the estimate and the fall of the pose's score."""
-    return row["estimate_mm"], min(row["fall_6"])
+@dataclass(frozen=True)
+class Row:
+    """One result of known truth.
+
+    Attributes:
+        patient: whose images they are.
+        moving: key of the moving image.
+        severity: how far it was moved; ``still``: not at all.
+        estimate_mm: the network's estimate of the error.
+        nmi: of the result.
+        error_mm: mean distance to the truth over the body.
+    """
+
+    patient: str
+    moving: str
+    severity: str
+    estimate_mm: float
+    nmi: float
+    error_mm: float
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What the model reads."""
+        similarity, emission = {"nmi": self.nmi}, self.moving == "pet"
+        return risk_measures(self.estimate_mm, similarity, emission=emission)
+
+    @property
+    def probability(self) -> float:
+        """What the package says."""
+        similarity, emission = {"nmi": self.nmi}, self.moving == "pet"
+        return probability_over_5_mm(self.estimate_mm, similarity, emission=emission)
 
 
 @dataclass(frozen=True)
@@ -82,12 +113,12 @@ class Judged:
 
 def measures(rows: Sequence[Row]) -> Array:
     """What the model reads, ``(n, m)``."""
-    return np.array([[*risk_measures(*given(row)).values()] for row in rows])
+    return np.array([[*row.measures.values()] for row in rows])
 
 
 def wrong(rows: Sequence[Row]) -> NDArray[np.bool_]:
     """Which results are off by more than 5 mm on average over the body."""
-    return np.array([row["error_mm"] > LIMIT_MM for row in rows])
+    return np.array([row.error_mm > LIMIT_MM for row in rows])
 
 
 def fitted(x: Array, y: NDArray[np.bool_]) -> Array:
@@ -152,54 +183,63 @@ def plot(judged: Judged, path: Path) -> None:
     plt.close(figure)
 
 
-def read_rows(path: Path, *, held_out: bool = False) -> list[Row]:
-    """Results that have an estimate, of training patients or of held-out ones.
-
-    Raises:
-        SystemExit: a patient of the other kind is among them.
-    """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    others = sorted({r["patient"] for r in rows if is_held_out(r["patient"]) != held_out})
-    if others:
-        kind = "held-out" if held_out else "training"
-        raise SystemExit(f"{path}: expected {kind} patients alone, got {', '.join(others)}")
-    return [row for row in rows if math.isfinite(row["estimate_mm"])]
+def read_rows(path: Path) -> list[Row]:
+    """A table that an earlier call has written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(r["patient"], r["moving"], r["severity"], *(float(r[k]) for k in _NUMBERS))
+            for r in csv.DictReader(file)
+        ]
 
 
-def flags(rows: Sequence[Row], judged: Judged) -> Judged:
-    """The same, certain where the stage flags a result by its estimate alone."""
-    estimates = np.array([row["estimate_mm"] for row in rows])
-    said = np.where(estimates > DECISION.doubtful_mm, 1.0, judged.probability)
-    return Judged(said, judged.wrong)
+_NUMBERS = ("estimate_mm", "nmi", "error_mm")
 
 
-def by_pair(rows: Sequence[Row], judged: Judged, limit: float) -> str:
-    """A table of what is flagged by the probability or the estimate, by pair of modalities."""
-    lines = [
-        f"{len(rows)} results of {len({row['patient'] for row in rows})} patients.",
-        "",
-        "| pair | n | AUROC | flagged over 5 mm | flagged under 5 mm |",
-        "|---|---|---|---|---|",
-    ]
-    names = np.array([_pair(row) for row in rows])
-    flagged = flags(rows, judged).probability > limit
-    for name in (*dict.fromkeys(sorted(names)), "all"):
-        some = (names == name) | (name == "all")
-        over, under = some & judged.wrong, some & ~judged.wrong
-        auroc = "–"
-        if over.any() and under.any():
-            auroc = f"{Judged(judged.probability[some], judged.wrong[some]).auroc:.2f}"
-        lines.append(
-            f"| {name} | {some.sum()} | {auroc} | {flagged[over].sum()} of {over.sum()} | "
-            f"{flagged[under].sum()} of {under.sum()} |"
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """The table of all results."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [one.name for one in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def made_rows(data: Path, path: Path, *, training: bool, draws: int) -> list[Row]:
+    """The rows of a set, after those that are missing were made."""
+    method = ours(None, None, "deformable")
+    results = Results(path, [method], any_version=False)
+    chosen = pairs(data, training=training)
+    if training:
+        chosen += _further_pet(data)
+    else:
+        chosen = [pair for pair in chosen if "sarcoma" in pair.group]
+    run(list(specs(chosen, (*SEVERITIES[:3], "still"), draws)), [method], results)
+    return [
+        Row(
+            str(row["patient"]),
+            str(row["moving"]),
+            str(row["severity"]),
+            float(row["error_mm"]),
+            float(row["similarity_after"]["nmi"]),
+            float(row["after"]["mean"]),
         )
-    return "\n".join([*lines, ""])
+        for row in results.rows
+        if row["error_mm"] is not None
+    ]
 
 
-def _pair(row: Row) -> str:
-    """Its modalities, as tables write them."""
-    names = {"ct": "CT", "mr": "MR", "pet": "PET"}
-    return f"{names[row['fixed']]}–{names[row['moving']]}"
+def _further_pet(data: Path) -> list[Pair]:
+    """CT and PET of the other training patients: one scanner made both, so their truth is good."""
+    entries = json.loads((data / "datalist.json").read_text(encoding="utf-8"))["ct_mr_pet_3d"]
+    return [
+        Pair(
+            "sarcoma CT-PET (training)",
+            one["id"],
+            ("ct", data / one["ct"]),
+            ("pet", data / one["pet"]),
+        )
+        for one in entries
+        if one["id"].startswith("sts") and one["id"] not in (*_HELD_OUT, *TRAINING)
+    ]
 
 
 def main() -> None:
@@ -207,26 +247,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=Path, required=True, help="of doubt_rows.py")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/open"))
     parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--rows", type=Path, help="a table of results in place of registrations")
     parser.add_argument("--judge", action="store_true", help="the held-out patients, once")
+    parser.add_argument("--draws", type=int, default=1, help="moves of each pair and severity")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    name = "held_out" if args.judge else "training"
-    rows = [r for r in read_rows(args.rows, held_out=args.judge) if "fall_6" in r]
-    if args.judge:
-        said = np.array([probability_over_5_mm(*given(row)) for row in rows])
-        judged, limit = Judged(said, wrong(rows)), RISK.limit
+    name = "held-out" if args.judge else "training"
+    if args.rows:
+        rows = read_rows(args.rows)
     else:
-        patients = [row["patient"] for row in rows]
+        path = args.out / f"{name}.json"
+        rows = made_rows(args.data, path, training=not args.judge, draws=args.draws)
+        write_rows(rows, args.out / f"{name}.csv")
+    if args.judge:
+        judged, limit = Judged(np.array([row.probability for row in rows]), wrong(rows)), RISK.limit
+    else:
+        patients = [row.patient for row in rows]
         judged = judged_on_others(measures(rows), wrong(rows), patients)
-        limit = math.ceil(100 * flags(rows, judged).limit) / 100
-        names = ("offset", *risk_measures(*given(rows[0])))
-        numbers = zip(names, fitted(measures(rows), wrong(rows)), strict=True)
+        limit = judged.limit
+        names, weights = ("offset", *rows[0].measures), fitted(measures(rows), wrong(rows))
+        numbers = zip(names, weights, strict=True)
         print(", ".join(f"{k}={v:.3f}" for k, v in numbers), f"limit={limit:.2f}", sep=", ")
-    text = markdown(judged, limit, name) + "\n" + by_pair(rows, judged, limit)
-    (args.out / f"doubt_{name}.md").write_text(text, encoding="utf-8")
-    plot(judged, args.out / f"doubt_{name}.png")
+    text = markdown(judged, limit, name)
+    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
+    plot(judged, args.out / f"{name}.png")
     print(text)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from doubt import Judged, fitted, judged_on_others, read_rows, wrong
+from doubt import LIMIT_MM, Judged, fitted, judged_on_others
+from doubt_rows import HELD_OUT
 
 Row = dict[str, Any]
 _NATS = 0.05  # a rival pose that scores so much lower counts 1/e
@@ -89,6 +90,19 @@ def second_nats(rivals: Sequence[tuple[float, float]]) -> float:
     return min(1.0, best - max(elsewhere, default=best - 1.0))
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Results that have an estimate.
+
+    Raises:
+        SystemExit: a held-out patient is among them.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    named = sorted({row["patient"] for row in rows} & set(HELD_OUT))
+    if named:
+        raise SystemExit(f"{path}: expected training patients alone, got {', '.join(named)}")
+    return [row for row in rows if math.isfinite(row["estimate_mm"])]
+
+
 def table(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
     """Measures of each row, ``(n, m)``."""
     return np.array([[MEASURES[name](row) for name in names] for row in rows])
@@ -104,6 +118,11 @@ def with_measures(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
         except KeyError:  # made before there was such a measure, or a region that was too small
             continue
     return chosen
+
+
+def wrong(rows: Sequence[Row]) -> np.ndarray:
+    """Which results are off by more than 5 mm on average over the body."""
+    return np.array([row["error_mm"] > LIMIT_MM for row in rows])
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ r"""Registrations of known truth, with everything that might say whether they ar
 
 One result a seed, appended as a line of JSON; seeds that are in the file are not run again, so that
 it goes on after a stop. Sarcoma training patients, painted training heads and generated patients;
-random moves from none to far beyond what is searched, cut fields of view, noise. ``doubt.py`` fits
-the probability of an error over 5 mm to them, and judges it by those of ``--held-out`` patients.
-About 20 CPU s a result.
+random moves from none to far beyond what is searched, cut fields of view, noise.
+``doubt_features.py`` compares what might say that they are wrong. ``--held-out`` makes those of the
+patients that nothing is chosen by. About 20 CPU s a result.
 """
 
 import argparse

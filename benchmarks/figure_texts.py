@@ -182,20 +182,6 @@ def flags(f: Figures) -> str:
     )
 
 
-def doubt(f: Figures) -> str:
-    """What is flagged by the probability or the estimate."""
-    count, patients = f.numbers("doubt", "count")
-    caught, over = f.numbers("doubt", "over")
-    alarms, under = f.numbers("doubt", "under")
-    limit = rounded(f.value("doubt", "limit"), 2)
-    return (
-        f"By an `over_5_mm` above {limit} or an `error_mm` above 4, {caught} of {over} held-out "
-        f"results over 5 mm and {alarms} of {under} under 5 mm are flagged; the AUROC of "
-        f"`over_5_mm` is {rounded(f.value('doubt', 'auroc'), 2)} ({count} results of "
-        f"{patients} patients: random moves, cut fields of view, noise)."
-    )
-
-
 def flags_at_5(f: Figures) -> str:
     """What the limit of doubt did to the flags."""
     counts = [f.numbers("flags", f"{key}/at_5") for key in ("ct-mr", "ct-pet")]
@@ -441,7 +427,6 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "seconds": seconds,
     "registration-far": registration_far,
     "flags": flags,
-    "doubt": doubt,
     "flags-at-5": flags_at_5,
     "sts026": sts026,
     "harmonization": harmonization,

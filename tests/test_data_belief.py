@@ -384,6 +384,7 @@ class TestItkUnits:
         np.testing.assert_allclose(image.spacing, [1, 2, 3])
         assert warnings == []
 
+    @pytest.mark.slow
     def test_what_itk_writes_is_silent(self, tmp_path):
         for dims, suffix in ((3, "nrrd"), (3, "mha"), (2, "nrrd"), (2, "mha")):
             image = sitk.GetImageFromArray(ramp((11, 14, 9)[:dims] if dims == 3 else (11, 14, 2)))

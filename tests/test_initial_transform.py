@@ -139,6 +139,7 @@ class TestSearch:
         fields = masked_field_of_view(pair.fixed), masked_field_of_view(pair.moving)
         return find_pose(pair.fixed, pair.moving, fields, affine=False, given=given, starts=80)
 
+    @pytest.mark.slow
     def test_a_turn_that_the_search_does_not_reach_is_followed(self):
         pair = rigid_pair(1, d=2, degrees=150.0, mm=8.0)
         near = rigid_matrix([6.0], [2.0, -3.0], [0.0, 0.0]) @ pair.truth
@@ -190,6 +191,7 @@ class TestStage:
         np.testing.assert_array_equal(given.moving_from_fixed, near)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_became_of_it():
     result = result_3d()
     found = result.registrations["mr_t1"]

@@ -130,6 +130,7 @@ def test_same_pictures_same_bytes(patient, done, tmp_path):
         assert (tmp_path / "case" / name).read_bytes() == (done / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_small_picture_without_refinement(tmp_path):
     disc = np.hypot(*np.mgrid[-10:10, -10:10]) < 7
     for key, value in (("ct", 200), ("mr", 90)):

@@ -60,6 +60,7 @@ class TestKnownMoves:
         pair = rigid_pair(2, d=2, degrees=0.0, mm=0.0)
         assert pair.error(apply_affine(search(pair).rigid, pair.points)) < 0.5
 
+    @pytest.mark.slow
     def test_a_stretch_is_found_where_it_is_allowed(self):
         errors = {"rigid": 0.0, "affine": 0.0}
         grow = np.diag([1.08, 0.96, 1.0])
@@ -136,6 +137,7 @@ class TestKnownMoves:
         assert error < pair.coarser_voxel
 
 
+@pytest.mark.slow
 class TestPolish:
     # each modality and each order once in the fast tests
     @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def deformable_result(volumes):
     return stage(3)(volumes.fixed, volumes.moving)
 
 
+@pytest.mark.slow
 class TestVolumes:
     def test_ten_degrees_and_twelve_mm_are_found(self, volumes, rigid_result):
         error = volumes.error(rigid_result.map.points(volumes.points))
@@ -296,6 +297,7 @@ class TestMasks:
         error = np.linalg.norm(found.map.points(points) - apply_affine(back, points), axis=1)
         assert error.mean() < 1.5
 
+    @pytest.mark.slow
     def test_an_empty_mask_moves_nothing_and_says_so(self):
         pair = rigid_pair(1, d=2)
         empty = pair.fixed.with_array(torch.zeros_like(pair.fixed.array))
@@ -316,6 +318,7 @@ class TestDoubt:
         assert not found.ok
         assert "of the smaller body" in found.reason
 
+    @pytest.mark.slow
     def test_flat_images_give_no_nan(self):
         flat = Image(torch.zeros(1, 40, 33), np.diag([-1.0, -1.0, 1.0]), "mr")
         found = stage(2)(flat, flat)

@@ -132,6 +132,7 @@ def test_the_white_stripe_is_the_brightest_tissue():
         assert float(mapped[white].mean()) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_n4_takes_a_known_bias_field_out():
     image, body = _mr((40, 44, 36))
     ramp = torch.linspace(-0.35, 0.35, 40).exp().view(1, -1, 1, 1)

@@ -298,6 +298,7 @@ def small(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_a_datalist_from_end_to_end(small, tmp_path):
     entries = []
     for number in (1, 2):

@@ -189,12 +189,14 @@ class TestTheEnd:
         assert facts[0].scores == {}
         assert "the weights are not validated" in caplog.text
 
+    @pytest.mark.slow
     def test_a_finished_training_started_again_writes_the_same_weights(self, tmp_path, facts):
         first = torch.load(self.trained(tmp_path, 3), weights_only=True)
         again = torch.load(self.trained(tmp_path, 3), weights_only=True)
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert facts[0].scores == pytest.approx(facts[1].scores)
 
+    @pytest.mark.slow
     def test_the_time_of_all_starts_is_counted(self, tmp_path, facts, monkeypatch):
         now = [0.0]
 

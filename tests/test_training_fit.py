@@ -38,6 +38,7 @@ class TestData:
         assert sorted(orders[0]) == sorted(orders[1]) == list(range(8))
         assert orders[0] != orders[1]
 
+    @pytest.mark.slow
     def test_the_datalist_joins_the_painted_samples(self, datalist):  # noqa: F811
         real = {"datalist": datalist, "preprocessing": preprocessing()}
         feed = MultimodalData((17, 17, 17), samples_per_epoch=3, spacing=4.0, **real)
@@ -227,6 +228,7 @@ def seen_by(folder, steps, **options):
     return images.first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"twice": True, "samples_per_epoch": 2}])
 def test_a_training_that_stopped_within_an_epoch_goes_on_with_its_next_batch(tmp_path, options):
     whole = seen_by(tmp_path / "whole", 6, **options)
@@ -236,6 +238,7 @@ def test_a_training_that_stopped_within_an_epoch_goes_on_with_its_next_batch(tmp
     assert [x for part in parts for x in part] == whole
 
 
+@pytest.mark.slow
 def test_the_facts_are_those_of_the_best_weights_and_stay_when_a_finished_training_starts_again(
     tmp_path, monkeypatch
 ):

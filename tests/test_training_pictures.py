@@ -160,6 +160,7 @@ class TestPictures:
 
 
 class TestCallback:
+    @pytest.mark.slow
     def test_three_fixed_samples_in_each_validation(self, tmp_path):
         feed = data("registration", validation_samples=5, batch_size=2)
         trainer(tmp_path, ExamplePictures()).fit(module("registration"), feed)

@@ -175,6 +175,7 @@ def samples(path, shape, **options):
     return CaseSamples(prepared, shape, **options)
 
 
+@pytest.mark.slow
 class TestCaseSamples:
     def test_a_window_brings_what_the_case_has(self, datalist):  # noqa: F811
         sample = samples(datalist, (33, 24, 28))[0]
@@ -284,6 +285,7 @@ class TestAlignedImages:
         with pytest.raises(InputError, match=r"case 'b': expected two or more .* are aligned"):
             self.planned(aligned=True)
 
+    @pytest.mark.slow
     def test_end_to_end_takes_them_as_they_are(self):
         assert all(len(self.planned().kinds(index)) == 3 for index in range(4))
 

@@ -24,7 +24,9 @@ def in_parts(function: Callable[..., Tensor], channels: int, *volumes: Tensor) -
     if count == 1:
         return function(*volumes)
     out = volumes[0].new_empty((channels, *shape))
-    for part, *parts in zip(out.chunk(count, -1), *(v.chunk(count, -1) for v in volumes), strict=True):
+    for part, *parts in zip(
+        out.chunk(count, -1), *(v.chunk(count, -1) for v in volumes), strict=True
+    ):
         part.copy_(function(*parts))
     return out
 

@@ -1,7 +1,7 @@
 """Put the parts of a registration together, and doubt them where there is reason to."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,11 @@ class Shown:
 
     Attributes:
         body_mm: how much body the moving image shows, see `body_mm3`.
-        fall: how sharply the images determine a pose, moving_from_fixed, see `least_fall`.
+        emission: one of the images is a PET or SPECT.
     """
 
     body_mm: float
-    fall: Callable[[Matrix], float]
+    emission: bool
 
 
 def registration_of(
@@ -62,10 +62,9 @@ def registration_of(
     fixed_mm = float(end.fixed.arrays.body.sum()) * lattice.spacing**d
     shared = after["overlap"] * max(1.0, fixed_mm / shown.body_mm)
     # fitted to volumes: an error in a slice is in the pixels of a picture as often as in mm
-    risk, details = math.nan, {**chosen.details, "working_spacing_mm": lattice.spacing}
+    risk = math.nan
     if d == 3:
-        details["least_fall"] = shown.fall(chosen.matrix)
-        risk = probability_over_5_mm(estimated_on.error_mm, details["least_fall"])
+        risk = probability_over_5_mm(estimated_on.error_mm, after, emission=shown.emission)
     doubts = [doubt, doubt_about(before, after, estimated_on.error_mm, shared, risk)]
     evidence = Evidence(
         transform=chosen.kind,
@@ -78,7 +77,7 @@ def registration_of(
         error_mm=estimated_on.error_mm,
         over_5_mm=risk,
         error_map_mm=estimated_on.error_map_mm.cpu(),
-        details=details,
+        details={**chosen.details, "working_spacing_mm": lattice.spacing},
     )
     return Registration(world_map(chosen.matrix, end, lattice), evidence)
 

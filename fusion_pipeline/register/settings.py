@@ -202,17 +202,15 @@ class StandingSettings:
 class RiskSettings:
     """Of the probability that a volume's error exceeds 5 mm.
 
-    Fitted to results of training patients, to be fitted anew with the network:
-    ``python benchmarks/doubt.py --rows docs/history/doubt_rows.jsonl`` (docs/history/doubt.md).
+    Fitted to 38 results of 20 training patients, to be fitted anew with the network:
+    ``python benchmarks/doubt.py --rows docs/history/doubt_training.csv`` (docs/history/doubt.md).
     """
 
-    moved_mm: float = 6.0  # mm (6.9 degrees) that a pose is moved by to see how its score falls
-    least_fall: float = 0.01  # nats; falls below it, and rises, count the same
-    offset: float = -4.626  # logit
-    estimate: float = 0.801  # logit per e-fold of the network's estimate in mm
-    fall: float = -1.298  # logit per e-fold of the fall
-    # probability; 14 % of the training results under 5 mm lie above, or have an estimate over 4 mm
-    limit: float = 0.64
+    offset: float = -4.260  # logit
+    estimate: float = 3.120  # logit per e-fold of the network's estimate in mm
+    information: float = -0.076  # logit per e-fold of NMI - 1
+    emission: float = -2.335  # logit, beside a PET or SPECT
+    limit: float = 0.42  # probability; 12 % of the training results under 5 mm lie above
 
 
 LATTICE = LatticeSettings()

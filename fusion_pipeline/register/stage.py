@@ -1,7 +1,6 @@
 """`Register`: pose, network, refinement; each is kept only where it improves the result."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -31,7 +30,6 @@ from fusion_pipeline.register.standing import (
     left_as_it_was,
     of_one_session,
 )
-from fusion_pipeline.register.steepness import least_fall
 from fusion_pipeline.register.views import has_emission, masked_field_of_view, prepared
 from fusion_pipeline.transforms import NormalizeModality
 
@@ -113,8 +111,7 @@ class Register:
             masked_field_of_view(given[0], fixed_mask),
             masked_field_of_view(given[1], moving_mask),
         )
-        fall = partial(least_fall, images, fields_of_view)
-        shown = Shown(body_mm3(given[1], fields_of_view[1]), fall)
+        shown = Shown(body_mm3(given[1], fields_of_view[1]), has_emission(*images))
         masked = fixed_mask is not None or moving_mask is not None
         if initial_transform is None:
             return self._registered(images, fields_of_view, transform, shown, masked=masked)
