@@ -96,8 +96,7 @@ class TestTypesThatLie:
         ("values", "is_stored", "said", "words"),
         [
             ((0, 4000), "<i2", {"BinaryDataByteOrderMSB": "True"}, "another byte order"),
-            ((0, 255), "u1", {"ElementType": "MET_CHAR"}, "another sign"),
-            ((-900, 900), "<i2", {"ElementType": "MET_USHORT"}, "another sign"),
+            ((-900, 900), "<i2", {"ElementType": "MET_USHORT"}, "a sign was lost"),
             ((-900, 900), "<f4", {"ElementType": "MET_INT"}, "only as floating-point"),
             ((1, 900), "<f8", {"ElementType": "MET_ULONG_LONG"}, "only as floating-point"),
         ],
@@ -114,6 +113,8 @@ class TestTypesThatLie:
             (smooth(-128, 127), "i1"),
             (smooth(0, 255), "u1"),
             (smooth(0, 255) * 257, "u2"),
+            (np.where(smooth(-1, 1) > 0, smooth(0, 900), -1), "i2"),  # a negative background
+            (np.where(smooth(-1, 1) > 0, smooth(0, 90), -1), "i1"),
             (smooth(-1000, 3000), "i4"),
             (smooth(0, 2e9), "i4"),
             (255 * (smooth(-1, 1) > 0), "u1"),
