@@ -118,39 +118,46 @@ class Fuse:
         """
         check_one_grid(harmonized, fields_of_view)
         given = next(iter(harmonized.values())).affine
-        turned, fields = in_canonical_axes(harmonized, fields_of_view)
-        shown = turned
-        if displayed is not None:
-            shown, _ = in_canonical_axes(displayed, fields_of_view)
-        return self._fused(turned, fields, shown).along_axes_of(given)
+        return self._fused(self._scene(harmonized, fields_of_view, displayed)).along_axes_of(given)
 
-    def _fused(
+    def _scene(
         self,
         harmonized: Mapping[str, Image],
         fields_of_view: Mapping[str, Tensor],
-        displayed: Mapping[str, Image],
-    ) -> Fusion:
-        """The same in canonical axes: the network is not quite the same along each axis."""
+        displayed: Mapping[str, Image] | None,
+    ) -> "_Scene":
+        """In canonical axes: the network is not quite the same along each axis.
+
+        What is turned for it is a copy, and gone when this returns.
+        """
         keys = list(harmonized)
-        reference = harmonized[keys[0]]
+        turned, fields = in_canonical_axes(harmonized, fields_of_view)
+        reference = turned[keys[0]]
+        views = torch.stack([fields[key][0].to(self._device) > 0.5 for key in keys])
+        images = shown = self._stacked(turned, keys, views)
+        if displayed is not None:
+            turned, _ = in_canonical_axes(displayed, fields_of_view)
+            shown = self._stacked(turned, keys, views)
+        kinds = [kind_of(harmonized[k].modality) for k in keys]
         spacing = reference.spacing.tolist()
-        views = torch.stack([fields_of_view[key][0].to(self._device) > 0.5 for key in keys])
-        images = self._stacked(harmonized, keys, views)
-        shown = self._stacked(displayed, keys, views)
+        return _Scene(keys, kinds, images, shown, views, reference.affine, spacing)
+
+    def _fused(self, scene: "_Scene") -> Fusion:
+        """Fuse what lies in canonical axes."""
+        keys, kinds, images, shown, views, affine, spacing = scene
         ends = views
-        if reference.spatial_dims == 2 and not bool(views.all()):
+        if len(spacing) == 2 and not bool(views.all()):
             ends = extended_by_black(views, shown, _SHOWN)
         kept = torch.empty_like(shown)
         for view, one in zip(ends, kept, strict=True):
             one.copy_(faded(view.float(), spacing))
-        kinds = [kind_of(harmonized[k].modality) for k in keys]
         fused, weights = self._windows(images, shown, kept, kinds)
         fused = refined(fused, shown, kinds, kept, steps=self._steps, largest=_LARGEST)
         if ends is not views:
             weights = weights * views
             weights = weights / weights.sum(0, keepdim=True).clamp_min(1e-6)
         colour = fused_colour(shown, weights, fused, kinds, self._colour_map)
-        image = Image(fused.cpu(), reference.affine, key="fused", units="a.u.")
+        image = Image(fused.cpu(), affine, key="fused", units="a.u.")
         return Fusion(
             fused=image,
             weights=weights.cpu(),
@@ -194,6 +201,28 @@ class Fuse:
             for whole, one in ((fused, out.fused), (weights, out.weights)):
                 whole[(slice(None), *window.core)] = one[0][(slice(None), *window.inner)]
         return fused, weights
+
+
+class _Scene(NamedTuple):
+    """What is fused, in canonical axes.
+
+    Attributes:
+        keys: of the images, the reference first.
+        kinds: of each.
+        images: ``(M, *S)`` harmonized, on the device, 0 outside the fields of view.
+        shown: the same as displayed.
+        views: ``(M, *S)`` bool, the fields of view.
+        affine: of the grid.
+        spacing: mm along each axis.
+    """
+
+    keys: Sequence[str]
+    kinds: Sequence[str]
+    images: Tensor
+    shown: Tensor
+    views: Tensor
+    affine: Matrix
+    spacing: list[float]
 
 
 class _Window(NamedTuple):
