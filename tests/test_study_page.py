@@ -1,6 +1,7 @@
 """The study's driver: slices of real patients, and the quick form from patients to the page."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -152,8 +153,10 @@ def test_the_quick_form_from_patients_to_the_page(tmp_path):
     shutil.rmtree(tmp_path / "out" / "generated" / "cases" / "ours" / "patient-0003")
     for path in (tmp_path / "out" / "generated" / "diagnosis").glob("*ours*.pt"):
         path.unlink()
-    study.main(arguments)  # what is made again has the same numbers
-    assert (tmp_path / "study.md").read_text() == page
+    study.main(arguments)  # what is made again has the same numbers, but for its CPU seconds
+    again = (tmp_path / "study.md").read_text()
+    timed = re.compile(r"^CPU time of ours is .*$", re.MULTILINE)
+    assert timed.sub("", again) == timed.sub("", page)
 
 
 @pytest.mark.slow
