@@ -245,21 +245,22 @@ def test_slices_that_say_different_things_give_no_suv(tmp_path, change, named):
     assert f"no SUV, because the slices give 2 values of {named}" in warnings[0]
 
 
-def test_weights_that_are_written_differently_are_one(tmp_path):
-    folder = pet(tmp_path / "pet")
+def _with_one_other_slice(folder, name, value):
+    pet(folder)
     path = sorted(folder.iterdir())[4]
     ds = pydicom.dcmread(path)
-    ds.PatientWeight = "70.0"
+    setattr(ds, name, value)
     save(ds, path)
+    return folder
+
+
+def test_weights_that_are_written_differently_are_one(tmp_path):
+    folder = _with_one_other_slice(tmp_path / "pet", "PatientWeight", "70.0")
     assert read_image(folder, "pet")[1] == []
 
 
 def test_slices_of_two_units_are_refused(tmp_path):
-    folder = pet(tmp_path / "pet")
-    path = sorted(folder.iterdir())[4]
-    ds = pydicom.dcmread(path)
-    ds.Units = "CNTS"
-    save(ds, path)
+    folder = _with_one_other_slice(tmp_path / "pet", "Units", "CNTS")
     with pytest.raises(InputError, match=r"values of one unit, got slices of several \(Units\)"):
         read_image(folder, "pet")
 

@@ -258,9 +258,8 @@ def _believed_suv(
 ) -> tuple[Array, str, list[str]]:
     """SUV that a scan can have; else the values as they are stored, and why."""
     brightest = float(array.max())
-    reason = (
-        unbelievable_suv(brightest) if brightest > 0 else ""
-    )  # an empty one is another's matter
+    # an image without any value above 0 is refused or told of elsewhere
+    reason = unbelievable_suv(brightest) if brightest > 0 else ""
     if not reason:
         return array, "SUV", notes
     stored = str(img.meta["suv_stored"])

@@ -103,7 +103,7 @@ def _second_share(kept: Tensor) -> Tensor:
 def _within_sources(
     start: Tensor, change: Tensor, free: Tensor, images: Tensor, kept: Tensor
 ) -> Tensor:
-    """Changed, no brighter than the brightest source by a sixth, nor darker by a third.
+    """Changed; at most 1.15 of the brightest source, at least 0.7 of the darkest; ``(1, *S)``.
 
     What is black in all sources stays black.
     """
