@@ -67,7 +67,7 @@ class TestTypesAndPackings:
             (gzip.compress(VOXELS * 2), "expected 2772 bytes of voxels, got"),
             (gzip.compress(VOXELS[:-9]), "got 2763 bytes of voxels where the header promises"),
             (gzip.compress(VOXELS)[:-30], "incomplete or truncated"),
-            (gzip.compress(VOXELS)[:-8] + b"\0" * 8, "incorrect data check"),
+            (gzip.compress(VOXELS)[:-8] + b"\0" * 8, "Incorrect checksum"),
         ],
     )
     def test_a_packed_nrrd_is_checked(self, tmp_path, data, words):

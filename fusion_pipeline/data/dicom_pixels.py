@@ -25,6 +25,7 @@ from fusion_pipeline.data.frames import Frame
 from fusion_pipeline.data.image import InputError
 from fusion_pipeline.data.padding import stored_padding
 from fusion_pipeline.data.refusals import READ_ERRORS, muted, one_line, refusal
+from fusion_pipeline.data.stored_voxels import in_c_order
 
 _HOUNSFIELD = ("", "HU")  # a CT's rescale gives HU unless the header says otherwise
 _UNSPECIFIED = "US"
@@ -81,7 +82,7 @@ def volume_of(
         f"{place}: pixels have bits above those that the header counts (BitsStored), such as in "
         f"{cut}, and no overlay explains them; they were cut off."
     ]
-    values = np.ascontiguousarray(volume.transpose(2, 1, 0))
+    values = in_c_order(volume.transpose(2, 1, 0))
     return values, _stacked(where, volume.shape), notes if cut else []
 
 

@@ -1,12 +1,12 @@
 """Check a case by its headers: whatever can be refused before a pixel is read."""
 
-import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from isal import igzip
 from PIL import Image as PillowImage
 
 from fusion_pipeline.data.checks import check_affine, check_overlap, check_shape
@@ -207,7 +207,7 @@ def _unpacked_bytes(path: Path, expected: int, place: str) -> int:
             file.seek(-4, 2)
             if int.from_bytes(file.read(4), "little") == expected % (1 << 32):
                 return expected
-        with gzip.open(path) as unpacked:
+        with igzip.open(path) as unpacked:
             size = 0
             while chunk := unpacked.read(_CHUNK):
                 size += len(chunk)

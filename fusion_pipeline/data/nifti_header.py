@@ -1,11 +1,11 @@
 """What a NIfTI header says of an image's place and units, and where it contradicts itself."""
 
-import gzip
 from pathlib import Path
 from typing import IO, cast
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 
 from fusion_pipeline.data.checks import CLINICAL_MM, slope_notes
 from fusion_pipeline.data.itk_text import MM_PER_UNIT
@@ -39,14 +39,14 @@ def opened(path: Path) -> IO[bytes]:
     Raises:
         OSError: it cannot be read.
     """
-    return cast("IO[bytes]", gzip.open(path)) if is_packed(path) else path.open("rb")
+    return cast("IO[bytes]", igzip.open(path)) if is_packed(path) else path.open("rb")
 
 
 def header_size(path: Path) -> int:
     """348 or 540, by the file's first number; 0 of a file that is no NIfTI.
 
     Raises:
-        OSError, EOFError, zlib.error: it cannot be read.
+        OSError, EOFError, IsalError: it cannot be read.
     """
     with opened(path) as file:
         first = file.read(4)

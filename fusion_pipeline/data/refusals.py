@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import SimpleITK as sitk
+from isal import igzip_lib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -32,6 +34,7 @@ READ_ERRORS = (
     SyntaxError,
     struct.error,
     zlib.error,
+    cast("type[Exception]", igzip_lib.IsalError),  # its stub says that it is an instance
     ImageFileError,
     HeaderDataError,
     InvalidDicomError,

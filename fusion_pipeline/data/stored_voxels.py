@@ -2,17 +2,18 @@
 
 import bz2
 import math
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from fusion_pipeline.data.refusals import refusal
 
 _CHUNK = 1 << 20  # bytes
+_BLOCK = (16, 32)  # rows and planes that are turned at once
 _OTHER = "text"
 _NRRD_PACKING = {"raw": "", "gzip": "deflate", "gz": "deflate", "bzip2": "bzip2", "bz2": "bzip2"}
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"  # first bytes
@@ -53,12 +54,34 @@ def drained(file: IO[bytes]) -> int:
     """Count the bytes that are left in a file; gzip checks its sum at the end.
 
     Raises:
-        OSError, EOFError, zlib.error: it is damaged.
+        OSError, EOFError, IsalError: it is damaged.
     """
     count = 0
     while chunk := file.read(_CHUNK):
         count += len(chunk)
     return count
+
+
+def in_c_order(array: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """Contiguous, in the machine's byte order, as files of the other order (`order="F"`) are not.
+
+    A volume is turned in blocks that fit into the processor's cache: at whole size (512 x 512 x
+    250) that takes less than half the time.
+
+    Args:
+        array: ``(*S)``.
+        dtype: of the result.
+    """
+    with np.errstate(all="ignore"):
+        if array.ndim != 3 or array.flags.c_contiguous:
+            return np.ascontiguousarray(array, dtype=dtype)
+        turned = np.empty(array.shape, dtype)
+        rows, planes = _BLOCK
+        for z in range(0, array.shape[2], planes):
+            for y in range(0, array.shape[1], rows):
+                block = np.s_[:, y : y + rows, z : z + planes]
+                turned[block] = array[block]
+        return turned
 
 
 class StoredVoxels(NamedTuple):
@@ -98,7 +121,7 @@ def read_voxels(
 
     Raises:
         InputError: more or fewer voxels than the header says, or a header that ITK reads wrongly.
-        OSError, zlib.error: the packed voxels are damaged.
+        OSError, IsalError: the packed voxels are damaged.
     """
     name = _data_file(fields, _is_nrrd(path))
     packing = _packing(path, fields, place)
@@ -220,13 +243,13 @@ def _unpack(packed: bytes, room: int, *, bzip2: bool) -> bytes:
     """What was packed in one part or several, up to ``room`` bytes; checked to its end.
 
     Raises:
-        OSError, zlib.error: it is damaged.
+        OSError, IsalError: it is damaged.
         EOFError: it is cut short.
     """
     parts: list[bytes] = []
     while True:
         # zlib's or gzip's
-        one = bz2.BZ2Decompressor() if bzip2 else zlib.decompressobj(wbits=47)
+        one = bz2.BZ2Decompressor() if bzip2 else isal_zlib.decompressobj(wbits=47)
         parts.append(one.decompress(packed, room))
         room -= len(parts[-1])
         if not one.eof and room > 0:
@@ -258,4 +281,4 @@ def _is_local(name: str) -> bool:
     return name.upper() in ("", "LOCAL")
 
 
-__all__ = ["StoredVoxels", "check_no_more", "check_type", "drained", "read_voxels"]
+__all__ = ["StoredVoxels", "check_no_more", "check_type", "drained", "in_c_order", "read_voxels"]

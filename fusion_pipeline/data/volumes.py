@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 import SimpleITK as sitk
 from nibabel.spatialimages import HeaderDataError
 
@@ -42,6 +41,7 @@ from fusion_pipeline.data.stored_voxels import (
     check_no_more,
     check_type,
     drained,
+    in_c_order,
     read_voxels,
 )
 from fusion_pipeline.geometry import lps_from_ras
@@ -116,7 +116,7 @@ def nifti_values(image: nib.Nifti1Pair, place: str) -> RawImage:
     messages += value_notes(image, place)
     if len(shape) == 2:
         affine = plane_affine(affine, place)
-    return RawImage(_native(array), affine, _noted_units(image.header), warnings=messages)
+    return RawImage(in_c_order(array), affine, _noted_units(image.header), warnings=messages)
 
 
 def _is_unscaled(image: nib.Nifti1Pair) -> bool:
@@ -141,7 +141,7 @@ def read_itk(path: Path, place: str) -> RawImage:
     affine = np.asarray(header["affine"], dtype=np.float64)
     affine, messages = _itk_affine_in_mm(affine, text, shape, place)
     messages += header["notes"]
-    values = _native(array.reshape(shape))
+    values = in_c_order(array.reshape(shape))
     if (text.slope, text.offset) != (1.0, 0.0):
         values = values * np.float32(text.slope) + np.float32(text.offset)
     messages += slope_notes(text.slope, place)
@@ -239,7 +239,7 @@ def read_vectors(path: Path, place: str) -> tuple[Array, Matrix]:
         )
     d = vectors.shape[0]
     signs = lps_from_ras(d).diagonal()[:d].astype(np.float32)
-    return _native(vectors * signs.reshape(d, *[1] * d)), affine
+    return in_c_order(vectors * signs.reshape(d, *[1] * d)), affine
 
 
 @dataclass(frozen=True)
@@ -463,12 +463,6 @@ def _reason(error: BaseException) -> str:
     if "cannot be read" in text:  # MetaIO, with an errno of something else behind it
         text = "its voxels are missing or too few"
     return one_line(text) or type(error).__name__
-
-
-def _native(array: npt.NDArray[np.generic]) -> Array:
-    """Contiguous float32 in the machine's byte order."""
-    with np.errstate(all="ignore"):
-        return np.ascontiguousarray(array, dtype=np.float32)
 
 
 __all__ = [

@@ -3,13 +3,15 @@
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import IO, cast
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
+from isal import igzip
 from torch import Tensor
 
 from fusion_pipeline.data.checks import SHEARED
@@ -204,7 +206,18 @@ def _write_nifti(
     image.header.set_sform(world, code=_SCANNER)
     image.header.set_qform(world, code=_SCANNER if orthogonal else 0)
     with quiet(), written_whole(path) as aside:
-        nib.save(nib.Nifti1Image(array, None, image.header), aside)
+        out = nib.Nifti1Image(array, None, image.header)
+        with aside.open("wb") as plain, _packed(plain, path) as stream:
+            out.to_stream(stream)
+
+
+def _packed(file: IO[bytes], path: Path) -> AbstractContextManager[IO[bytes]]:
+    """The file to write to, packed where its name says so; the same input gives the same bytes."""
+    if path.suffix.lower() != ".gz":
+        return nullcontext(file)
+    return cast(
+        "AbstractContextManager[IO[bytes]]", igzip.IGzipFile("", "wb", fileobj=file, mtime=0)
+    )
 
 
 def _world_affine(affine: Matrix) -> Matrix:
