@@ -149,7 +149,10 @@ class TestVoxelsAgainstHeader:
             (zlib.compress(VOXELS[:-600]), "got 2172 bytes of voxels where the header promises"),
             (zlib.compress(VOXELS)[:-90], "incomplete or truncated stream"),
             (zlib.compress(VOXELS * 2), "expected 2772 bytes of voxels, got 3080 or more"),
-            (zlib.compress(VOXELS, 0)[:900] + b"?" + zlib.compress(VOXELS, 0)[901:], "Incorrect checksum"),
+            (
+                zlib.compress(VOXELS, 0)[:900] + b"?" + zlib.compress(VOXELS, 0)[901:],
+                "Incorrect checksum",
+            ),
         ],
     )
     def test_a_packed_metaimage_that_is_damaged(self, tmp_path, data, words):
