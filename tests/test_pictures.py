@@ -175,3 +175,12 @@ def test_training_cases_of_other_dimensions_are_refused(patient, tmp_path):
     data = MultimodalData([33, 33, 33], datalist=tmp_path / "cases.json", preprocessing=steps)
     with pytest.raises(InputError, match="at least one usable case, got 1 that are not"):
         data.setup()
+
+
+@pytest.mark.parametrize("other", [200, 199])
+def test_one_file_for_two_images_is_said(other, tmp_path):
+    disc = np.hypot(*(np.indices((20, 20)) - 10)) < 7
+    for key, value in (("ct", 200), ("mr", other)):
+        Picture.fromarray((disc * value).astype(np.uint8)).save(tmp_path / f"{key}.png")
+    case = load_case(case_from_paths("a", {key: tmp_path / f"{key}.png" for key in ("ct", "mr")}))
+    assert any("voxel by voxel" in line for line in case.warnings) == (other == 200)

@@ -1,11 +1,12 @@
 """Load a case: every file read, checked and prepared, and the images against each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import Tensor
@@ -70,6 +71,7 @@ def load_case(
     }
     check_counts(files, points)
     starts: dict[str, Matrix | None] = {}
+    before: list[str] = []
     for key, image in loaded.items():
         place = where(files.id, key, image.image.path)
         check_dims(image.image.spatial_dims, fixed, place)
@@ -78,6 +80,8 @@ def load_case(
             if one_space:
                 _check_place(fixed, image.image, starts[key], place)
             messages += _uneven_pictures(fixed, image.image, place)
+        messages += _same_values(image.image, [loaded[k].image for k in before], place)
+        before.append(key)
     for key, marks in points.items():
         place = where(files.id, f"{key}_landmarks", str(files.series[key].landmarks))
         messages += check_points(loaded[key].image, marks, place)
@@ -336,6 +340,16 @@ def _check_place(fixed: Image, image: Image, start: Matrix | None, place: str) -
 def _grid(image: Image) -> tuple[Matrix, tuple[int, ...]]:
     """Affine and shape."""
     return image.affine, image.shape
+
+
+def _same_values(image: Image, others: Sequence[Image], place: str) -> list[str]:
+    """A word on an image that has the values of another: one file was given for both."""
+    return [
+        f"{place}: it has the values of {other.key}, voxel by voxel; one file may have been given "
+        "for both."
+        for other in others
+        if torch.equal(image.array, other.array)
+    ]
 
 
 def _uneven_pictures(fixed: Image, image: Image, place: str) -> list[str]:
