@@ -460,6 +460,7 @@ def _reason(error: BaseException) -> str:
     by_itk = _BY_ITK.search(str(error))
     text = by_itk[1].rpartition("[nrrd] ")[2] if by_itk else str(error)
     text = re.sub(r"^(?:\s*_?[A-Za-z]\w*:\s)+", "", text)  # functions
+    text = re.sub(r"^Error -\d+ ", "", text)  # isal's
     if "cannot be read" in text:  # MetaIO, with an errno of something else behind it
         text = "its voxels are missing or too few"
     return one_line(text) or type(error).__name__
