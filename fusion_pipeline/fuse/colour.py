@@ -14,7 +14,11 @@ _LIFT = 0.75  # share of the map's own luminance where the colour is full
 
 
 def fused_colour(
-    images: Tensor, weights: Tensor, fused: Tensor, kinds: Sequence[str], colour_map: str
+    images: Sequence[Tensor],
+    weights: Tensor,
+    fused: Tensor,
+    kinds: Sequence[str],
+    colour_map: str,
 ) -> Tensor | None:
     """Anatomy with the hue of the uptake: ``rgb = L' + s · α · (lut(u) − luma(lut(u)))``.
 
@@ -24,7 +28,7 @@ def fused_colour(
     exact and anatomy can be read under the colour.
 
     Args:
-        images: ``(M, *S)`` in [0, 1], as a reader displays them.
+        images: M of ``(*S)`` in [0, 1], as a reader displays them.
         weights: ``(M, *S)`` of the fused image.
         fused: ``(1, *S)`` in [0, 1].
         kinds: kind of each image.
@@ -36,14 +40,18 @@ def fused_colour(
     if "emission" not in kinds:
         return None
 
-    def painted(images: Tensor, weights: Tensor, fused: Tensor) -> Tensor:
-        return _painted(images, weights, fused, kinds, colour_map)
+    def painted(weights: Tensor, fused: Tensor, *images: Tensor) -> Tensor:
+        return _painted([one[0] for one in images], weights, fused, kinds, colour_map)
 
-    return in_parts(painted, 3, images, weights, fused)
+    return in_parts(painted, 3, weights, fused, *(one[None] for one in images))
 
 
 def _painted(
-    images: Tensor, weights: Tensor, fused: Tensor, kinds: Sequence[str], colour_map: str
+    images: Sequence[Tensor],
+    weights: Tensor,
+    fused: Tensor,
+    kinds: Sequence[str],
+    colour_map: str,
 ) -> Tensor:
     """See `fused_colour`."""
     functional = [m for m, kind in enumerate(kinds) if kind == "emission"]

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
+from fusion_pipeline.fuse.shares import within_sources
 from fusion_pipeline.geometry.filters import box_around, dilated
 from fusion_pipeline.geometry.parts import in_parts
-from fusion_pipeline.geometry.shares import range_by_share
 from fusion_pipeline.losses.fusion_loss import FusionLoss
 from fusion_pipeline.networks.fusion_net import canonical_order
 from fusion_pipeline.networks.kinds import kind_indices
@@ -22,7 +22,6 @@ _LEVELS = 5  # maps, each half as fine as the one before
 _RATE = 0.02  # of Adam, in grey values of 0..1; falls to a tenth along a cosine
 _BETAS = (0.8, 0.95)
 _BEYOND = 10.0  # weight of values beyond 0..1
-_BRIGHTER, _DARKER = 1.15, 0.7  # of the sources' range
 _AROUND = 8  # voxels around what several images show that are optimized as well
 # Of a large image: at full resolution, in one piece and window by window. The others run before, on
 # half of it or less.
@@ -79,7 +78,7 @@ def refined(
         if whole:
             change = _in_windows(start, change, given, kinds, shares, free, whole, largest)
     result = fused.clone()
-    result[box] = in_parts(_within_sources, 1, start, change, free, images[box], kept[box])
+    result[box] = in_parts(_changed, 1, start, change, free, images[box], kept[box])
     return result
 
 
@@ -100,16 +99,9 @@ def _second_share(kept: Tensor) -> Tensor:
     return second / first.clamp_min(1e-6)
 
 
-def _within_sources(
-    start: Tensor, change: Tensor, free: Tensor, images: Tensor, kept: Tensor
-) -> Tensor:
-    """Changed; at most 1.15 of the brightest source, at least 0.7 of the darkest; ``(1, *S)``.
-
-    What is black in all sources stays black.
-    """
-    low, high = (x[0] for x in range_by_share(images[None], kept[None]))
-    changed = start + change * free
-    return torch.minimum(torch.maximum(changed, _DARKER * low), _BRIGHTER * high).clamp(0, 1)
+def _changed(start: Tensor, change: Tensor, free: Tensor, images: Tensor, kept: Tensor) -> Tensor:
+    """``(1, *S)``: changed as far as it is free, within the sources' range."""
+    return within_sources(start + change * free, images, kept)
 
 
 def _schedule(shape: Sequence[int], steps: int, largest: int) -> tuple[int, int, int]:

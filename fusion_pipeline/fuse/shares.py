@@ -10,12 +10,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_mean, dilated
+from fusion_pipeline.geometry.shares import range_by_share
 
 _FADE_MM = 10.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_KEPT = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 _NOISE_WINDOW = 5  # pixels over which noise in air is averaged
+_BRIGHTER, _DARKER = 1.15, 0.7  # of the sources' range
 _LEAST_BLACK = 5  # pixels from the middle to the border of the smallest black part
 
 
@@ -89,3 +91,20 @@ def extended_by_black(views: Tensor, images: Tensor, level: float) -> Tensor:
         middle = 1 - dilated(lit, _LEAST_BLACK)
         extended.append(view | (dilated(middle, _LEAST_BLACK)[0, 0] > 0.5))
     return torch.stack(extended)
+
+
+def within_sources(fused: Tensor, images: Tensor, kept: Tensor) -> Tensor:
+    """At most 1.15 of the brightest source, at least 0.7 of the darkest.
+
+    What is black in all sources stays black.
+
+    Args:
+        fused: ``(1, *S)``.
+        images: ``(M, *S)`` in [0, 1].
+        kept: ``(M, *S)`` what each keeps of its weight.
+
+    Returns:
+        ``(1, *S)`` in [0, 1].
+    """
+    low, high = (x[0] for x in range_by_share(images[None], kept[None]))
+    return torch.minimum(torch.maximum(fused, _DARKER * low), _BRIGHTER * high).clamp(0, 1)

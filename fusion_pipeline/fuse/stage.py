@@ -12,6 +12,7 @@ from torch import Tensor
 from fusion_pipeline.data import Image, check_colour_map
 from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.fuse.colour import fused_colour
+from fusion_pipeline.fuse.lattice import block_means, in_detail, voxels_in_block
 from fusion_pipeline.fuse.refinement import refined
 from fusion_pipeline.fuse.shares import extended_by_black, faded
 from fusion_pipeline.geometry.affines import Matrix
@@ -128,49 +129,71 @@ class Fuse:
     ) -> "_Scene":
         """In canonical axes: the network is not quite the same along each axis.
 
-        What is turned for it is a copy, and gone when this returns.
+        What is turned for it is a copy, and of a fine grid gone when this returns.
         """
         keys = list(harmonized)
         turned, fields = in_canonical_axes(harmonized, fields_of_view)
         reference = turned[keys[0]]
+        block = voxels_in_block(reference.shape, reference.spacing.tolist())
         views = torch.stack([fields[key][0].to(self._device) > 0.5 for key in keys])
-        images = shown = self._stacked(turned, keys, views)
+        images, seen = self._on_lattice(turned, views, block)
+        shown = images
         if displayed is not None:
             turned, _ = in_canonical_axes(displayed, fields_of_view)
-            shown = self._stacked(turned, keys, views)
-        kinds = [kind_of(harmonized[k].modality) for k in keys]
-        spacing = reference.spacing.tolist()
-        return _Scene(keys, kinds, images, shown, views, reference.affine, spacing)
+            shown, _ = self._on_lattice(turned, views, block)
+        return _Scene(
+            keys=keys,
+            kinds=[kind_of(harmonized[k].modality) for k in keys],
+            images=images,
+            shown=shown,
+            seen=seen,
+            spacing=[s * b for s, b in zip(reference.spacing.tolist(), block, strict=True)],
+            affine=reference.affine,
+            sources=[turned[key].array[0] for key in keys],
+            views=views,
+            block=block,
+        )
 
     def _fused(self, scene: "_Scene") -> Fusion:
         """Fuse what lies in canonical axes."""
-        keys, kinds, images, shown, views, affine, spacing = scene
-        ends = views
-        if len(spacing) == 2 and not bool(views.all()):
-            ends = extended_by_black(views, shown, _SHOWN)
+        keys, kinds, images, shown = scene.keys, scene.kinds, scene.images, scene.shown
+        ends = scene.seen
+        if len(scene.spacing) == 2 and not bool(ends.all()):
+            ends = extended_by_black(ends, shown, _SHOWN)
         kept = torch.empty_like(shown)
         for view, one in zip(ends, kept, strict=True):
-            one.copy_(faded(view.float(), spacing))
+            one.copy_(faded(view.float(), scene.spacing))
         fused, weights = self._windows(images, shown, kept, kinds)
         fused = refined(fused, shown, kinds, kept, steps=self._steps, largest=_LARGEST)
-        if ends is not views:
-            weights = weights * views
+        if ends is not scene.seen:
+            weights = weights * scene.seen
             weights = weights / weights.sum(0, keepdim=True).clamp_min(1e-6)
-        colour = fused_colour(shown, weights, fused, kinds, self._colour_map)
-        image = Image(fused.cpu(), affine, key="fused", units="a.u.")
+        sources: Sequence[Tensor] = [*shown]
+        if scene.is_coarser:
+            sources = scene.sources
+            fused, weights = in_detail(
+                fused, weights, shown, kept, sources, scene.views, scene.block
+            )
+        colour = fused_colour(sources, weights, fused, kinds, self._colour_map)
+        image = Image(fused.cpu(), scene.affine, key="fused", units="a.u.")
         return Fusion(
             fused=image,
             weights=weights.cpu(),
-            scores=scores_of_fusion(fused, weights, dict(zip(keys, shown, strict=True))),
+            scores=scores_of_fusion(fused, weights, dict(zip(keys, sources, strict=True))),
             colour=None if colour is None else replace(image, colour=colour.cpu()),
         )
 
-    def _stacked(self, images: Mapping[str, Image], keys: Sequence[str], views: Tensor) -> Tensor:
-        """``(M, *S)`` on the device, 0 outside the fields of view."""
-        stacked = torch.empty(views.shape, device=self._device)
-        for key, one in zip(keys, stacked, strict=True):
-            one.copy_(images[key].array[0])
-        return stacked.mul_(views)
+    def _on_lattice(
+        self, images: Mapping[str, Image], views: Tensor, block: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """``(M, *T)`` on the device, 0 outside the fields of view, and bool where they are."""
+        size = [-(-n // b) for n, b in zip(views.shape[1:], block, strict=True)]
+        stacked = torch.empty(len(views), *size, device=self._device)
+        seen = torch.empty(stacked.shape, dtype=torch.bool, device=self._device)
+        for m, image in enumerate(images.values()):
+            values = image.array[0].to(self._device)
+            stacked[m], seen[m] = block_means(values, views[m], block)
+        return stacked, seen
 
     def _windows(
         self, images: Tensor, shown: Tensor, kept: Tensor, kinds: Sequence[str]
@@ -209,20 +232,32 @@ class _Scene(NamedTuple):
     Attributes:
         keys: of the images, the reference first.
         kinds: of each.
-        images: ``(M, *S)`` harmonized, on the device, 0 outside the fields of view.
+        images: ``(M, *T)`` harmonized, on the device, 0 outside the fields of view; on the lattice,
+            which is the grid itself unless that is finer.
         shown: the same as displayed.
-        views: ``(M, *S)`` bool, the fields of view.
+        seen: ``(M, *T)`` bool, the fields of view.
+        spacing: mm of the lattice along each axis.
         affine: of the grid.
-        spacing: mm along each axis.
+        sources: M of ``(*S)``, as displayed, on the grid.
+        views: ``(M, *S)`` bool, the fields of view.
+        block: voxels of the grid in one of the lattice, along each axis.
     """
 
     keys: Sequence[str]
     kinds: Sequence[str]
     images: Tensor
     shown: Tensor
-    views: Tensor
-    affine: Matrix
+    seen: Tensor
     spacing: list[float]
+    affine: Matrix
+    sources: Sequence[Tensor]
+    views: Tensor
+    block: tuple[int, ...]
+
+    @property
+    def is_coarser(self) -> bool:
+        """Whether the lattice is not the grid."""
+        return max(self.block) > 1
 
 
 class _Window(NamedTuple):
