@@ -1,32 +1,29 @@
 r"""How likely is a result off by more than 5 mm? Fit that probability, and judge it.
 
-    python benchmarks/doubt.py --data ../shared/data/open --out out/doubt           # fit
-    python benchmarks/doubt.py --data ../shared/data/open --out out/doubt --judge   # held-out
-    python benchmarks/doubt.py --rows docs/history/doubt_training.csv --out out     # fit to a table
+    python benchmarks/doubt.py --rows docs/history/doubt_rows.jsonl --out out/doubt          # fit
+    python benchmarks/doubt.py --rows docs/history/doubt_held_out.jsonl --out out/doubt --judge
 
-Fit: sarcoma training patients and painted training heads, as they are and after known moves
-(``registration.py``, whose rows it takes or makes: about 20 CPU s each). A logistic model of
+The rows are results of known truth, which ``doubt_rows.py`` makes. Fit: a logistic model of
 `register.risk.risk_measures`, with a ridge. It prints `RiskSettings` for ``register/settings.py``,
 and how the model judges patients that it was not fitted on (each is left out in turn). Judge: the
 model of the package on the held-out patients, to be done once. Both write ``training`` or
-``held-out`` ``.csv`` (the rows), ``.md`` (the table) and ``.png`` (the reliability). To be repeated
-when the registration network changes, since the model rests on its estimate.
+``held-out`` ``.md`` (the table) and ``.png`` (the reliability). To be repeated when the
+registration network changes, since the model rests on its estimate.
 """
 
 import argparse
-import csv
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from registration import Results, ours, run
-from registration_cases import EVALUATION, SEVERITIES, TRAINING, Pair, pairs, specs
+from registration_cases import EVALUATION
 from scipy.optimize import minimize
 
 from fusion_pipeline.register.risk import probability_over_5_mm, risk_measures
@@ -34,43 +31,11 @@ from fusion_pipeline.register.settings import RISK
 
 LIMIT_MM = 5.0
 FALSE_ALARMS = 0.15  # at most, of the results under 5 mm
-_HELD_OUT = (*EVALUATION, "sts008")
+HELD_OUT = (*EVALUATION, "sts008")
 _RIDGE = 1.0  # penalty of a squared weight of a standardized measure, in results
 _BINS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One result of known truth.
-
-    Attributes:
-        patient: whose images they are.
-        moving: key of the moving image.
-        severity: how far it was moved; ``still``: not at all.
-        estimate_mm: the network's estimate of the error.
-        nmi: of the result.
-        error_mm: mean distance to the truth over the body.
-    """
-
-    patient: str
-    moving: str
-    severity: str
-    estimate_mm: float
-    nmi: float
-    error_mm: float
-
-    @property
-    def measures(self) -> dict[str, float]:
-        """What the model reads."""
-        similarity, emission = {"nmi": self.nmi}, self.moving == "pet"
-        return risk_measures(self.estimate_mm, similarity, emission=emission)
-
-    @property
-    def probability(self) -> float:
-        """What the package says."""
-        similarity, emission = {"nmi": self.nmi}, self.moving == "pet"
-        return probability_over_5_mm(self.estimate_mm, similarity, emission=emission)
+Row = Mapping[str, Any]  # of `doubt_rows.py`
 
 
 @dataclass(frozen=True)
@@ -111,14 +76,49 @@ class Judged:
         return [one for one in inside if one[2].any()]
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Results of `doubt_rows.py` that have an estimate."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if math.isfinite(row["estimate_mm"])]
+
+
+def training_rows(path: Path) -> list[Row]:
+    """Results that a model may be fitted to.
+
+    Raises:
+        SystemExit: a held-out patient is among them.
+    """
+    rows = read_rows(path)
+    named = sorted({row["patient"] for row in rows} & set(HELD_OUT))
+    if named:
+        raise SystemExit(f"{path}: expected training patients alone, got {', '.join(named)}")
+    return rows
+
+
+def _evidence(row: Row) -> tuple[float, float, bool]:
+    """Estimate, fall of the score, and whether a search left the image as it came."""
+    return row["estimate_mm"], float(np.median(row["fall_6"])), row["transform"] == "none"
+
+
 def measures(rows: Sequence[Row]) -> Array:
     """What the model reads, ``(n, m)``."""
-    return np.array([[*row.measures.values()] for row in rows])
+    return np.array([[*_measures(row).values()] for row in rows])
+
+
+def _measures(row: Row) -> dict[str, float]:
+    estimate, fall, stays = _evidence(row)
+    return risk_measures(estimate, fall, stays=stays)
+
+
+def probabilities(rows: Sequence[Row]) -> Array:
+    """What the package says, ``(n,)``."""
+    evidence = [_evidence(row) for row in rows]
+    return np.array([probability_over_5_mm(e, fall, stays=stays) for e, fall, stays in evidence])
 
 
 def wrong(rows: Sequence[Row]) -> NDArray[np.bool_]:
     """Which results are off by more than 5 mm on average over the body."""
-    return np.array([row.error_mm > LIMIT_MM for row in rows])
+    return np.array([row["error_mm"] > LIMIT_MM for row in rows])
 
 
 def fitted(x: Array, y: NDArray[np.bool_]) -> Array:
@@ -183,92 +183,26 @@ def plot(judged: Judged, path: Path) -> None:
     plt.close(figure)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """A table that an earlier call has written."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(r["patient"], r["moving"], r["severity"], *(float(r[k]) for k in _NUMBERS))
-            for r in csv.DictReader(file)
-        ]
-
-
-_NUMBERS = ("estimate_mm", "nmi", "error_mm")
-
-
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """The table of all results."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [one.name for one in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def made_rows(data: Path, path: Path, *, training: bool, draws: int) -> list[Row]:
-    """The rows of a set, after those that are missing were made."""
-    method = ours(None, None, "deformable")
-    results = Results(path, [method], any_version=False)
-    chosen = pairs(data, training=training)
-    if training:
-        chosen += _further_pet(data)
-    else:
-        chosen = [pair for pair in chosen if "sarcoma" in pair.group]
-    run(list(specs(chosen, (*SEVERITIES[:3], "still"), draws)), [method], results)
-    return [
-        Row(
-            str(row["patient"]),
-            str(row["moving"]),
-            str(row["severity"]),
-            float(row["error_mm"]),
-            float(row["similarity_after"]["nmi"]),
-            float(row["after"]["mean"]),
-        )
-        for row in results.rows
-        if row["error_mm"] is not None
-    ]
-
-
-def _further_pet(data: Path) -> list[Pair]:
-    """CT and PET of the other training patients: one scanner made both, so their truth is good."""
-    entries = json.loads((data / "datalist.json").read_text(encoding="utf-8"))["ct_mr_pet_3d"]
-    return [
-        Pair(
-            "sarcoma CT-PET (training)",
-            one["id"],
-            ("ct", data / one["ct"]),
-            ("pet", data / one["pet"]),
-        )
-        for one in entries
-        if one["id"].startswith("sts") and one["id"] not in (*_HELD_OUT, *TRAINING)
-    ]
-
-
 def main() -> None:
     """Fit or judge."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/open"))
+    parser.add_argument("--rows", type=Path, required=True, help="of doubt_rows.py")
     parser.add_argument("--out", type=Path, required=True, help="folder")
-    parser.add_argument("--rows", type=Path, help="a table of results in place of registrations")
     parser.add_argument("--judge", action="store_true", help="the held-out patients, once")
-    parser.add_argument("--draws", type=int, default=1, help="moves of each pair and severity")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     name = "held-out" if args.judge else "training"
-    if args.rows:
-        rows = read_rows(args.rows)
-    else:
-        path = args.out / f"{name}.json"
-        rows = made_rows(args.data, path, training=not args.judge, draws=args.draws)
-        write_rows(rows, args.out / f"{name}.csv")
     if args.judge:
-        judged, limit = Judged(np.array([row.probability for row in rows]), wrong(rows)), RISK.limit
+        rows = read_rows(args.rows)
+        judged, limit = Judged(probabilities(rows), wrong(rows)), RISK.limit
     else:
-        patients = [row.patient for row in rows]
+        rows = training_rows(args.rows)
+        patients = [row["patient"] for row in rows]
         judged = judged_on_others(measures(rows), wrong(rows), patients)
         limit = judged.limit
-        names, weights = ("offset", *rows[0].measures), fitted(measures(rows), wrong(rows))
+        names, weights = ("offset", *_measures(rows[0])), fitted(measures(rows), wrong(rows))
         numbers = zip(names, weights, strict=True)
         print(", ".join(f"{k}={v:.3f}" for k, v in numbers), f"limit={limit:.2f}", sep=", ")
     text = markdown(judged, limit, name)

@@ -21,6 +21,7 @@ from fusion_pipeline.register.pose_parameters import (
     world_matrix,
 )
 from fusion_pipeline.register.settings import POSE
+from fusion_pipeline.register.sharpness import falls_around
 from fusion_pipeline.register.views import make_view
 
 _MOVES_MM = (3.0, 6.0, 12.0)  # mm (or 3.4, 6.9, 13.8°) that the result is moved by
@@ -48,9 +49,9 @@ class Watching:
             self.start, self.end = start, options["estimated_on"]
             return put_together(start, end, *args, **options)
 
-        def chosen(fixed: Image, moving: Image, views: Any, **options: Any) -> Any:  # noqa: ANN401
-            self.posed = (fixed, moving, views)
-            return choose(fixed, moving, views, **options)
+        def chosen(fixed: Image, moving: Image, fields: Any, **options: Any) -> Any:  # noqa: ANN401
+            self.posed = (fixed, moving, fields)
+            return choose(fixed, moving, fields, **options)
 
         for module in (stage, standing):
             module.registration_of = registration_of  # type: ignore[attr-defined]
@@ -83,6 +84,10 @@ def around(
         matrix: moving_from_fixed of the result.
         points: ``(n, 3)`` mm of the reference's body.
     """
+    falls = {
+        f"fall_{mm:.0f}": falls_around((fixed, moving), fields_of_view, matrix, move_mm=mm)
+        for mm in _MOVES_MM
+    }
     level = POSE.middle
     views = [
         make_view(image, view, spacing=level.size * 5.0, blur_mm=level.blur * 5.0)
@@ -94,14 +99,8 @@ def around(
     drawn = Points(views[0], level.points, seed=1, blind=True)
     score = PointScore(drawn, views[1], pose=matrix, room_mm=POSE.room_mm)
     here = nearest_parameters(matrix, score.centre, strain=True)
-    moves = torch.zeros(12, here.shape[1])
-    moves[range(12), [k // 2 for k in range(12)]] = torch.tensor([1.0, -1.0]).repeat(6)
     with torch.no_grad():
         value = float(score(matrices_of(here))[0])
-        falls = {
-            f"fall_{mm:.0f}": (value - score(matrices_of(here + mm * moves))).round(decimals=4)
-            for mm in _MOVES_MM
-        }
     rng = torch.Generator().manual_seed(0)
     away = torch.randn(_RERUNS, 6, generator=rng)
     away = torch.nn.functional.pad(away / away.norm(dim=1, keepdim=True) * _RERUN_MM, (0, 6))
@@ -117,7 +116,7 @@ def around(
     ]
     row: Row = {"score_here": value, "rerun_mm": np.round(ends, 2).tolist()}
     row["rerun_gain"] = (values - value).detach().numpy().round(4).tolist()
-    return row | {name: one.tolist() for name, one in falls.items()}
+    return row | {name: one.numpy().round(4).tolist() for name, one in falls.items()}
 
 
 def residual(pair: AlignedPair) -> Row:

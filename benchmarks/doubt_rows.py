@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from doubt import HELD_OUT
 from doubt_measures import Watching
 from known_truth import RANGES, Ranges, known_map, moved_image
 from numpy.random import Generator
@@ -34,7 +35,6 @@ from fusion_pipeline.register.pose import Pose
 from fusion_pipeline.synthesis.patients import synthetic_patient
 from fusion_pipeline.synthesis.tissues import Contrast
 
-HELD_OUT = (*EVALUATION, "sts008")
 HEADS = ("01", "02", "03", "05", "06", "07", "08", "10", "11", "12", "13")
 HELD_OUT_HEADS = ("15", "16", "17", "19", "20")
 _TRUNKS, _HELD_OUT_TRUNKS = range(12), range(100, 112)  # seeds

@@ -23,11 +23,12 @@ def doubt():
 
 
 def test_the_packages_numbers_are_those_of_the_table(doubt):
-    rows = doubt.read_rows(ROOT / "docs/history/doubt_training.csv")
+    rows = doubt.training_rows(ROOT / "docs/history/doubt_rows.jsonl")
     held_out = {"sts008", "sts015", "sts026", "sts032", "sts035", "sts043", "sts047"}
-    assert not held_out & {row.patient for row in rows}
+    assert not held_out & {row["patient"] for row in rows}
+    assert len(rows) == 150
     found = doubt.fitted(doubt.measures(rows), doubt.wrong(rows))
-    expected = [RISK.offset, RISK.estimate, RISK.information, RISK.emission]
+    expected = [RISK.offset, RISK.estimate, RISK.fall, RISK.stays]
     assert found == pytest.approx(expected, abs=2e-3)
 
 
@@ -53,3 +54,14 @@ def test_the_reliability_counts_each_result_once(doubt):
     inside = np.stack([one for _, _, one in judged.bins()])
     assert inside.sum(0).tolist() == [1] * 6
     assert "| 0.75 to 1.00 | 2 |" in doubt.markdown(judged, 0.4, "some")
+
+
+def test_held_out_patients_are_not_fitted_to(doubt):
+    with pytest.raises(SystemExit, match="expected training patients alone, got sts"):
+        doubt.training_rows(ROOT / "docs/history/doubt_held_out.jsonl")
+
+
+def test_the_package_is_judged_by_what_it_would_say(doubt):
+    rows = doubt.read_rows(ROOT / "docs/history/doubt_held_out.jsonl")
+    judged = doubt.Judged(doubt.probabilities(rows), doubt.wrong(rows))
+    assert judged.auroc == pytest.approx(0.82, abs=0.005)  # as docs/history/doubt.md says

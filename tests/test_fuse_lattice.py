@@ -1,4 +1,4 @@
-"""Tests of `fusion_pipeline.fuse.lattice`: volumes whose voxels are finer than what is decided on."""
+"""Tests of `fusion_pipeline.fuse.lattice`: volumes of voxels finer than what is decided on."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,7 @@ def _random(*shape, seed=0):
 def _decided(count=2):
     """Images on a grid, what they show of it, and something decided on its lattice."""
     images, views = _random(count, *_SHAPE), _random(count, *_SHAPE, seed=1) > 0.1
-    shown = torch.stack(
-        [block_means(i, v, _BLOCK)[0] for i, v in zip(images, views, strict=True)]
-    )
+    shown = torch.stack([block_means(i, v, _BLOCK)[0] for i, v in zip(images, views, strict=True)])
     weights = _random(*shown.shape, seed=2)
     weights = weights / weights.sum(0)
     decided = (weights * shown).sum(0, keepdim=True)
@@ -49,15 +47,14 @@ def test_means_are_of_what_is_seen():
     means, seen = block_means(values, view, (2, 2, 2))
     assert means.shape == seen.shape == (3, 2, 2)
     assert means[seen] == pytest.approx(0.5)
-    assert not seen[:, 1, 1].any() and seen.sum() == 9
+    assert not seen[:, 1, 1].any()
+    assert seen.sum() == 9
     assert (means[~seen] == 0).all()
 
 
 def test_one_image_comes_out_as_it_is():
     _, _, shown, kept, images, views, block = _decided(count=1)
-    fused, weights = in_detail(
-        shown, torch.ones_like(shown), shown, kept, images, views, block
-    )
+    fused, weights = in_detail(shown, torch.ones_like(shown), shown, kept, images, views, block)
     assert fused[0].numpy() == pytest.approx((images[0] * views[0]).numpy(), abs=1e-6)
     assert torch.equal(weights, views.float())
 

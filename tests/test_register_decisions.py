@@ -83,22 +83,27 @@ class TestDoubt:
 
 class TestProbabilityOver5Mm:
     def test_it_is_the_logistic_function_of_the_measures(self):
-        total = RISK.offset + RISK.estimate * math.log(3) + RISK.information * math.log(0.08)
-        for emission in (False, True):
-            found = probability_over_5_mm(3.0, {"nmi": 1.08}, emission=emission)
-            expected = expit(total + RISK.emission * emission)
+        total = RISK.offset + RISK.estimate * math.log(3) + RISK.fall * math.log(0.08)
+        for stays in (False, True):
+            found = probability_over_5_mm(3.0, 0.08, stays=stays)
+            expected = expit(total + RISK.stays * stays)
             assert found == pytest.approx(float(expected), rel=1e-9)
 
     def test_it_rises_with_the_estimate_and_stays_between_0_and_1(self):
         errors = (0.0, 0.5, 1.5, 3.0, 6.0, 100.0)
-        found = [probability_over_5_mm(e, {"nmi": 1.05}, emission=False) for e in errors]
+        found = [probability_over_5_mm(e, 0.05, stays=False) for e in errors]
         assert found[0] <= found[1]
         assert all(a < b for a, b in pairwise(found[1:]))
         assert found[0] >= 0
         assert found[-1] <= 1
 
+    def test_it_is_high_where_the_score_hardly_falls_or_rises(self):
+        falls = (-0.1, 0.01, 0.05, 0.2)
+        found = [probability_over_5_mm(3.0, fall, stays=False) for fall in falls]
+        assert all(a > b for a, b in pairwise(found))
+
     def test_without_an_estimate_there_is_none(self):
-        assert math.isnan(probability_over_5_mm(math.nan, {"nmi": 1.1}, emission=False))
+        assert math.isnan(probability_over_5_mm(math.nan, 0.1, stays=False))
 
 
 class TestCriterion:

@@ -71,7 +71,8 @@ class Image:
             file is read, or, where none are given, here: ``HU`` for a CT with air near -1000 and
             tissue near 0.
         path: the file or folder it came from, for messages; empty when generated.
-        colour: ``(3, *S)`` 0..255, only of a colour picture (``array`` is then its luma, Rec. 601).
+        colour: ``(3, *S)`` 0..255, float or uint8, only of a colour picture (``array`` is then its
+            luma, Rec. 601).
         identity: whom it shows and in which space; None for formats that do not say so.
         darkest: value outside the field of view, where it is not that of the units.
     """

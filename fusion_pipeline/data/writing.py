@@ -111,8 +111,10 @@ def write_colour(image: Image, path: str | Path) -> None:
     if path.suffix.lower() in PICTURE_SUFFIXES:
         _write_png(image, path, unit_range=False)
         return
-    levels = image.colour.detach().cpu().clamp(0, 255).round().to(torch.uint8).numpy()
-    pixels = np.ascontiguousarray(np.moveaxis(levels, 0, -1))
+    levels = image.colour.detach().cpu()
+    if levels.is_floating_point():
+        levels = levels.clamp(0, 255).round().to(torch.uint8)
+    pixels = np.ascontiguousarray(np.moveaxis(levels.numpy(), 0, -1))
     rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     _write_nifti(pixels.view(rgb)[..., 0], image.affine, path)
 

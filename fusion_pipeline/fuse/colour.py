@@ -35,7 +35,7 @@ def fused_colour(
         colour_map: one of `COLOUR_MAPS`.
 
     Returns:
-        ``(3, *S)`` 0..255; None without an emission image.
+        ``(3, *S)`` uint8; None without an emission image.
     """
     if "emission" not in kinds:
         return None
@@ -43,7 +43,8 @@ def fused_colour(
     def painted(weights: Tensor, fused: Tensor, *images: Tensor) -> Tensor:
         return _painted([one[0] for one in images], weights, fused, kinds, colour_map)
 
-    return in_parts(painted, 3, weights, fused, *(one[None] for one in images))
+    sources = (one[None] for one in images)
+    return in_parts(painted, 3, weights, fused, *sources, dtype=torch.uint8)
 
 
 def _painted(
@@ -66,7 +67,7 @@ def _painted(
     chroma = opacity * (lut - own)
     room = torch.where(chroma > 0, 1 - luminance, luminance) / chroma.abs().clamp_min(1e-6)
     fits = room.amin(0, keepdim=True).clamp(0, 1)
-    return 255 * (luminance + fits * chroma).clamp(0, 1)
+    return (255 * (luminance + fits * chroma).clamp(0, 1)).round().to(torch.uint8)
 
 
 def _anatomy(images: Sequence[Tensor], weights: Sequence[Tensor], fused: Tensor) -> Tensor:

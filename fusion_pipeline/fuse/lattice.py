@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fusion_pipeline.fuse.shares import within_sources
 
-# A voxel of the lattice is no larger. Usual images (0.98 × 0.98 × 3.27 mm), on which the network and
-# the steps were chosen, have one voxel in each.
+# A voxel of the lattice is no larger. Usual images (0.98 × 0.98 × 3.27 mm), on which the network
+# and the steps were chosen, have one voxel in each.
 _LARGEST_MM = 1.6
 _VOXELS = 2_000_000  # of a part of the grid
 _AROUND = 5  # voxels over which the strength of what is finer is measured
@@ -51,7 +51,7 @@ def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Ten
         inside = view[..., part].to(values.dtype)
         two = torch.stack([values[..., part] * inside, inside])
         beyond = (0, -two.shape[-1] % depth, 0, missing[1], 0, missing[0])
-        total, count = F.avg_pool3d(F.pad(two, beyond), block)
+        total, count = F.avg_pool3d(F.pad(two, beyond), tuple(block))
         means[..., start : start + slices] = total / count.clamp_min(1e-6)
         seen[..., start : start + slices] = count > 0
     return means, seen

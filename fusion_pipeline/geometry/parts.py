@@ -8,13 +8,19 @@ from torch import Tensor
 _VOXELS = 2_000_000  # of a part, at least one slice: 8 MB for each volume in between
 
 
-def in_parts(function: Callable[..., Tensor], channels: int, *volumes: Tensor) -> Tensor:
+def in_parts(
+    function: Callable[..., Tensor],
+    channels: int,
+    *volumes: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """``function(*volumes)`` of a function that looks at each voxel alone.
 
     Args:
         function: of ``(*, *S)`` tensors; gives ``(channels, *S)``.
         channels: of the result.
         *volumes: each ``(*, *S)`` with one and the same number of axes in front.
+        dtype: of the result; that of the first volume by default.
 
     Returns:
         ``(channels, *S)``.
@@ -23,7 +29,7 @@ def in_parts(function: Callable[..., Tensor], channels: int, *volumes: Tensor) -
     count = max(1, min(shape[-1], torch.Size(shape).numel() // _VOXELS))
     if count == 1:
         return function(*volumes)
-    out = volumes[0].new_empty((channels, *shape))
+    out = volumes[0].new_empty((channels, *shape), dtype=dtype)
     for part, *parts in zip(
         out.chunk(count, -1), *(v.chunk(count, -1) for v in volumes), strict=True
     ):

@@ -16,6 +16,8 @@ _DAMPING = 0.7  # share of each step; 2 / 0.7 - 1 = 1.85
 _ITERATIONS = 200  # a contraction of 0.95 a step, near that limit, falls from 3 mm below 1e-4 mm
 _FINEST_INVERSE = 3  # nodes for one of the deformation's: 27 times the time and memory
 _CHECKED_POINTS = 10_000
+_NODES = 1_000_000  # inverted at a time
+_WORTHWHILE = 0.7  # share still to be done below which the others are left out
 _INVERTED_MM = 1e-4  # a hundredth of the finest voxel that is read
 
 
@@ -249,14 +251,30 @@ class WorldMap:
 
 def _inverted(ddf: Tensor, nodes: Tensor, mm: float) -> Tensor:
     """``e`` with ``e(z) = −ddf(z + e(z))`` at nodes ``(*T, d)``, all in voxels of ``ddf``."""
-    nodes = nodes[None]
     back = torch.zeros_like(nodes)
+    rows = zip(nodes.flatten(0, -2).split(_NODES), back.view(-1, ddf.ndim - 1).split(_NODES), strict=False)
+    for some, found in rows:
+        _invert_at(ddf, some, found, _INVERTED_MM / mm)
+    return back
+
+
+def _invert_at(ddf: Tensor, nodes: Tensor, back: Tensor, close: float) -> None:
+    """The same at some nodes ``(n, d)``, into ``back``; each is done when a step is as small."""
+    shape = 1, -1, *[1] * (nodes.shape[1] - 1), nodes.shape[1]
+    left = torch.arange(len(nodes))
+    at, e = nodes, back.clone()
     for _ in range(_ITERATIONS):
-        wrong = back + sample(ddf[None], nodes + back).movedim(1, -1)
-        back = back - _DAMPING * wrong
-        if mm * float(wrong.abs().max()) < _INVERTED_MM:
-            break
-    return back[0]
+        shift = sample(ddf[None], (at + e).view(shape))
+        wrong = e + shift.view(nodes.shape[1], -1).T
+        e = e - _DAMPING * wrong
+        moving = wrong.abs().amax(1) >= close
+        count = int(moving.sum())
+        if count < _WORTHWHILE * len(left) or count == 0:
+            back[left] = e
+            left, at, e = left[moving], at[moving], e[moving]
+            if count == 0:
+                break
+    back[left] = e
 
 
 def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int, device: torch.device) -> Tensor:

@@ -246,14 +246,18 @@ class FusionInferer(Inferer):
             with clock.stage("fuse"):
                 shown = displayed_images(together, fields_of_view)
                 fusion = self.fuse(harmonization.images, fields_of_view, network, shown)
+                del shown
         native = case.fixed.affine if case.native_affine is None else case.native_affine
         alone = self.only == "fuse"
+        # one after the other, so that what was turned is gone before the next is
+        harmonization = Harmonization({}, {}) if alone else harmonization.along_axes_of(native)
+        fusion = None if fusion is None else fusion.along_axes_of(native)
         result = PipelineResult(
             case=case,
             registered_images=_along(native, registered),
             registrations={} if alone else registrations,
-            harmonization=Harmonization({}, {}) if alone else harmonization.along_axes_of(native),
-            fusion=None if fusion is None else fusion.along_axes_of(native),
+            harmonization=harmonization,
+            fusion=fusion,
             warnings=(*case.warnings, *_doubts(registrations)),
             timings=clock.timings,
             peak_memory_mb=peak_memory_mb(),

@@ -8,6 +8,7 @@ from torch import Tensor
 from fusion_pipeline.data import Image, TransformKind
 from fusion_pipeline.geometry import apply_affine
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.register.made_views import MadeViews
 from fusion_pipeline.register.pose import find_pose
 from fusion_pipeline.register.settings import DECISION
 
@@ -22,6 +23,7 @@ class ChosenPose:
         details: scores, for the report.
         undisputed: whether it is far better than the initial alignment.
         best: the best pose that was searched, whether it is gone on from or not.
+        searched: whether poses were searched, so that to move nothing is a result.
     """
 
     matrix: Matrix
@@ -29,6 +31,7 @@ class ChosenPose:
     details: dict[str, float]
     undisputed: bool = False
     best: Matrix | None = None
+    searched: bool = True
 
     def refused(self) -> "ChosenPose":
         """The initial alignment, with the same details."""
@@ -43,6 +46,7 @@ def choose_pose(
     affine: bool,
     stretch_gain: float,
     given: Matrix | None = None,
+    made: MadeViews | None = None,
 ) -> ChosenPose:
     """The pose whose score is clearly above the initial alignment's, or that.
 
@@ -53,8 +57,9 @@ def choose_pose(
         affine: whether the result may stretch and shear.
         stretch_gain: an affine pose is taken where its score is so many times a rigid one's.
         given: moving_from_fixed that is tried beside the initial alignment.
+        made: views of the images, where they were made already.
     """
-    pose = find_pose(fixed, moving, fields_of_view, affine=affine, given=given)
+    pose = find_pose(fixed, moving, fields_of_view, affine=affine, given=given, made=made)
     details = {
         "pose_score_start": pose.start,
         "pose_score_rigid": pose.rigid_score,

@@ -1,7 +1,7 @@
 """Put the parts of a registration together, and doubt them where there is reason to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,12 @@ class Shown:
 
     Attributes:
         body_mm: how much body the moving image shows, see `body_mm3`.
-        emission: one of the images is a PET or SPECT.
+        falls: how far the score of a pose falls around it, `sharpness.falls_around`; None for
+            pictures.
     """
 
     body_mm: float
-    emission: bool
+    falls: Callable[[Matrix], Tensor] | None = None
 
 
 def registration_of(
@@ -62,9 +63,12 @@ def registration_of(
     fixed_mm = float(end.fixed.arrays.body.sum()) * lattice.spacing**d
     shared = after["overlap"] * max(1.0, fixed_mm / shown.body_mm)
     # fitted to volumes: an error in a slice is in the pixels of a picture as often as in mm
-    risk = math.nan
-    if d == 3:
-        risk = probability_over_5_mm(estimated_on.error_mm, after, emission=shown.emission)
+    risk, details = math.nan, dict(chosen.details)
+    if shown.falls is not None:
+        fall = float(shown.falls(chosen.matrix).quantile(0.5))
+        stays = chosen.searched and chosen.kind == "none" and end.ddf is None
+        risk = probability_over_5_mm(estimated_on.error_mm, fall, stays=stays)
+        details["pose_score_fall"] = fall
     doubts = [doubt, doubt_about(before, after, estimated_on.error_mm, shared, risk)]
     evidence = Evidence(
         transform=chosen.kind,
@@ -77,7 +81,7 @@ def registration_of(
         error_mm=estimated_on.error_mm,
         over_5_mm=risk,
         error_map_mm=estimated_on.error_map_mm.cpu(),
-        details={**chosen.details, "working_spacing_mm": lattice.spacing},
+        details={**details, "working_spacing_mm": lattice.spacing},
     )
     return Registration(world_map(chosen.matrix, end, lattice), evidence)
 

@@ -29,7 +29,7 @@ def as_given(start: ImagePair, pair: ImagePair, initial: Matrix, *, shown: Shown
     return registration_of(
         start,
         end,
-        ChosenPose(initial, _kind(initial), {}),
+        ChosenPose(initial, _kind(initial), {}, searched=False),
         reason=_AS_GIVEN,
         estimated_on=end,
         shown=shown,

@@ -9,6 +9,7 @@ from torch import Tensor
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import inverse_affine
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.register.made_views import MadeViews
 from fusion_pipeline.register.point_score import Points, PointScore
 from fusion_pipeline.register.pose_parameters import (
     matrices_of,
@@ -19,7 +20,7 @@ from fusion_pipeline.register.pose_parameters import (
     world_matrix,
 )
 from fusion_pipeline.register.settings import POLISH, POSE
-from fusion_pipeline.register.views import View, has_emission, make_view
+from fusion_pipeline.register.views import View, has_emission
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def find_pose(
     given: Matrix | None = None,
     starts: int = 600,
     spacing: float = 5.0,
+    made: MadeViews | None = None,
 ) -> Pose:
     """Search the rigid (then affine) map between two images from many starts.
 
@@ -86,11 +88,12 @@ def find_pose(
             climbed from, and as likely as that.
         starts: poses scored at first.
         spacing: voxel size of the coarse views in mm.
+        made: views of the images, where they were made already.
 
     Returns:
         The pose; whether it is better enough than the start, the caller decides.
     """
-    coarse, middle, fine = _views_of((fixed, moving), fields_of_view, spacing)
+    coarse, middle, fine = _views_of((fixed, moving), fields_of_view, spacing, made or MadeViews())
     backward = coarse[1].tissue_extent < coarse[0].tissue_extent
     if backward:
         coarse, middle, fine = (views[::-1] for views in (coarse, middle, fine))
@@ -203,14 +206,17 @@ def _prior(*, beside_emission: bool, volumes: bool) -> float:
 
 
 def _views_of(
-    images: tuple[Image, Image], fields_of_view: tuple[Tensor, Tensor], spacing: float
+    images: tuple[Image, Image],
+    fields_of_view: tuple[Tensor, Tensor],
+    spacing: float,
+    made: MadeViews,
 ) -> tuple[list[View], ...]:
     """Both images on the coarse, the middle and the fine level."""
     levels = [(POSE.coarse_size, POSE.coarse_blur)]
     levels += [(level.size, level.blur) for level in (POSE.middle, POSE.fine)]
     views = [
         [
-            make_view(image, view, spacing=size * spacing, blur_mm=blur * spacing)
+            made.view(image, view, spacing=size * spacing, blur_mm=blur * spacing)
             for image, view in zip(images, fields_of_view, strict=True)
         ]
         for size, blur in levels
@@ -242,7 +248,11 @@ def _best_of_many(score: PointScore, starts: int, given: Matrix | None) -> Tenso
 
 
 def polished(
-    fixed: Image, moving: Image, fields_of_view: tuple[Tensor, Tensor], matrix: Matrix
+    fixed: Image,
+    moving: Image,
+    fields_of_view: tuple[Tensor, Tensor],
+    matrix: Matrix,
+    made: MadeViews | None = None,
 ) -> Matrix:
     """A rigid pose that is about right, placed more exactly: sharper views, more points, no prior.
 
@@ -251,12 +261,14 @@ def polished(
         moving: the image that was placed.
         fields_of_view: `views.masked_field_of_view` of both.
         matrix: ``(4, 4)`` moving_from_fixed, rigid.
+        made: views of the images, where they were made already.
 
     Returns:
         ``(4, 4)`` moving_from_fixed, rigid.
     """
+    view = (made or MadeViews()).view
     views = [
-        make_view(image, k, spacing=POLISH.spacing_mm, blur_mm=POLISH.blur_mm)
+        view(image, k, spacing=POLISH.spacing_mm, blur_mm=POLISH.blur_mm)
         for image, k in zip((fixed, moving), fields_of_view, strict=True)
     ]
     backward = views[1].tissue_extent < views[0].tissue_extent

@@ -202,15 +202,16 @@ class StandingSettings:
 class RiskSettings:
     """Of the probability that a volume's error exceeds 5 mm.
 
-    Fitted to 38 results of 20 training patients, to be fitted anew with the network:
-    ``python benchmarks/doubt.py --rows docs/history/doubt_training.csv`` (docs/history/doubt.md).
+    Fitted to 150 results of 38 training patients and generated bodies, to be fitted anew with the
+    network: ``python benchmarks/doubt.py --rows docs/history/doubt_rows.jsonl``
+    (docs/history/doubt.md).
     """
 
-    offset: float = -4.260  # logit
-    estimate: float = 3.120  # logit per e-fold of the network's estimate in mm
-    information: float = -0.076  # logit per e-fold of NMI - 1
-    emission: float = -2.335  # logit, beside a PET or SPECT
-    limit: float = 0.42  # probability; 12 % of the training results under 5 mm lie above
+    offset: float = -4.017  # logit
+    estimate: float = 1.056  # logit per e-fold of the network's estimate in mm
+    fall: float = -1.525  # logit per e-fold of the score's fall in nats
+    stays: float = -2.485  # logit, where the search left the image as it came
+    limit: float = 0.67  # probability; 15 % of the training results under 5 mm lie above
 
 
 LATTICE = LatticeSettings()

@@ -1,6 +1,7 @@
 """`Register`: pose, network, refinement; each is kept only where it improves the result."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from fusion_pipeline.register.doubt import Shown, body_mm3, registration_of
 from fusion_pipeline.register.evidence import Registration
 from fusion_pipeline.register.given_start import as_given, with_given_start
 from fusion_pipeline.register.initial_alignment import initial_alignment_suffices
-from fusion_pipeline.register.lattice import Lattice, blurred_for, read_on_lattice, working_lattice
+from fusion_pipeline.register.lattice import Lattice, read_on_lattice, working_lattice
+from fusion_pipeline.register.made_views import MadeViews
 from fusion_pipeline.register.pose import polished
 from fusion_pipeline.register.refinement import refine
 from fusion_pipeline.register.settings import DECISION, DEFORMATION, POLISH
+from fusion_pipeline.register.sharpness import falls_around
 from fusion_pipeline.register.smoothness import Smoothness
 from fusion_pipeline.register.standing import (
     NOT_MOVED,
@@ -75,6 +78,7 @@ class Register:
         self.same_person = same_person
         self.device = device
         self.normalize = normalize or NormalizeModality()
+        self._made = MadeViews()
 
     def __call__(
         self,
@@ -111,7 +115,11 @@ class Register:
             masked_field_of_view(given[0], fixed_mask),
             masked_field_of_view(given[1], moving_mask),
         )
-        shown = Shown(body_mm3(given[1], fields_of_view[1]), has_emission(*images))
+        self._made.hold(images, fields_of_view)
+        falls = None
+        if fixed.spatial_dims == 3:
+            falls = partial(falls_around, images, fields_of_view, made=self._made)
+        shown = Shown(body_mm3(given[1], fields_of_view[1]), falls)
         masked = fixed_mask is not None or moving_mask is not None
         if initial_transform is None:
             return self._registered(images, fields_of_view, transform, shown, masked=masked)
@@ -153,7 +161,8 @@ class Register:
         matrix = found.matrix
         estimated_on = end  # not made anew after a polish, which moves by less than it can tell
         if found.kind == "rigid" and end.ddf is None and _can_be_polished(end, images):
-            matrix, end = _placed_exactly(align, end, matrix, images, fields_of_view, found.details)
+            finer = polished(*images, fields_of_view, matrix, self._made)
+            matrix, end = _placed_exactly(align, end, matrix, finer, images[0], found.details)
         return registration_of(
             start,
             end,
@@ -192,7 +201,12 @@ class Register:
             images[0].spatial_dims == 2 and has_emission(*images)
         )
         found = choose_pose(
-            *images, fields_of_view, affine=affine, stretch_gain=stretch_gain, given=initial
+            *images,
+            fields_of_view,
+            affine=affine,
+            stretch_gain=stretch_gain,
+            given=initial,
+            made=self._made,
         )
         pair = start if found.kind == "none" else align(found.matrix)
         deforms = transform == "deformable"
@@ -210,7 +224,8 @@ class Register:
     ) -> Callable[[Matrix | None], ImagePair]:
         """Reads both images on a lattice, the moving one after a pose (None: its headers')."""
         lattice = lattice or working_lattice(*images, self.working_spacing)
-        blurred = [blurred_for(*one, lattice) for one in zip(images, fields_of_view, strict=True)]
+        pairs = zip(images, fields_of_view, strict=True)
+        blurred = [self._made.blurred(*one, lattice) for one in pairs]
 
         def image(number: int, pose: Matrix | None) -> LatticeImage:
             read = images[number], fields_of_view[number], lattice, pose
@@ -351,16 +366,15 @@ def _placed_exactly(
     align: Callable[[Matrix | None], ImagePair],
     aligned: AlignedPair,
     matrix: Matrix,
-    images: tuple[Image, Image],
-    fields_of_view: tuple[Tensor, Tensor],
+    finer: Matrix,
+    fixed: Image,
     details: dict[str, float],
 ) -> tuple[Matrix, AlignedPair]:
     """A rigid result placed more exactly, unless that moves it far; the details say how far.
 
     Its score rises; self-similarity over the lattice cannot judge so small a move.
     """
-    finer = polished(*images, fields_of_view, matrix)
-    moved = mean_move(images[0], np.linalg.inv(matrix) @ finer)
+    moved = mean_move(fixed, np.linalg.inv(matrix) @ finer)
     if moved > POLISH.farthest_mm:
         return matrix, aligned
     end = align(finer).undeformed

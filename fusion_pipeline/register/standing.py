@@ -129,7 +129,12 @@ def left_as_it_was(
     return registration_of(
         start,
         still,
-        ChosenPose(np.eye(start.lattice.dims + 1), "none", dict(details or {})),
+        ChosenPose(
+            np.eye(start.lattice.dims + 1),
+            "none",
+            dict(details or {}),
+            searched=verdict.stays,
+        ),
         reason=verdict.aligned or (NOT_MOVED if verdict.stays else ""),
         doubt=verdict.doubt,
         estimated_on=still,

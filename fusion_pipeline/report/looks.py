@@ -97,6 +97,6 @@ def colour_at(image: Image, plane: Plane) -> Picture | None:
     """A colour picture on a plane, as it is; None for a grey image."""
     if image.colour is None:
         return None
-    channels = [read(channel[None], image.affine, plane.points) for channel in image.colour]
+    channels = [read(channel[None].float(), image.affine, plane.points) for channel in image.colour]
     picture = np.asarray(np.stack(channels, axis=-1) / 255, dtype=np.float32)
     return pictures.on_page(picture, np.isfinite(channels[0]))

@@ -188,7 +188,7 @@ def _fused(modalities: Sequence[str], fusion: Fusion, fine: Lattice) -> Iterator
     """The fused image in grey and, where there is an uptake, in colour; the weights."""
     fused = fusion.fused
     if fusion.colour is not None and fusion.colour.colour is not None:
-        channels = [_read(c[None], fused.affine, fine) for c in fusion.colour.colour]
+        channels = [_read(c[None].float(), fused.affine, fine) for c in fusion.colour.colour]
         data = _encoded_colour(channels, fine)
         yield Volume("Fused, uptake in colour", "colour", "", "", 0.0, 255.0, "grey", data)
     yield _unit_image(fused, fine, "Fused", "")
