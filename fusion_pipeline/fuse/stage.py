@@ -66,8 +66,10 @@ class Fuse:
     window's is kept without its rim, and the channels are gated by a summary of all windows, for
     which the encoders run first.
 
-    The memory of the whole grows with the grid: about six float32 volumes per modality are held
-    beside the input, on the device. The steps work on a lattice of bounded size (`refined`).
+    Volumes of voxels below 0.8 mm are fused on a lattice of blocks of them, and what is decided
+    there goes back to each voxel (`in_detail`). The memory of the whole grows with the lattice:
+    about six float32 volumes per modality are held beside the input, on the device. The steps work
+    on one of bounded size (`refined`).
 
     Args:
         network: weighs the images.

@@ -251,9 +251,9 @@ class WorldMap:
 
 def _inverted(ddf: Tensor, nodes: Tensor, mm: float) -> Tensor:
     """``e`` with ``e(z) = −ddf(z + e(z))`` at nodes ``(*T, d)``, all in voxels of ``ddf``."""
-    back = torch.zeros_like(nodes)
-    rows = zip(nodes.flatten(0, -2).split(_NODES), back.view(-1, ddf.ndim - 1).split(_NODES), strict=False)
-    for some, found in rows:
+    back = torch.zeros(nodes.shape)
+    rows = (x.reshape(-1, ddf.ndim - 1).split(_NODES) for x in (nodes, back))
+    for some, found in zip(*rows, strict=True):
         _invert_at(ddf, some, found, _INVERTED_MM / mm)
     return back
 
