@@ -420,3 +420,34 @@ def test_a_concatenation_needs_all_its_files(tmp_path):
     paths[1].unlink()
     with pytest.raises(InputError, match="all 2 files of a concatenation, got 1 of them"):
         read_image(tmp_path, "mr")
+
+
+def _numbered(of):
+    """An edit that counts slices by a function of their place."""
+    return lambda ds, k: setattr(ds, "InstanceNumber", of(k))
+
+
+@pytest.mark.parametrize(
+    ("of", "thickness", "count"),
+    [(lambda k: 2 * k + 1, 1.5, 2), (lambda k: 40 - 2 * k, 1.5, 2), (lambda k: 3 * k + 7, 1.0, 3)],
+)
+def test_slices_that_were_left_out_evenly_are_told(tmp_path, of, thickness, count):
+    folder = slices(tmp_path / "mr", _numbered(of), Modality="MR", SliceThickness=thickness)
+    array, warnings = values(folder)
+    np.testing.assert_array_equal(array, series_pixels().T)
+    assert len(warnings) == 1
+    assert f"{count - 1} of {count} slices were probably left out" in warnings[0]
+    assert f"{thickness:g} mm thick, 3 mm apart" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("of", "thickness"),
+    [
+        (lambda k: 2 * k + 1, 3.0),  # one of two echoes, its slices touch
+        (lambda k: k + 1, 1.5),  # gaps as wide as the slices, as many MR are taken
+        (lambda k: 2 * k + 1 + k // 4, 1.5),  # numbers of a whole study
+    ],
+)
+def test_one_sign_of_left_out_slices_alone_is_silent(tmp_path, of, thickness):
+    folder = slices(tmp_path / "mr", _numbered(of), Modality="MR", SliceThickness=thickness)
+    assert values(folder)[1] == []

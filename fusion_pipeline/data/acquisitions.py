@@ -13,6 +13,7 @@ from fusion_pipeline.data.refusals import refusal
 SAME_MM = 1e-3  # slices nearer than this lie at one position
 ALL = "all"  # `acquisition=all`: take the slices together, whatever they say
 _OVERLAP = 1.5  # slices this many steps thick overlap so far that each second one would do
+_CONTIGUOUS = 0.1  # of a thickness, by which slices that touch may lie nearer
 _LISTED = 8  # values in a message
 
 Selectors = Sequence[tuple[str, str]]
@@ -229,6 +230,36 @@ def _check_numbers(
     )
 
 
+def note_on_left_out(frames: Sequence[Frame], place: str) -> list[str]:
+    """Say where slices were probably left out evenly, which makes a coarser image of the rest.
+
+    Two signs together: the slices are as many times their thickness apart as their numbers count
+    from one to the next. Gaps alone are how many MR are taken, and steps of the numbers alone are
+    those of one of several echoes.
+
+    Args:
+        frames: slices in order along their normal.
+        place: name of the image in messages.
+    """
+    texts = [frame.labels.get(NUMBER, MISSING) for frame in frames]
+    thickness = frames[0].thickness
+    if len(frames) < 3 or thickness <= 0 or not all(text.isdecimal() for text in texts):
+        return []
+    steps = np.diff([int(text) for text in texts])
+    count = abs(int(steps[0]))
+    if count < 2 or (steps != steps[0]).any():
+        return []
+    heights = _heights(frames)
+    step = float(heights[-1] - heights[0]) / (len(frames) - 1)
+    if step < (count - _CONTIGUOUS) * thickness:
+        return []
+    return [
+        f"{place}: {count - 1} of {count} slices were probably left out: they are {thickness:g} mm "
+        f"thick, {step:g} mm apart, and InstanceNumber counts in steps of {count}; without them "
+        "the image is coarser than it was taken"
+    ]
+
+
 def _repeats_between(numbers: np.ndarray) -> bool:
     """Numbers occur several times, and not in blocks along the stack (stations of a long scan)."""
     most = int(np.unique(numbers, return_counts=True)[1].max())
@@ -262,4 +293,4 @@ def _heights(frames: Sequence[Frame]) -> np.ndarray:
     return np.array([float(frame.position @ normal) for frame in frames])
 
 
-__all__ = ["SAME_MM", "Selectors", "check_one_acquisition", "differing_labels", "pick"]
+__all__ = ["SAME_MM", "Selectors", "check_one_acquisition", "differing_labels", "note_on_left_out", "pick"]

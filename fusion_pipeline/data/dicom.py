@@ -9,6 +9,7 @@ import numpy as np
 from pydicom import Dataset
 
 from fusion_pipeline.data.checks import RawImage
+from fusion_pipeline.data.acquisitions import note_on_left_out
 from fusion_pipeline.data.dicom_files import (
     DicomFile,
     check_whole,
@@ -157,7 +158,8 @@ def _stack(source: Source, place: str) -> _Stack:
         frames, place, selectors=source.selectors, name_of=lambda f: files[f.file].path.name
     )
     check_rescale(ordered, files, place)
-    stack = _Stack(files, ordered, lps_affine, messages)
+    left_out = [] if source.selectors else note_on_left_out(ordered, place)
+    stack = _Stack(files, ordered, lps_affine, [*messages, *left_out])
     _check_one_space(stack.headers, place)
     return stack
 
