@@ -12,6 +12,7 @@ from fusion_pipeline.fuse.shares import within_sources
 # and the steps were chosen, have one voxel in each.
 _LARGEST_MM = 1.6
 _VOXELS = 2_000_000  # of a part of the grid
+_FAINT = 0.01  # strength below which what is finer is hardly seen: mostly noise
 _AROUND = 5  # voxels over which the strength of what is finer is measured
 
 
@@ -69,10 +70,10 @@ def in_detail(
     """The fused image and the weights of a grid, by those of its lattice.
 
     ``fused = up(fused') + Σ_k v_k R_k`` with ``R_k = I_k − up(I_k')``, which is finer than the
-    lattice, and ``v_k ∝ w_k · rms(R_k)`` of sum 1, over 5 × 5 voxels of a plane: by the weights
-    alone an edge of one image would be thinned by what the others do not show there. Where one
-    image alone is in view it comes out as it is. As on the lattice, within 0.7 of the darkest to
-    1.15 of the brightest source.
+    lattice, and ``v_k ∝ w_k · (rms(R_k) + 0.01)`` of sum 1, over 5 × 5 voxels of a plane: by the
+    weights alone an edge of one image would be thinned by what the others do not show there. Where
+    one image alone is in view it comes out as it is. As on the lattice, within 0.7 of the darkest
+    to 1.15 of the brightest source.
 
     Args:
         decided: ``(1, *T)`` in [0, 1], fused on the lattice.
@@ -94,7 +95,7 @@ def in_detail(
         share = enlarged(weights) * view
         share = share / share.sum(0, keepdim=True).clamp_min(1e-6)
         finer = own - enlarged(shown)
-        counts = share * _strength(finer)
+        counts = share * (_strength(finer) + _FAINT)
         finer = (counts * finer).sum(0, keepdim=True) / counts.sum(0, keepdim=True).clamp_min(1e-12)
         fused[..., part] = within_sources(enlarged(decided) + finer, own, enlarged(kept) * view)
         shares[..., part] = share
@@ -102,12 +103,12 @@ def in_detail(
 
 
 def _strength(details: Tensor) -> Tensor:
-    """Root mean square over the first two axes around each voxel; ``(M, *S)``, never 0."""
+    """Root mean square over the first two axes around each voxel; ``(M, *S)``."""
     near = details.square().permute(0, 3, 1, 2)
     for window in ((_AROUND, 1), (1, _AROUND)):
         half = [n // 2 for n in window]
         near = F.avg_pool2d(near, window, 1, half, count_include_pad=False)
-    return near.permute(0, 2, 3, 1).add(1e-8).sqrt_()
+    return near.permute(0, 2, 3, 1).sqrt_()
 
 
 def _parts(
