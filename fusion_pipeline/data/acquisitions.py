@@ -293,4 +293,11 @@ def _heights(frames: Sequence[Frame]) -> np.ndarray:
     return np.array([float(frame.position @ normal) for frame in frames])
 
 
-__all__ = ["SAME_MM", "Selectors", "check_one_acquisition", "differing_labels", "note_on_left_out", "pick"]
+__all__ = [
+    "SAME_MM",
+    "Selectors",
+    "check_one_acquisition",
+    "differing_labels",
+    "note_on_left_out",
+    "pick",
+]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from fusion_pipeline.data.checks import RawImage
 from fusion_pipeline.data.acquisitions import note_on_left_out
+from fusion_pipeline.data.checks import RawImage
 from fusion_pipeline.data.dicom_files import (
     DicomFile,
     check_whole,
