@@ -3,9 +3,9 @@ r"""What says that a registration is off by more than 5 mm? Sets of measures, co
     python benchmarks/doubt_features.py --rows out/doubt_rows.jsonl --out out
 
 Reads the results of ``doubt_rows.py``. Each set of measures is judged by a logistic model with a
-ridge, each patient's results by a model of the others'; ``present`` is the package's model as
-it is. Writes ``doubt_features.md``, and ``doubt_features.json`` with the weights of every set,
-fitted to all rows. Nothing here reads a held-out patient.
+ridge, each patient's results by a model of the others'; the first is what the package said when the
+rows were made. Writes ``doubt_features.md``, and ``doubt_features.json`` with the weights of every
+set, fitted to all rows. Nothing here reads a held-out patient.
 """
 
 import argparse
@@ -34,7 +34,7 @@ MEASURES: Mapping[str, Callable[[Row], float]] = {
     "emission": lambda r: float(r["moving"] == "pet"),
     "spread": lambda r: spread_mm(r["rivals"]),
     "second": lambda r: second_nats(r["rivals"]),
-    # of `doubt_measures.py`; older rows lack them
+    # of `doubt_measures.py`
     "fall_6": lambda r: math.log(max(min(r["fall_6"]), 1e-3)),
     "median_fall": lambda r: math.log(max(float(np.median(r["fall_6"])), 1e-3)),
     "stays": lambda r: float(r["transform"] == "none"),

@@ -90,7 +90,9 @@ def around(
     }
     level = POSE.middle
     views = [
-        make_view(image, view, spacing=level.size * 5.0, blur_mm=level.blur * 5.0)
+        make_view(
+            image, view, spacing=level.size * POSE.spacing_mm, blur_mm=level.blur * POSE.spacing_mm
+        )
         for image, view in zip((fixed, moving), fields_of_view, strict=True)
     ]
     if views[1].tissue_extent < views[0].tissue_extent:

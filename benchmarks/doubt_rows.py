@@ -6,7 +6,7 @@ One result a seed, appended as a line of JSON; seeds that are in the file are no
 it goes on after a stop. Sarcoma training patients, painted training heads and generated patients;
 random moves from none to far beyond what is searched, cut fields of view, noise.
 ``doubt_features.py`` compares what might say that they are wrong. ``--held-out`` makes those of the
-patients that nothing is chosen by. About 20 CPU s a result.
+patients that nothing is chosen by. About 15 CPU s a result.
 """
 
 import argparse

@@ -444,6 +444,7 @@ def test_slices_that_were_left_out_evenly_are_told(tmp_path, of, thickness, coun
     ("of", "thickness"),
     [
         (lambda k: 2 * k + 1, 3.0),  # one of two echoes, its slices touch
+        (lambda k: 2 * k + 1, 0.6),  # far apart, whatever the numbers say
         (lambda k: k + 1, 1.5),  # gaps as wide as the slices, as many MR are taken
         (lambda k: 2 * k + 1 + k // 4, 1.5),  # numbers of a whole study
     ],

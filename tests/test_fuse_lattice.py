@@ -33,22 +33,24 @@ def _decided(count=2):
         ((160, 160, 60), (0.98, 0.98, 3.27), (1, 1, 1)),
         ((512, 512, 300), (0.5, 0.5, 0.5), (3, 3, 3)),
         ((512, 512), (0.3, 0.3), (1, 1)),
-        ((40, 40, 1), (0.4, 0.4, 0.4), (4, 4, 1)),
+        ((140, 70, 1), (0.4, 0.4, 0.4), (4, 2, 1)),
+        ((900, 900, 900), (0.05, 0.05, 0.05), (4, 4, 4)),
     ],
 )
 def test_blocks_are_of_at_most_1_6_mm(shape, spacing, block):
     assert voxels_in_block(shape, spacing) == block
 
 
-def test_means_are_of_what_is_seen():
+def test_means_are_of_blocks_that_are_seen_whole():
     values, view = torch.full((5, 4, 4), 0.5), torch.ones(5, 4, 4, dtype=torch.bool)
     values[0], view[0] = 9.0, False
     view[:, 2:, 2:] = False
     means, seen = block_means(values, view, (2, 2, 2))
     assert means.shape == seen.shape == (3, 2, 2)
-    assert means[seen] == pytest.approx(0.5)
+    assert means[seen] == pytest.approx(0.5)  # of the last blocks too, half of which lie beyond
+    assert not seen[0].any()
     assert not seen[:, 1, 1].any()
-    assert seen.sum() == 9
+    assert seen.sum() == 6
     assert (means[~seen] == 0).all()
 
 
@@ -93,13 +95,13 @@ def test_an_edge_finer_than_the_lattice_is_not_thinned():
     assert float(middle[11] - middle[9]) > 0.5 * 0.2 + 0.8 * own
 
 
-def _volume(spacing, size=24.0):
+def _volume(spacing, size=48.0):
     """CT and MR of a ball and a rod, on a grid over a cube of so many mm."""
     n = round(size / spacing)
     at = (torch.arange(n) + 0.5) * spacing - size / 2
     x, y, z = torch.meshgrid(at, at, at, indexing="ij")
-    ball = torch.sigmoid(9.0 - (x**2 + y**2 + z**2).sqrt())
-    rod = torch.sigmoid(3.0 - (x**2 + y**2).sqrt())
+    ball = torch.sigmoid(18.0 - (x**2 + y**2 + z**2).sqrt())
+    rod = torch.sigmoid(6.0 - (x**2 + y**2).sqrt())
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = (spacing - size) / 2
     arrays = {"ct": 0.3 * ball + 0.5 * rod * ball, "mr": 0.6 * ball - 0.4 * rod * ball}
@@ -107,15 +109,19 @@ def _volume(spacing, size=24.0):
     return images, {key: torch.ones(1, n, n, n) for key in images}
 
 
-@pytest.mark.parametrize("steps", [0, 6])
-def test_a_finer_grid_gives_what_the_coarser_gives(steps):
-    """Of a smooth patient who is stored twice as fine, the same image comes out."""
+def _network():
     torch.manual_seed(0)
     network = FusionNet(3)
     torch.nn.init.normal_(network.logit.weight, std=0.2)
-    fuse = Fuse(network, steps=steps)
+    return network
+
+
+@pytest.mark.parametrize("steps", [0, 6])
+def test_a_finer_grid_gives_what_the_coarser_gives(steps):
+    """Of a smooth patient who is stored twice as fine, the same image comes out."""
+    fuse = Fuse(_network(), steps=steps)
     coarse, fine = (fuse(*_volume(spacing)) for spacing in (1.5, 0.75))
-    assert fine.fused.shape == (32,) * 3
+    assert fine.fused.shape == (64,) * 3
     assert np.allclose(fine.fused.affine, _volume(0.75)[0]["ct"].affine)
     means = torch.nn.functional.avg_pool3d(fine.fused.array[None], 2)[0]
     assert float((means - coarse.fused.array).abs().mean()) < 0.004
@@ -123,3 +129,40 @@ def test_a_finer_grid_gives_what_the_coarser_gives(steps):
     assert float((weights - coarse.weights).abs().mean()) < 0.01
     assert fine.weights.sum(0).numpy() == pytest.approx(1.0, abs=1e-5)
     assert set(fine.scores) == set(coarse.scores)
+
+
+def _halved(images, fields, key):
+    """A field of view that ends in the middle of a block."""
+    fields = {k: v.clone() for k, v in fields.items()}
+    fields[key][:, :31] = 0
+    return images, fields
+
+
+def test_beyond_an_image_the_other_comes_out_as_it_is():
+    images, fields = _halved(*_volume(0.75), "mr")
+    fused = Fuse(_network(), steps=0)(images, fields)
+    apart = (fused.fused.array[0] - images["ct"].array[0]).abs()
+    assert float(apart[:28].max()) < 1e-4
+    assert float(apart[:31].max()) < 0.02
+    assert (fused.weights[1, :31] == 0).all()
+
+
+def test_what_lies_outside_a_field_of_view_is_not_seen():
+    images, fields = _volume(0.75)
+    images["pet"] = images["mr"].with_array(images["mr"].array.clone(), key="pet")
+    images, fields = _halved(images, {**fields, "pet": fields["mr"]}, "pet")
+    masked = {**images, "pet": images["pet"].with_array(images["pet"].array * fields["pet"])}
+    fuse = Fuse(_network(), steps=0)
+    one, other = fuse(images, fields), fuse(masked, fields)
+    assert torch.equal(one.fused.array, other.fused.array)
+    assert torch.equal(one.colour.colour, other.colour.colour)
+    assert one.scores == other.scores
+
+
+@pytest.mark.parametrize("spacing", [1.5, 0.75])
+def test_the_order_of_the_displayed_images_changes_nothing(spacing):
+    images, fields = _volume(spacing)
+    fuse = Fuse(_network(), steps=0)
+    one = fuse(images, fields, images)
+    other = fuse(images, fields, dict(reversed(images.items())))
+    assert torch.equal(one.fused.array, other.fused.array)

@@ -69,3 +69,17 @@ def test_another_mask_is_another_view(pair):
     assert float(cut.field_of_view.mean()) < 0.7 * float(whole.field_of_view.mean())
     assert np.allclose(whole.affine, cut.affine)
     assert torch.equal(whole.values, made.view(image, field, spacing=4.0, blur_mm=2.0).values)
+
+
+def test_the_same_values_at_another_place_are_another_view(pair):
+    (image, _), (field, _) = _given(pair)
+    affine = image.affine.copy()
+    affine[0, 3] += 20
+    moved = image.with_array(image.array, affine=affine)
+    made = MadeViews()
+    made.hold([image, moved], [field, field])
+    here, there = (made.view(one, field, spacing=4.0, blur_mm=2.0) for one in (image, moved))
+    assert there.affine[0, 3] - here.affine[0, 3] == pytest.approx(20)
+    made.hold([moved], [field])
+    again = made.view(moved, field, spacing=4.0, blur_mm=2.0)
+    assert again is there

@@ -13,7 +13,7 @@ from fusion_pipeline.data.refusals import refusal
 SAME_MM = 1e-3  # slices nearer than this lie at one position
 ALL = "all"  # `acquisition=all`: take the slices together, whatever they say
 _OVERLAP = 1.5  # slices this many steps thick overlap so far that each second one would do
-_CONTIGUOUS = 0.1  # of a thickness, by which slices that touch may lie nearer
+_CONTIGUOUS = 0.1  # of a thickness, by which slices that touch may lie apart or overlap
 _LISTED = 8  # values in a message
 
 Selectors = Sequence[tuple[str, str]]
@@ -251,7 +251,7 @@ def note_on_left_out(frames: Sequence[Frame], place: str) -> list[str]:
         return []
     heights = _heights(frames)
     step = float(heights[-1] - heights[0]) / (len(frames) - 1)
-    if step < (count - _CONTIGUOUS) * thickness:
+    if abs(step / thickness - count) > _CONTIGUOUS * count:
         return []
     return [
         f"{place}: {count - 1} of {count} slices were probably left out: they are {thickness:g} mm "

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from fusion_pipeline.fuse.shares import within_sources
 
-# A voxel of the lattice is no larger. Usual images (0.98 × 0.98 × 3.27 mm), on which the network
-# and the steps were chosen, have one voxel in each.
+# A voxel of the lattice is no larger: between the 1 and 2 mm that the network and the steps were
+# trained and chosen on, so that those images (0.98 × 0.98 × 3.27 mm) keep their own voxels.
 _LARGEST_MM = 1.6
+_MOST, _FEWEST = 4, 32  # voxels in a block, and of the lattice, along an axis
 _VOXELS = 2_000_000  # of a part of the grid
 _FAINT = 0.01  # strength below which what is finer is hardly seen: mostly noise
 _AROUND = 5  # voxels over which the strength of what is finer is measured
@@ -19,23 +20,28 @@ _AROUND = 5  # voxels over which the strength of what is finer is measured
 def voxels_in_block(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
     """Voxels of a grid in one of the lattice, along each axis; one in pictures.
 
+    Only axes of voxels of at most 0.8 mm are joined, and small images not at all.
+
     >>> voxels_in_block((512, 512, 250), (0.8, 0.8, 1.0))
     (2, 2, 1)
     """
     if len(shape) == 2:
         return 1, 1
     return tuple(
-        max(1, min(n, int(_LARGEST_MM / s + 1e-3))) for n, s in zip(shape, spacing, strict=True)
+        max(1, min(n // _FEWEST, _MOST, int(_LARGEST_MM / s + 1e-3)))
+        for n, s in zip(shape, spacing, strict=True)
     )
 
 
 def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Means over what an image shows in each block, and which blocks it shows something in.
+    """Means over blocks that an image shows whole, and which these are; 0 in all others.
+
+    Where a field of view ends within a block, a mean of what is seen would be carried beyond it.
 
     Args:
         values: ``(*S)``.
         view: ``(*S)`` bool, the field of view.
-        block: voxels along each axis; the last blocks may be larger than what is left.
+        block: voxels along each axis; of the last blocks what lies in the grid counts.
 
     Returns:
         ``(*T)`` and ``(*T)`` bool.
@@ -46,6 +52,7 @@ def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Ten
     whole = [-(-n // b) for n, b in zip(shape, block, strict=True)]
     means, seen = values.new_empty(whole), view.new_empty(whole)
     slices = max(1, _VOXELS // (shape[0] * shape[1] * depth))
+    there = _share_in_grid(shape, block).to(values.device)
     missing = [w * b - n for w, b, n in zip(whole[:-1], block[:-1], shape[:-1], strict=True)]
     for start in range(0, whole[-1], slices):
         part = slice(start * depth, (start + slices) * depth)
@@ -53,9 +60,18 @@ def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Ten
         two = torch.stack([values[..., part] * inside, inside])
         beyond = (0, -two.shape[-1] % depth, 0, missing[1], 0, missing[0])
         total, count = F.avg_pool3d(F.pad(two, beyond), tuple(block))
-        means[..., start : start + slices] = total / count.clamp_min(1e-6)
-        seen[..., start : start + slices] = count > 0
+        some = (slice(None), slice(None), slice(start, start + slices))
+        seen[some] = count > 0.999 * there[some]
+        means[some] = total / there[some] * seen[some]
     return means, seen
+
+
+def _share_in_grid(shape: Sequence[int], block: Sequence[int]) -> Tensor:
+    """How much of each block lies in the grid, ``(*T)``."""
+    parts = [
+        (n - torch.arange(0, n, b)).clamp_max(b) / b for n, b in zip(shape, block, strict=True)
+    ]
+    return parts[0].view(-1, 1, 1) * parts[1].view(-1, 1) * parts[2]
 
 
 def in_detail(
@@ -72,8 +88,8 @@ def in_detail(
     ``fused = up(fused') + Σ_k v_k R_k`` with ``R_k = I_k − up(I_k')``, which is finer than the
     lattice, and ``v_k ∝ w_k · (rms(R_k) + 0.01)`` of sum 1, over 5 × 5 voxels of a plane: by the
     weights alone an edge of one image would be thinned by what the others do not show there. Where
-    one image alone is in view it comes out as it is. As on the lattice, within 0.7 of the darkest
-    to 1.15 of the brightest source.
+    one image alone is in view it comes out as it is, but for some 0.01 within a block of another.
+    As on the lattice, within 0.7 of the darkest to 1.15 of the brightest source.
 
     Args:
         decided: ``(1, *T)`` in [0, 1], fused on the lattice.
@@ -92,12 +108,15 @@ def in_detail(
     for part, enlarged in _parts(views.shape[1:], block):
         view = views[..., part].to(decided.dtype)
         own = torch.stack([one[..., part].to(decided.device) for one in images]) * view
-        share = enlarged(weights) * view
-        share = share / share.sum(0, keepdim=True).clamp_min(1e-6)
+        # where no block is seen whole, all that is seen counts alike
+        share = (enlarged(weights) + 1e-6) * view
+        share = share / share.sum(0, keepdim=True).clamp_min(1e-9)
         finer = own - enlarged(shown)
         counts = share * (_strength(finer) + _FAINT)
         finer = (counts * finer).sum(0, keepdim=True) / counts.sum(0, keepdim=True).clamp_min(1e-12)
-        fused[..., part] = within_sources(enlarged(decided) + finer, own, enlarged(kept) * view)
+        fused[..., part] = within_sources(
+            enlarged(decided) + finer, own, (enlarged(kept) + 1e-6) * view
+        )
         shares[..., part] = share
     return fused, shares
 

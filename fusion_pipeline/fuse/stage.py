@@ -66,10 +66,11 @@ class Fuse:
     window's is kept without its rim, and the channels are gated by a summary of all windows, for
     which the encoders run first.
 
-    Volumes of voxels below 0.8 mm are fused on a lattice of blocks of them, and what is decided
-    there goes back to each voxel (`in_detail`). The memory of the whole grows with the lattice:
-    about six float32 volumes per modality are held beside the input, on the device. The steps work
-    on one of bounded size (`refined`).
+    Volumes of voxels of at most 0.8 mm are fused on a lattice of blocks of them, and what is
+    decided there goes back to each voxel (`in_detail`). The memory of the whole grows with the
+    lattice: about six float32 volumes per modality are held beside the input, on the device; of a
+    finer grid the weights and the fused image as well, on the CPU. The steps work on a lattice of
+    bounded size (`refined`).
 
     Args:
         network: weighs the images.
@@ -131,18 +132,18 @@ class Fuse:
     ) -> "_Scene":
         """In canonical axes: the network is not quite the same along each axis.
 
-        What is turned for it is a copy, and of a fine grid gone when this returns.
+        What is turned for it is a copy. Of a fine grid the displayed images are kept for the end.
         """
         keys = list(harmonized)
         turned, fields = in_canonical_axes(harmonized, fields_of_view)
         reference = turned[keys[0]]
         block = voxels_in_block(reference.shape, reference.spacing.tolist())
         views = torch.stack([fields[key][0].to(self._device) > 0.5 for key in keys])
-        images, seen = self._on_lattice(turned, views, block)
+        images, seen = self._on_lattice(turned, keys, views, block)
         shown = images
         if displayed is not None:
             turned, _ = in_canonical_axes(displayed, fields_of_view)
-            shown, _ = self._on_lattice(turned, views, block)
+            shown, _ = self._on_lattice(turned, keys, views, block)
         return _Scene(
             keys=keys,
             kinds=[kind_of(harmonized[k].modality) for k in keys],
@@ -151,7 +152,7 @@ class Fuse:
             seen=seen,
             spacing=[s * b for s, b in zip(reference.spacing.tolist(), block, strict=True)],
             affine=reference.affine,
-            sources=[turned[key].array[0] for key in keys],
+            sources=[] if max(block) == 1 else _in_view(turned, keys, views),
             views=views,
             block=block,
         )
@@ -186,14 +187,18 @@ class Fuse:
         )
 
     def _on_lattice(
-        self, images: Mapping[str, Image], views: Tensor, block: Sequence[int]
+        self,
+        images: Mapping[str, Image],
+        keys: Sequence[str],
+        views: Tensor,
+        block: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """``(M, *T)`` on the device, 0 outside the fields of view, and bool where they are."""
         size = [-(-n // b) for n, b in zip(views.shape[1:], block, strict=True)]
         stacked = torch.empty(len(views), *size, device=self._device)
         seen = torch.empty(stacked.shape, dtype=torch.bool, device=self._device)
-        for m, image in enumerate(images.values()):
-            values = image.array[0].to(self._device)
+        for m, key in enumerate(keys):
+            values = images[key].array[0].to(self._device)
             stacked[m], seen[m] = block_means(values, views[m], block)
         return stacked, seen
 
@@ -240,7 +245,8 @@ class _Scene(NamedTuple):
         seen: ``(M, *T)`` bool, the fields of view.
         spacing: mm of the lattice along each axis.
         affine: of the grid.
-        sources: M of ``(*S)``, as displayed, on the grid.
+        sources: of a finer grid M of ``(*S)`` on the CPU, as displayed, 0 outside the fields of
+            view.
         views: ``(M, *S)`` bool, the fields of view.
         block: voxels of the grid in one of the lattice, along each axis.
     """
@@ -260,6 +266,16 @@ class _Scene(NamedTuple):
     def is_coarser(self) -> bool:
         """Whether the lattice is not the grid."""
         return max(self.block) > 1
+
+
+def _in_view(images: Mapping[str, Image], keys: Sequence[str], views: Tensor) -> list[Tensor]:
+    """The images on the CPU, 0 outside their fields of view; copies only where they were not."""
+    out = []
+    for key, view in zip(keys, views.cpu(), strict=True):
+        values = images[key].array[0].cpu()
+        beyond = bool((values.ne(0) & ~view).any())
+        out.append(values * view if beyond else values)
+    return out
 
 
 class _Window(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,15 +16,20 @@ from fusion_pipeline.register.views import View, make_view
 class _Made:
     """Of one image: what was made, by what it was asked for."""
 
-    values: Tensor
+    image: Image
     field_of_view: Tensor
     views: dict[tuple[float, float], View] = field(default_factory=dict)
     blurred: dict[float, Tensor] = field(default_factory=dict)
 
     def is_of(self, image: Image, field_of_view: Tensor) -> bool:
         """Whether it was made of this image, seen so far."""
-        same = self.values is image.array and self.field_of_view.shape == field_of_view.shape
-        return same and torch.equal(self.field_of_view, field_of_view)
+        own = self.image
+        return (
+            own.array is image.array
+            and np.array_equal(own.affine, image.affine)
+            and (own.modality, own.units) == (image.modality, image.units)
+            and torch.equal(self.field_of_view, field_of_view)
+        )
 
 
 class MadeViews:
@@ -40,8 +46,7 @@ class MadeViews:
             fields_of_view: ``(1, *S)`` of each.
         """
         self._made = [
-            self._of(*one) or _Made(one[0].array, one[1])
-            for one in zip(images, fields_of_view, strict=True)
+            self._of(*one) or _Made(*one) for one in zip(images, fields_of_view, strict=True)
         ]
 
     def view(self, image: Image, field_of_view: Tensor, *, spacing: float, blur_mm: float) -> View:

@@ -70,7 +70,7 @@ def find_pose(
     affine: bool,
     given: Matrix | None = None,
     starts: int = 600,
-    spacing: float = 5.0,
+    spacing: float = POSE.spacing_mm,
     made: MadeViews | None = None,
 ) -> Pose:
     """Search the rigid (then affine) map between two images from many starts.

@@ -63,6 +63,7 @@ class PoseSettings:
     margin_mm: float = 10.0  # mm: points lie in the tissue and so far around it
     air_on_tissue: float = 0.1  # weight of a point where one image may show padding
     mm_per_radian: float = 50.0  # mm; makes a step of the optimiser alike for angles and shifts
+    spacing_mm: float = 5.0  # mm: what sizes and blurs of the levels count in
     room_mm: float = 20.0  # mm around its points that a target is kept, on the finer levels
     strain_penalty_2d: float = 1.0  # nats per squared strain
     strain_penalty_3d: float = 10.0  # nats; more than in 2D, strain takes up what does not fit
@@ -211,7 +212,8 @@ class RiskSettings:
     estimate: float = 1.056  # logit per e-fold of the network's estimate in mm
     fall: float = -1.525  # logit per e-fold of the score's fall in nats
     stays: float = -2.485  # logit, where the search left the image as it came
-    limit: float = 0.67  # probability; 15 % of the training results under 5 mm lie above
+    limit: float = 0.67  # probability; 15 % of the training results under 5 mm lie above it,
+    # each patient judged by a fit to the others
 
 
 LATTICE = LatticeSettings()

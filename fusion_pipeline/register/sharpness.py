@@ -17,8 +17,6 @@ from fusion_pipeline.register.pose_parameters import (
 )
 from fusion_pipeline.register.settings import POSE
 
-_SPACING_MM = 5.0  # of what a level of the search counts in
-
 
 def falls_around(
     images: Sequence[Image],
@@ -43,7 +41,7 @@ def falls_around(
     level = POSE.middle
     view = (made or MadeViews()).view
     both = [
-        view(image, one, spacing=level.size * _SPACING_MM, blur_mm=level.blur * _SPACING_MM)
+        view(image, one, spacing=level.size * POSE.spacing_mm, blur_mm=level.blur * POSE.spacing_mm)
         for image, one in zip(images, fields_of_view, strict=True)
     ]
     if both[1].tissue_extent < both[0].tissue_extent:
