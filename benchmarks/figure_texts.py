@@ -414,7 +414,8 @@ def cohort(f: Figures) -> str:
         f"Of {patients} sarcoma patients as scanned 20 are training patients. In {good} of "
         f"{patients} neither MR nor PET is less similar in NMI or MIND than by its headers, and no "
         f"voxel folds. This is necessary, not sufficient. A patient takes {seconds} CPU s, "
-        f"{registering} of them for registration, and at most {rounded(memory / 1024, 1)} GiB."
+        f"{registering} of them for registration (beside one to three other jobs, which double "
+        f"them), and at most {rounded(memory / 1024, 1)} GiB."
     )
 
 
