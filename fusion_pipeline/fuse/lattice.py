@@ -13,7 +13,7 @@ from fusion_pipeline.fuse.shares import within_sources
 _LARGEST_MM = 1.6
 _MOST, _FEWEST = 4, 32  # voxels in a block, and of the lattice, along an axis
 _VOXELS = 2_000_000  # of a part of the grid
-_FAINT = 0.01  # strength below which what is finer is hardly seen: mostly noise
+_FAINT = 0.01  # strength below which what is finer is hardly visible: mostly noise
 _AROUND = 5  # voxels over which the strength of what is finer is measured
 
 
@@ -36,7 +36,7 @@ def voxels_in_block(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int
 def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Means over blocks that an image shows whole, and which these are; 0 in all others.
 
-    Where a field of view ends within a block, a mean of what is seen would be carried beyond it.
+    Where a field of view ends within a block, a mean of what lies in it would be carried beyond it.
 
     Args:
         values: ``(*S)``.
@@ -50,7 +50,7 @@ def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Ten
         return values * view, view
     shape, depth = view.shape, block[-1]
     whole = [-(-n // b) for n, b in zip(shape, block, strict=True)]
-    means, seen = values.new_empty(whole), view.new_empty(whole)
+    means, covered = values.new_empty(whole), view.new_empty(whole)
     slices = max(1, _VOXELS // (shape[0] * shape[1] * depth))
     there = _share_in_grid(shape, block).to(values.device)
     missing = [w * b - n for w, b, n in zip(whole[:-1], block[:-1], shape[:-1], strict=True)]
@@ -61,9 +61,9 @@ def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Ten
         beyond = (0, -two.shape[-1] % depth, 0, missing[1], 0, missing[0])
         total, count = F.avg_pool3d(F.pad(two, beyond), tuple(block))
         some = (slice(None), slice(None), slice(start, start + slices))
-        seen[some] = count > 0.999 * there[some]
-        means[some] = total / there[some] * seen[some]
-    return means, seen
+        covered[some] = count > 0.999 * there[some]
+        means[some] = total / there[some] * covered[some]
+    return means, covered
 
 
 def _share_in_grid(shape: Sequence[int], block: Sequence[int]) -> Tensor:
@@ -78,7 +78,7 @@ def in_detail(
     decided: Tensor,
     weights: Tensor,
     shown: Tensor,
-    kept: Tensor,
+    shares: Tensor,
     images: Sequence[Tensor],
     views: Tensor,
     block: Sequence[int],
@@ -95,7 +95,7 @@ def in_detail(
         decided: ``(1, *T)`` in [0, 1], fused on the lattice.
         weights: ``(M, *T)``.
         shown: ``(M, *T)``, the images' means.
-        kept: ``(M, *T)`` shares of their weights.
+        shares: ``(M, *T)`` of its weight that each image keeps.
         images: M of ``(*S)`` in [0, 1], as a reader displays them.
         views: ``(M, *S)`` bool, their fields of view.
         block: voxels of the grid in one of the lattice.
@@ -104,21 +104,21 @@ def in_detail(
         ``(1, *S)`` in [0, 1] and ``(M, *S)`` of sum 1, 0 outside each field of view; on the CPU.
     """
     fused = torch.empty(1, *views.shape[1:])
-    shares = torch.empty(views.shape)
+    detailed = torch.empty(views.shape)
     for part, enlarged in _parts(views.shape[1:], block):
         view = views[..., part].to(decided.dtype)
         own = torch.stack([one[..., part].to(decided.device) for one in images]) * view
-        # where no block is seen whole, all that is seen counts alike
-        share = (enlarged(weights) + 1e-6) * view
-        share = share / share.sum(0, keepdim=True).clamp_min(1e-9)
+        # where no block is covered whole, all that is covered counts alike
+        weight = (enlarged(weights) + 1e-6) * view
+        weight = weight / weight.sum(0, keepdim=True).clamp_min(1e-9)
         finer = own - enlarged(shown)
-        counts = share * (_strength(finer) + _FAINT)
+        counts = weight * (_strength(finer) + _FAINT)
         finer = (counts * finer).sum(0, keepdim=True) / counts.sum(0, keepdim=True).clamp_min(1e-12)
         fused[..., part] = within_sources(
-            enlarged(decided) + finer, own, (enlarged(kept) + 1e-6) * view
+            enlarged(decided) + finer, own, (enlarged(shares) + 1e-6) * view
         )
-        shares[..., part] = share
-    return fused, shares
+        detailed[..., part] = weight
+    return fused, detailed
 
 
 def _strength(details: Tensor) -> Tensor:

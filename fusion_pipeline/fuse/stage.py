@@ -139,7 +139,7 @@ class Fuse:
         reference = turned[keys[0]]
         block = voxels_in_block(reference.shape, reference.spacing.tolist())
         views = torch.stack([fields[key][0].to(self._device) > 0.5 for key in keys])
-        images, seen = self._on_lattice(turned, keys, views, block)
+        images, on_lattice = self._on_lattice(turned, keys, views, block)
         shown = images
         if displayed is not None:
             turned, _ = in_canonical_axes(displayed, fields_of_view)
@@ -149,7 +149,7 @@ class Fuse:
             kinds=[kind_of(harmonized[k].modality) for k in keys],
             images=images,
             shown=shown,
-            seen=seen,
+            fields_of_view=on_lattice,
             spacing=[s * b for s, b in zip(reference.spacing.tolist(), block, strict=True)],
             affine=reference.affine,
             sources=[] if max(block) == 1 else _in_view(turned, keys, views),
@@ -160,7 +160,7 @@ class Fuse:
     def _fused(self, scene: "_Scene") -> Fusion:
         """Fuse what lies in canonical axes."""
         keys, kinds, images, shown = scene.keys, scene.kinds, scene.images, scene.shown
-        ends = scene.seen
+        ends = scene.fields_of_view
         if len(scene.spacing) == 2 and not bool(ends.all()):
             ends = extended_by_black(ends, shown, _SHOWN)
         kept = torch.empty_like(shown)
@@ -168,8 +168,8 @@ class Fuse:
             one.copy_(faded(view.float(), scene.spacing))
         fused, weights = self._windows(images, shown, kept, kinds)
         fused = refined(fused, shown, kinds, kept, steps=self._steps, largest=_LARGEST)
-        if ends is not scene.seen:
-            weights = weights * scene.seen
+        if ends is not scene.fields_of_view:
+            weights = weights * scene.fields_of_view
             weights = weights / weights.sum(0, keepdim=True).clamp_min(1e-6)
         sources: Sequence[Tensor] = [*shown]
         if scene.is_coarser:
@@ -196,11 +196,11 @@ class Fuse:
         """``(M, *T)`` on the device, 0 outside the fields of view, and bool where they are."""
         size = [-(-n // b) for n, b in zip(views.shape[1:], block, strict=True)]
         stacked = torch.empty(len(views), *size, device=self._device)
-        seen = torch.empty(stacked.shape, dtype=torch.bool, device=self._device)
+        fields = torch.empty(stacked.shape, dtype=torch.bool, device=self._device)
         for m, key in enumerate(keys):
             values = images[key].array[0].to(self._device)
-            stacked[m], seen[m] = block_means(values, views[m], block)
-        return stacked, seen
+            stacked[m], fields[m] = block_means(values, views[m], block)
+        return stacked, fields
 
     def _windows(
         self, images: Tensor, shown: Tensor, kept: Tensor, kinds: Sequence[str]
@@ -242,7 +242,7 @@ class _Scene(NamedTuple):
         images: ``(M, *T)`` harmonized, on the device, 0 outside the fields of view; on the lattice,
             which is the grid itself unless that is finer.
         shown: the same as displayed.
-        seen: ``(M, *T)`` bool, the fields of view.
+        fields_of_view: ``(M, *T)`` bool.
         spacing: mm of the lattice along each axis.
         affine: of the grid.
         sources: of a finer grid M of ``(*S)`` on the CPU, as displayed, 0 outside the fields of
@@ -255,7 +255,7 @@ class _Scene(NamedTuple):
     kinds: Sequence[str]
     images: Tensor
     shown: Tensor
-    seen: Tensor
+    fields_of_view: Tensor
     spacing: list[float]
     affine: Matrix
     sources: Sequence[Tensor]

@@ -17,7 +17,6 @@ _ITERATIONS = 200  # a contraction of 0.95 a step, near that limit, falls from 3
 _FINEST_INVERSE = 3  # nodes for one of the deformation's: 27 times the time and memory
 _CHECKED_POINTS = 10_000
 _NODES = 1_000_000  # inverted at a time
-_WORTHWHILE = 0.7  # share still to be done below which the others are left out
 _INVERTED_MM = 1e-4  # a hundredth of the finest voxel that is read
 
 
@@ -269,11 +268,11 @@ def _invert_at(ddf: Tensor, nodes: Tensor, back: Tensor, close: float) -> None:
         e = e - _DAMPING * wrong
         moving = wrong.abs().amax(1) >= close
         count = int(moving.sum())
-        if count < _WORTHWHILE * len(left) or count == 0:
+        if count < len(left):
             back[left] = e
             left, at, e = left[moving], at[moving], e[moving]
-            if count == 0:
-                break
+        if count == 0:
+            break
     back[left] = e
 
 

@@ -22,7 +22,7 @@ class _Made:
     blurred: dict[float, Tensor] = field(default_factory=dict)
 
     def is_of(self, image: Image, field_of_view: Tensor) -> bool:
-        """Whether it was made of this image, seen so far."""
+        """Whether it was made of this image with this field of view."""
         own = self.image
         return (
             own.array is image.array
@@ -60,7 +60,7 @@ class MadeViews:
         return made.views[level]
 
     def blurred(self, image: Image, field_of_view: Tensor, lattice: Lattice) -> Tensor:
-        """`blurred_for` an image; kept of the first lattice alone, for it is a whole volume."""
+        """`blurred_for` an image; only the first lattice's stays, for it is a whole volume."""
         made = self._of(image, field_of_view)
         if made is not None and lattice.spacing in made.blurred:
             return made.blurred[lattice.spacing]
