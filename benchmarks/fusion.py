@@ -4,7 +4,9 @@ r"""Fusion on the evaluation patients, source by source, against the traditional
 
 The networks are the packaged bundle's, or others (``--harmonization``, ``--fusion``: state dicts).
 CT, MR and PET by their headers. Every rule fuses the same sources, as a reader displays them; the
-network's weights follow the harmonized ones. Pairs and the triple are judged inside the MR's box by
+network's weights follow the harmonized ones. Pairs and the triple are fused and judged twice:
+inside the MR's box, where every image sees every voxel, and on the whole planes of the CT that the
+MR reaches, where it ends, as it does in use. Each image is judged inside its own field of view, by
 `fusion_measures`: Q, VIF and SSIM on three slices (at a quarter, a half and three quarters), and
 contrast kept, tone slope, background, saturation and frames in the volume. Last, the triple is
 fused on the CT's whole grid as well, as a pipeline does it: how far is that from what the MR's box
@@ -35,7 +37,9 @@ from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.pipeline import FusionPipeline
 
 GROUPS = (("ct", "mr"), ("ct", "pet"), ("mr", "pet"), ("ct", "mr", "pet"))
+FADE = 5.0  # mm over which a weight fades
 SHOWN = 0.06  # what is no brighter is air
+WHOLE_PLANES = ", whole planes"  # of the CT, where the MR ends
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
 Rule = Callable[[dict[str, Image], dict[str, Tensor], dict[str, Image]], Fusion]
 
@@ -81,7 +85,7 @@ def cut_against_whole(
     where that is a ratio (1: no frame).
     """
     step = images["mr"].spacing[0]
-    half, fade, before = images["mr"].shape[0] // 2, int(10 / step) + 2, int(30 / step)
+    half, fade, before = images["mr"].shape[0] // 2, int(FADE / step) + 2, int(30 / step)
     beyond = seen["mr"].clone()
     beyond[:, :half] = 0
     whole, cut = rule(images, seen), rule(images, {**seen, "mr": beyond})
@@ -200,29 +204,34 @@ def main() -> None:
         whole, box = harmonized(network, patient), _box(patient)
         valid = {k: patient.valid[m][None] for m, k in enumerate(KEYS)}
         apart.append(whole_against_box(network_rule, whole, valid, box))
-        inside = (slice(None), *box)
-        images = {k: i.with_array(i.array[inside]) for k, i in whole.items()}
         originals = {
             k: Image(patient.original[m : m + 1], patient.affine, k) for m, k in enumerate(KEYS)
         }
-        displayed = {
-            k: i.with_array(i.array[inside], units="a.u.")
-            for k, i in displayed_images(originals, valid).items()
-        }
-        seen = {k: one[(slice(None), *box)] for k, one in valid.items()}
-        ended.append(cut_against_whole(network_rule, images, seen))
-        for group in GROUPS:
-            sources, fields, shown = (
-                {key: given[key] for key in group} for given in (images, seen, displayed)
+        displayed = displayed_images(originals, valid)
+        inside = (slice(None), *box)
+        ended.append(
+            cut_against_whole(
+                network_rule,
+                {k: i.with_array(i.array[inside]) for k, i in whole.items()},
+                {k: one[inside] for k, one in valid.items()},
             )
-            scene = scene_of(patient, contours[patient.id], box, group)
-            table = results.setdefault("–".join(group), {})
-            for name, rule in rules.items():
-                begun = time.process_time()
-                found = rule(sources, fields, shown)
-                seconds = time.process_time() - begun
-                row = {**measures(found.fused.array[0].numpy(), scene), "cpu_s": seconds}
-                table.setdefault(name, []).append(row)
+        )
+        planes = (slice(None), slice(None), box[2])
+        for suffix, place in (("", box), (WHOLE_PLANES, planes)):
+            inside = (slice(None), *place)
+            images = {k: i.with_array(i.array[inside]) for k, i in whole.items()}
+            shown = {k: i.with_array(i.array[inside], units="a.u.") for k, i in displayed.items()}
+            seen = {k: one[inside] for k, one in valid.items()}
+            for group in GROUPS:
+                given = [{key: of[key] for key in group} for of in (images, seen, shown)]
+                scene = scene_of(patient, contours[patient.id], place, group)
+                table = results.setdefault("–".join(group) + suffix, {})
+                for name, rule in rules.items():
+                    begun = time.process_time()
+                    found = rule(*given)
+                    seconds = time.process_time() - begun
+                    row = {**measures(found.fused.array[0].numpy(), scene), "cpu_s": seconds}
+                    table.setdefault(name, []).append(row)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "fusion.json").write_text(json.dumps(results, indent=1) + "\n")
     text = "\n".join(

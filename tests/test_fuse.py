@@ -124,7 +124,7 @@ def test_untrained_is_the_average_whatever_the_windows():
 
 
 def test_a_modality_ends_without_a_step():
-    """Bright where it is seen, dark elsewhere: the mean goes from one to the other over 10 mm."""
+    """Bright where it is seen, dark elsewhere: the mean goes from one to the other over 5 mm."""
     shape = (60, 20, 20)
     seen = torch.ones(1, *shape)
     seen[:, 40:] = 0
@@ -134,11 +134,11 @@ def test_a_modality_ends_without_a_step():
     }
     found = Fuse(FusionNet(), steps=0)(images, {"ct": torch.ones(1, *shape), "mr": seen})
     along = found.fused.array[0, :, 10, 10]
-    torch.testing.assert_close(along[:28], torch.full((28,), 0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(along[:33], torch.full((33,), 0.5), atol=1e-4, rtol=0)
     torch.testing.assert_close(along[40:], torch.full((20,), 0.2), atol=1e-4, rtol=0)
     steps = along.diff()
     assert float(steps.max()) <= 1e-4
-    assert float(steps.min()) > -0.06
+    assert float(steps.min()) > -0.1  # of 0.3
 
 
 def test_steps_leave_no_frame_where_bright_fat_ends():
@@ -203,12 +203,12 @@ class TestFaded:
         assert float((kept - kept[:, :1, :1]).abs().max()) == 0
 
     @pytest.mark.parametrize("size", [1.0, 2.0, 3.0, 5.0])
-    def test_it_is_a_smooth_step_over_10_mm(self, size):
+    def test_it_is_a_smooth_step_over_5_mm(self, size):
         seen = torch.zeros(60, 30)
         seen[:30] = 1
         kept = faded(seen, [size, 1.0])[:, 15]
         depth = (29.5 - torch.arange(30)) * size
-        rise = (depth / 10).clamp(0, 1)
+        rise = (depth / 5).clamp(0, 1)
         expected = (rise * rise * (3 - 2 * rise)).clamp_min(0.01)
         torch.testing.assert_close(kept[:30], expected, atol=0.06, rtol=0)
         assert float(kept[30:].abs().max()) == 0
@@ -230,7 +230,7 @@ class TestFaded:
         kept = faded(seen, [1.0] * 3)[:, 6, 6]
         assert float(kept[6:8].min()) > 0.95
         assert float(kept[31:].min()) == 1.0
-        assert float(kept[22]) < 0.4
+        assert float(kept[21]) < 0.4
 
     @pytest.mark.parametrize("seen", [torch.zeros(5, 5), torch.eye(7)])
     def test_nothing_or_next_to_nothing_seen(self, seen):
@@ -242,8 +242,8 @@ class TestFaded:
         seen = torch.ones(40, 40)
         seen[:, 25:] = 0
         kept = faded(seen, [1.0, 1.0])
-        assert float(kept[:, :14].min()) == 1.0
-        assert float(kept[:, 24].max()) < 0.2
+        assert float(kept[:, :19].min()) == 1.0
+        assert float(kept[:, 24].max()) < 0.25
 
 
 def test_the_packaged_network_ends_a_modality_without_a_step():
@@ -261,7 +261,7 @@ def test_the_packaged_network_ends_a_modality_without_a_step():
     profile = found.fused.array[0, :, 12:28, 12:28].mean((1, 2))
     whole = float(profile[:20].mean() - profile[34:].mean())
     assert whole > 0.3
-    assert float(profile.diff().abs().max()) < 0.35 * whole
+    assert float(profile.diff().abs().max()) < 0.45 * whole
 
 
 def test_the_packaged_network_does_not_frame_a_field_of_view():
@@ -281,7 +281,7 @@ def test_the_packaged_network_does_not_frame_a_field_of_view():
     more = (cut.weights[1] - whole.weights[1])[:36]
     assert float(whole.weights[1].std()) > 0.05  # it weighs
     assert float(more.mean((1, 2)).max()) < 0.01
-    deep = slice(0, 25)  # the fade takes 10 mm
+    deep = slice(0, 30)  # the fade takes 5 mm
     assert float((cut.fused.array - whole.fused.array)[:, deep].abs().mean()) < 0.005
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fusion_pipeline.geometry.filters import box_mean, dilated
 from fusion_pipeline.geometry.shares import range_by_share
 
-_FADE_MM = 10.0
+_FADE_MM = 5.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_KEPT = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
@@ -24,7 +24,7 @@ _LEAST_BLACK = 5  # pixels from the middle to the border of the smallest black p
 def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     """What an image keeps of its weight: all deep in its field of view, nearly none at its edge.
 
-    Where a modality ends, its weight goes to the others over 10 mm, so that the fused image has no
+    Where a modality ends, its weight goes to the others over 5 mm, so that the fused image has no
     step there; over half of its depth where its field of view is thin, in each of its parts. Where
     the lattice itself ends there is no edge.
 

@@ -28,9 +28,9 @@ _OF_BONE, _OF_FAT, _OF_FAT_IN_PICTURES, _OF_UPTAKE = 0.7, 0.75, 0.65, 0.95
 # what structure and edges of uptake count beside a CT of known window, or two anatomical images:
 # they are a blur's, which asks for darkness around it
 _OF_BLURRED = 0.4
-# what the order of HU counts, in volumes also with an MR, and what that of the MR: in soft tissue
-# HU are mostly noise, and their order would hide what the MR shows there
-_CT_TONE, _CT_TONE_BESIDE_MR, _MR_TONE = 1.8, 1.0, 1.5
+# What the order of HU counts, and that of an MR beside them. In volumes with an MR that of HU
+# counts nothing: in soft tissue it is mostly noise, and would hide what the MR shows there.
+_CT_TONE, _MR_TONE = 1.8, 1.5
 _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an MR, in logits
 _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
 _UPTAKE_ASKS = 4.0  # for its contrast, where others ask once
@@ -46,8 +46,8 @@ class FusionLossTerms:
         structure: one minus SSIM.
         information: one minus the visual information kept.
         edges: one minus the edge transfer Q of Xydeas and Petrovic.
-        tone: one minus the rank correlation with uptake, with HU, and in soft tissue with an MR
-            beside a CT.
+        tone: one minus the rank correlation with uptake, and with HU, or in volumes of a CT and an
+            MR with the MR in soft tissue.
         contrast: share of a source's contrast between 7 and 21 voxels that is lost, sign kept.
         gradient: distance from the strongest source gradient.
         intensity: distance from the more salient source.
@@ -81,7 +81,7 @@ WEIGHTS: Mapping[str, float] = {
 }
 # Of volumes with a CT, whose window is known. There the contrast between 7 and 21 voxels lowered
 # what it was to keep, of bone, fat and tumour; that they are bright keeps more.
-WEIGHTS_WITH_CT: Mapping[str, float] = {
+WEIGHTS_OF_VOLUMES: Mapping[str, float] = {
     **WEIGHTS,
     "structure": 2.0,
     "information": 2.0,
@@ -108,7 +108,7 @@ class FusionLoss:
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
 
     Attributes:
-        weights: of the parts by name: `WEIGHTS_WITH_CT` for volumes with a CT, else `WEIGHTS`.
+        weights: of the parts by name: `WEIGHTS_OF_VOLUMES` for volumes with a CT, else `WEIGHTS`.
 
     Raises:
         ValueError: ``worst`` beyond 0 to 1.
@@ -158,18 +158,18 @@ class FusionLoss:
             for m in range(images.shape[1])
         ]
         # the window of a picture is not known
-        by_window = "ct" in kinds and images.ndim == _VOLUME
-        self.weights = WEIGHTS_WITH_CT if by_window else WEIGHTS
+        volume = images.ndim == _VOLUME
+        self.weights = WEIGHTS_OF_VOLUMES if volume else WEIGHTS
         self._bright = _bright(images, kinds, self._share)
-        blurred = by_window or sum(kind != "emission" for kind in kinds) > 1
+        blurred = volume or sum(kind != "emission" for kind in kinds) > 1
         self._structure_counts = [
             _OF_BLURRED if kind == "emission" and blurred else 1.0 for kind in kinds
         ]
         # a picture's MR alone would not show what its CT does
-        both = by_window and "mr" in kinds
-        self._intensity_counts = _SOFT_INTENSITY if both else 1.0
-        of_ct = _CT_TONE_BESIDE_MR if both else _CT_TONE
-        counts = {"ct": of_ct, "emission": 1.0, "mr": _MR_TONE if both else 0.0}
+        by_mr = volume and "mr" in kinds
+        self._intensity_counts = _SOFT_INTENSITY if by_mr and "ct" in kinds else 1.0
+        of_ct, of_mr = (0.0, _MR_TONE) if by_mr else (_CT_TONE, 0.0)
+        counts = {"ct": of_ct, "emission": 1.0, "mr": of_mr}
         self._in_units = [m for m, kind in enumerate(kinds) if counts[kind]]
         self._tone_counts = [counts[kinds[m]] for m in self._in_units]
         self._salient = _salient(images, kinds, in_view, self._share, self._boxes[0])
@@ -344,10 +344,10 @@ def _bright(
     with uptake needs no help.
     """
     shares: dict[str, float] = {}
-    if "ct" in kinds:
+    if images.ndim == _VOLUME:
+        shares = {"ct": _OF_BONE, "mr": _OF_FAT, "emission": _OF_UPTAKE}
+    elif "ct" in kinds:
         shares = {"ct": _OF_BONE, "mr": _OF_FAT_IN_PICTURES}
-        if images.ndim == _VOLUME:
-            shares |= {"mr": _OF_FAT, "emission": _OF_UPTAKE}
     bright = images * share
     return [
         (shares[kind], bright[:, m : m + 1], bright[:, m : m + 1] ** 3)
@@ -438,4 +438,4 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-6)
 
 
-__all__ = ["WEIGHTS", "WEIGHTS_WITH_CT", "FusionLoss", "FusionLossTerms", "weighted_sum"]
+__all__ = ["WEIGHTS", "WEIGHTS_OF_VOLUMES", "FusionLoss", "FusionLossTerms", "weighted_sum"]
