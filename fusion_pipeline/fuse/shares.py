@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Pool
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from fusion_pipeline.geometry.filters import box_mean, dilated
 from fusion_pipeline.geometry.shares import range_by_share
+
+Floats = npt.NDArray[np.float32]
 
 _FADE_MM = 5.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
@@ -47,6 +50,20 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     if blocks.all():
         return view
     sizes = [f * s for f, s in zip(factors, spacing, strict=True)]
+    # what lies beyond the first blocks outside decides on nothing
+    around = tuple(slice(max(int(at.min()) - 1, 0), int(at.max()) + 2) for at in np.nonzero(blocks))
+    share = np.zeros(blocks.shape, np.float32)
+    share[around] = _depth_over_fade(blocks[around], sizes)
+    kept = torch.from_numpy(share)[None, None].to(view.device)
+    mode = "trilinear" if d == 3 else "bilinear"
+    kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
+    kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0)
+    kept = kept.square() * (3 - 2 * kept)
+    return kept.clamp_min(_LEAST_KEPT) * (view > 0)
+
+
+def _depth_over_fade(blocks: npt.NDArray[np.bool_], sizes: Sequence[float]) -> Floats:
+    """How deep each block's centre lies over the depth at which an image keeps all; 0 outside."""
     nearest = ndimage.distance_transform_edt(
         blocks, sampling=sizes, return_distances=False, return_indices=True
     )
@@ -60,12 +77,8 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     parts, count = ndimage.label(blocks)
     deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
     reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_KEPT))[parts]
-    kept = torch.from_numpy((depth / reach).astype(np.float32))[None, None].to(view.device)
-    mode = "trilinear" if d == 3 else "bilinear"
-    kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
-    kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0)
-    kept = kept.square() * (3 - 2 * kept)
-    return kept.clamp_min(_LEAST_KEPT) * (view > 0)
+    over: Floats = (depth / reach).astype(np.float32)
+    return over
 
 
 def extended_by_black(views: Tensor, images: Tensor, level: float) -> Tensor:
