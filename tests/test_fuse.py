@@ -192,6 +192,22 @@ def test_bone_stays_bright_beside_a_picture_of_uptake():
     assert float(fused.array[0, 32:38, 32:38].mean()) > 0.35
 
 
+def test_an_mr_beside_a_faint_pet_keeps_fat_and_muscle_apart():
+    """The order of an uptake that is low all over once darkened the anatomy around a lesion."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (40, 36, 24)
+    mr = 0.3 + 0.02 * torch.randn(1, *shape, generator=generator)
+    mr[:, 24:] += 0.5
+    uptake = 0.08 + 0.02 * torch.rand(*shape, generator=generator)
+    uptake[6:16, 12:24, 8:16] = 0.9
+    pet = torch.from_numpy(ndimage.gaussian_filter(uptake.numpy(), 2))[None]
+    images = {key: Image(a.clamp(0, 1), np.eye(4), key) for key, a in (("mr", mr), ("pet", pet))}
+    fused = Fuse(_packaged())(images, {key: torch.ones(1, *shape) for key in images}).fused.array[0]
+    muscle = fused[19:23, :8].mean()
+    assert float(fused[28:].mean() - muscle) > 0.7 * 0.5
+    assert float(fused[9:13, 15:21, 10:14].mean() - muscle) > 0.3
+
+
 class TestFaded:
     def test_the_end_of_the_lattice_is_no_edge(self):
         everywhere = torch.ones(9, 8, 7)
