@@ -343,11 +343,10 @@ def _bright(
     Bone of a CT; beside a CT fat of an MR, where the CT is dark, and in volumes uptake. An MR alone
     with uptake needs no help.
     """
-    shares: dict[str, float] = {}
-    if images.ndim == _VOLUME:
-        shares = {"ct": _OF_BONE, "mr": _OF_FAT, "emission": _OF_UPTAKE}
-    elif "ct" in kinds:
-        shares = {"ct": _OF_BONE, "mr": _OF_FAT_IN_PICTURES}
+    volume = images.ndim == _VOLUME
+    shares = {"emission": _OF_UPTAKE} if volume else {}
+    if "ct" in kinds:
+        shares |= {"ct": _OF_BONE, "mr": _OF_FAT if volume else _OF_FAT_IN_PICTURES}
     bright = images * share
     return [
         (shares[kind], bright[:, m : m + 1], bright[:, m : m + 1] ** 3)
