@@ -25,11 +25,11 @@ _WHOLE_WINDOW = 0.999  # share of a window that lies in a field of view
 
 # of a source's brightness: leaves room for what the others show in bone, and for uptake beside fat
 _OF_BONE, _OF_FAT, _OF_FAT_IN_PICTURES, _OF_UPTAKE = 0.7, 0.75, 0.65, 0.95
-# what structure and edges of uptake count beside a CT of known window, or two anatomical images:
-# they are a blur's, which asks for darkness around it
+# what structure and edges of uptake count in volumes, or beside two anatomical images: they are a
+# blur's, which asks for darkness around it
 _OF_BLURRED = 0.4
-# What the order of HU counts, and that of an MR beside them. In volumes with an MR that of HU
-# counts nothing: in soft tissue it is mostly noise, and would hide what the MR shows there.
+# What the order of HU counts, or in volumes with an MR that of the MR: in soft tissue HU's is
+# mostly noise, and would hide what the MR shows there.
 _CT_TONE, _MR_TONE = 1.8, 1.5
 _FOR_SOFT_TISSUE = 4.0  # how much less salient a CT's soft tissue is beside an MR, in logits
 _SOFT_INTENSITY = 3.0  # what the intensity counts of a CT beside an MR, which differ most in it
@@ -79,8 +79,8 @@ WEIGHTS: Mapping[str, float] = {
     "bright": 2.0,
     "added": 10.0,
 }
-# Of volumes with a CT, whose window is known. There the contrast between 7 and 21 voxels lowered
-# what it was to keep, of bone, fat and tumour; that they are bright keeps more.
+# Of volumes, whose window is known. There the contrast between 7 and 21 voxels lowered what it was
+# to keep, of bone, fat and tumour; that they are bright keeps more.
 WEIGHTS_OF_VOLUMES: Mapping[str, float] = {
     **WEIGHTS,
     "structure": 2.0,
@@ -108,7 +108,7 @@ class FusionLoss:
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
 
     Attributes:
-        weights: of the parts by name: `WEIGHTS_OF_VOLUMES` for volumes with a CT, else `WEIGHTS`.
+        weights: of the parts by name: `WEIGHTS_OF_VOLUMES` or, of pictures, `WEIGHTS`.
 
     Raises:
         ValueError: ``worst`` beyond 0 to 1.
