@@ -46,8 +46,8 @@ class FusionLossTerms:
         structure: one minus SSIM.
         information: one minus the visual information kept.
         edges: one minus the edge transfer Q of Xydeas and Petrovic.
-        tone: one minus the rank correlation with uptake, and with HU, or in volumes of a CT and an
-            MR with the MR in soft tissue.
+        tone: one minus the rank correlation with uptake, and with HU or in volumes that have an MR
+            with that, in soft tissue.
         contrast: share of a source's contrast between 7 and 21 voxels that is lost, sign kept.
         gradient: distance from the strongest source gradient.
         intensity: distance from the more salient source.
