@@ -13,7 +13,7 @@ from torch import Tensor
 from fusion_pipeline.geometry.filters import box_mean, dilated
 from fusion_pipeline.geometry.shares import range_by_share
 
-Floats = npt.NDArray[np.float32]
+_Floats = npt.NDArray[np.float32]
 
 _FADE_MM = 5.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
@@ -62,7 +62,7 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     return kept.clamp_min(_LEAST_KEPT) * (view > 0)
 
 
-def _depth_over_fade(blocks: npt.NDArray[np.bool_], sizes: Sequence[float]) -> Floats:
+def _depth_over_fade(blocks: npt.NDArray[np.bool_], sizes: Sequence[float]) -> _Floats:
     """How deep each block's centre lies over the depth at which an image keeps all; 0 outside."""
     nearest = ndimage.distance_transform_edt(
         blocks, sampling=sizes, return_distances=False, return_indices=True
@@ -77,7 +77,7 @@ def _depth_over_fade(blocks: npt.NDArray[np.bool_], sizes: Sequence[float]) -> F
     parts, count = ndimage.label(blocks)
     deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
     reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_KEPT))[parts]
-    over: Floats = (depth / reach).astype(np.float32)
+    over: _Floats = (depth / reach).astype(np.float32)
     return over
 
 
