@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from fusion_pipeline.baselines import FuseBy, average, laplacian_pyramid, maximum, pca
 from fusion_pipeline.data import Image
 from fusion_pipeline.fuse import Fuse, Fusion, displayed_images, faded
+from fusion_pipeline.fuse.shares import FADE_MM
 from fusion_pipeline.networks.fusion_net import FusionNet
 from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.pipeline import FusionPipeline
 
 GROUPS = (("ct", "mr"), ("ct", "pet"), ("mr", "pet"), ("ct", "mr", "pet"))
-FADE = 5.0  # mm over which a weight fades
 SHOWN = 0.06  # what is no brighter is air
 WHOLE_PLANES = ", whole planes"  # of the CT, where the MR ends
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
@@ -85,7 +85,7 @@ def cut_against_whole(
     where that is a ratio (1: no frame).
     """
     step = images["mr"].spacing[0]
-    half, fade, before = images["mr"].shape[0] // 2, int(FADE / step) + 2, int(30 / step)
+    half, fade, before = images["mr"].shape[0] // 2, int(FADE_MM / step) + 2, int(30 / step)
     beyond = seen["mr"].clone()
     beyond[:, :half] = 0
     whole, cut = rule(images, seen), rule(images, {**seen, "mr": beyond})
@@ -217,20 +217,20 @@ def main() -> None:
             )
         )
         planes = (slice(None), slice(None), box[2])
-        for suffix, place in (("", box), (WHOLE_PLANES, planes)):
-            inside = (slice(None), *place)
+        for suffix, region in (("", box), (WHOLE_PLANES, planes)):
+            inside = (slice(None), *region)
             images = {k: i.with_array(i.array[inside]) for k, i in whole.items()}
             shown = {k: i.with_array(i.array[inside], units="a.u.") for k, i in displayed.items()}
-            seen = {k: one[inside] for k, one in valid.items()}
+            fields = {k: one[inside] for k, one in valid.items()}
             for group in GROUPS:
-                given = [{key: of[key] for key in group} for of in (images, seen, shown)]
-                scene = scene_of(patient, contours[patient.id], place, group)
+                given = [{key: of[key] for key in group} for of in (images, fields, shown)]
+                scene = scene_of(patient, contours[patient.id], region, group)
                 table = results.setdefault("–".join(group) + suffix, {})
                 for name, rule in rules.items():
                     begun = time.process_time()
-                    found = rule(*given)
+                    result = rule(*given)
                     seconds = time.process_time() - begun
-                    row = {**measures(found.fused.array[0].numpy(), scene), "cpu_s": seconds}
+                    row = {**measures(result.fused.array[0].numpy(), scene), "cpu_s": seconds}
                     table.setdefault(name, []).append(row)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "fusion.json").write_text(json.dumps(results, indent=1) + "\n")

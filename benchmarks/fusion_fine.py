@@ -5,8 +5,8 @@ r"""Fusing on a lattice of blocks against fusing on the grid, where voxels are f
 
 Training patients, the box that the MR shows, resampled to voxels of a fine scan and judged as in
 ``fusion.py``: CT and MR, and all three images. "On the grid" joins no voxels; ``--faint`` tries
-strengths of `fuse.lattice.in_detail` in its place. Nothing here reads a
-held-out patient. Writes ``fusion_fine.md``. About 5 CPU minutes a patient.
+strengths of `fuse.lattice.in_detail` in its place. Nothing here reads a held-out patient. Writes
+``fusion_fine.md``. About 5 CPU minutes a patient.
 """
 
 import argparse

@@ -13,7 +13,9 @@ from fusion_pipeline.fuse.shares import within_sources
 _LARGEST_MM = 1.6
 _MOST, _FEWEST = 4, 32  # voxels in a block, and of the lattice, along an axis
 _VOXELS = 2_000_000  # of a part of the grid
-_FAINT = 0.01  # strength below which what is finer is hardly visible: mostly noise
+# of the range: strength below which what is finer is hardly visible, mostly noise; fitted by
+# `benchmarks/fusion_fine.py --faint`
+_FAINT = 0.01
 _AROUND = 5  # voxels over which the strength of what is finer is measured
 
 

@@ -15,9 +15,10 @@ from fusion_pipeline.geometry.shares import range_by_share
 
 _Floats = npt.NDArray[np.float32]
 
-_FADE_MM = 5.0
+# mm over which a weight fades: `benchmarks/fusion_fade.py`; less keeps more and ends it in a frame
+FADE_MM = 5.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
-_LEAST_KEPT = 0.01  # of a weight, at an edge
+_LEAST_SHARE = 0.01  # of a weight, at an edge
 _DEPTH_ON_MM = 2.5  # lattice on which the depth is measured
 _NOISE_WINDOW = 5  # pixels over which noise in air is averaged
 _BRIGHTER, _DARKER = 1.15, 0.7  # of the sources' range
@@ -52,18 +53,23 @@ def faded(view: Tensor, spacing: Sequence[float]) -> Tensor:
     sizes = [f * s for f, s in zip(factors, spacing, strict=True)]
     # what lies beyond the first blocks outside decides on nothing
     around = tuple(slice(max(int(at.min()) - 1, 0), int(at.max()) + 2) for at in np.nonzero(blocks))
-    share = np.zeros(blocks.shape, np.float32)
-    share[around] = _depth_over_fade(blocks[around], sizes)
-    kept = torch.from_numpy(share)[None, None].to(view.device)
+    over = np.zeros(blocks.shape, np.float32)
+    over[around] = _depth_over_fade(blocks[around], sizes)
+    share = torch.from_numpy(over)[None, None].to(view.device)
     mode = "trilinear" if d == 3 else "bilinear"
-    kept = F.interpolate(kept, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
-    kept = kept[tuple(map(slice, shape))].clamp(0.0, 1.0)
-    kept = kept.square() * (3 - 2 * kept)
-    return kept.clamp_min(_LEAST_KEPT) * (view > 0)
+    share = F.interpolate(share, size=whole.shape[2:], mode=mode, align_corners=False)[0, 0]
+    share = share[tuple(map(slice, shape))].clamp(0.0, 1.0)
+    share = share.square() * (3 - 2 * share)
+    return share.clamp_min(_LEAST_SHARE) * (view > 0)
 
 
 def _depth_over_fade(blocks: npt.NDArray[np.bool_], sizes: Sequence[float]) -> _Floats:
-    """How deep each block's centre lies over the depth at which an image keeps all; 0 outside."""
+    """How deep each block's centre lies over the depth at which an image keeps all; 0 outside.
+
+    Args:
+        blocks: ``(*T)``, whether each is in view.
+        sizes: of a block in mm, along each axis.
+    """
     nearest = ndimage.distance_transform_edt(
         blocks, sampling=sizes, return_distances=False, return_indices=True
     )
@@ -76,7 +82,7 @@ def _depth_over_fade(blocks: npt.NDArray[np.bool_], sizes: Sequence[float]) -> _
     depth = np.sqrt(sum(np.square(x, dtype=np.float32) for x in apart))
     parts, count = ndimage.label(blocks)
     deepest = np.concatenate([[1.0], ndimage.maximum(depth, parts, range(1, count + 1))])
-    reach = np.minimum(_FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_KEPT))[parts]
+    reach = np.minimum(FADE_MM, np.maximum(_FADE_SHARE * deepest, _LEAST_SHARE))[parts]
     over: _Floats = (depth / reach).astype(np.float32)
     return over
 
