@@ -118,7 +118,7 @@ def cut_against_whole(
     }
 
 
-def _box(patient: Patient) -> tuple[slice, ...]:
+def box_of_mr(patient: Patient) -> tuple[slice, ...]:
     """Where MR sees something."""
     places = torch.nonzero(patient.valid[KEYS.index("mr")] > 0)
     low, high = places.amin(0), places.amax(0) + 1
@@ -201,7 +201,7 @@ def main() -> None:
     apart: list[dict[str, float]] = []
     ended: list[dict[str, float]] = []
     for patient in patients(arguments.open_data, arguments.cache, evaluation=True):
-        whole, box = harmonized(network, patient), _box(patient)
+        whole, box = harmonized(network, patient), box_of_mr(patient)
         valid = {k: patient.valid[m][None] for m, k in enumerate(KEYS)}
         apart.append(whole_against_box(network_rule, whole, valid, box))
         originals = {

@@ -192,6 +192,30 @@ def test_bone_stays_bright_beside_a_picture_of_uptake():
     assert float(fused.array[0, 32:38, 32:38].mean()) > 0.35
 
 
+def test_an_mr_that_ends_within_a_wider_ct_keeps_more():
+    """Both are as rich: a CT that goes on elsewhere is kept there, so where they meet the MR is."""
+    generator = torch.Generator().manual_seed(5)
+    images = ndimage.gaussian_filter(
+        torch.rand(2, 24, 24, 48, generator=generator).numpy(), (0, 1.5, 1.5, 1.5)
+    )
+    images = torch.from_numpy(0.2 + 3 * (images - images.min())).clamp(0.2, 0.95)
+    kept = torch.ones_like(images)
+    kept[1, ..., 20:] = 0
+    images = images * kept
+    narrow = images * (torch.arange(48) < 20 + 8)  # the steps look no further than this
+    where = (slice(None), slice(None), slice(4, 16))
+
+    def likeness(of):
+        fused = refined(of[:1], of, ["ct", "mr"], kept, steps=18, largest=1_000_000)
+        found = fused[0][where].flatten()
+        pairs = [torch.stack([found, image[where].flatten()]) for image in of]
+        return [float(torch.corrcoef(pair)[0, 1]) for pair in pairs]
+
+    (ct, mr), (narrow_ct, narrow_mr) = likeness(images), likeness(narrow)
+    assert mr > narrow_mr + 0.05
+    assert 0.05 < ct < narrow_ct
+
+
 def test_an_mr_beside_a_faint_pet_keeps_fat_and_muscle_apart():
     """The order of an uptake that is low all over once darkened the anatomy around a lesion."""
     generator = torch.Generator().manual_seed(0)

@@ -6,7 +6,11 @@ import torch
 from scipy import ndimage
 from scipy.stats import spearmanr
 
-from fusion_pipeline.losses.fusion_loss import FusionLoss, weighted_sum
+from fusion_pipeline.losses.fusion_loss import (
+    UPTAKE_BESIDE_BOTH,
+    FusionLoss,
+    weighted_sum,
+)
 from fusion_pipeline.metrics import ssim
 
 SHAPES = {2: (34, 29), 3: (18, 22, 20)}
@@ -384,3 +388,35 @@ def test_volumes_ask_for_bright_uptake(anatomy, shape):
     bright, grey = (float(loss.terms(torch.maximum(beside, f * uptake)).bright) for f in (1, 0.5))
     assert bright < 0.02
     assert (grey > bright + 0.3) == volume
+
+
+@pytest.mark.parametrize("shape", [(18, 18, 18), (40, 40)])
+def test_uptake_beside_both_counts_more_in_volumes(shape):
+    """What is lost of all but the MR, and of uptake beside a CT or an MR alone."""
+    generator = torch.Generator().manual_seed(4)
+    three = 0.3 + 0.6 * torch.rand(1, 3, *shape, generator=generator)
+
+    def lost(kept, kinds):
+        given = three[:, : len(kinds)]
+        terms = fusion_loss_terms(given[:, kept : kept + 1], given, kinds=kinds, worst=0)
+        return float(terms.information)
+
+    alone = 2 * lost(1, ["ct", "mr"])  # the mean of two, of which one is kept whole
+    for anatomy in ("ct", "mr"):
+        assert 2 * lost(0, [anatomy, "emission"]) == pytest.approx(alone, rel=0.02)
+    counts = 1 + (UPTAKE_BESIDE_BOTH if len(shape) == 3 else 1)
+    assert 3 * lost(1, ["ct", "mr", "emission"]) == pytest.approx(counts * alone, rel=0.02)
+
+
+def test_the_worst_is_that_of_whole_fields_of_view(sources):
+    """Whose score counts is asked of whole images; what it counts, where they meet."""
+    between = 0.6 * sources[:, :1] + 0.4 * sources[:, 1:]
+
+    def lost(*together):
+        loss = FusionLoss(sources, ["mr", "mr"], worst=1.0, together=together)
+        return float(loss.terms(between).structure)
+
+    first, second = lost(1.0, 0.01), lost(0.01, 1.0)
+    assert first < 0.9 * second
+    assert lost(1.0, 1.0) == pytest.approx(second)
+    assert lost(0.9, 1.0) == pytest.approx(second)

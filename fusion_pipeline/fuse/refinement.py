@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import cos, pi
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,22 @@ _AROUND = 8  # voxels around what several images show that are optimized as well
 _WHOLE_STEPS, _WINDOW_STEPS = 8, 4
 _OVERLAP = 12  # voxels of windows that meet; their changes are blended there
 _SMALL = 100_000  # voxels, up to which all steps run at full resolution
+
+
+class _Sources(NamedTuple):
+    """What is fused.
+
+    Attributes:
+        images: M of ``(*S)``, as displayed.
+        kinds: of each.
+        shares: M of ``(*S)``, what each keeps of its weight.
+        together: of each, the share of what it shows that lies where others are in view.
+    """
+
+    images: Sequence[Tensor]
+    kinds: Sequence[str]
+    shares: Sequence[Tensor]
+    together: Sequence[float]
 
 
 def refined(
@@ -66,7 +83,12 @@ def refined(
     order = canonical_order(images[None], kind_indices(kinds, len(kinds)))
     kinds = [kinds[m] for m in order]
     start = fused[box]
-    given, shares = ([x[m][box[1:]] for m in order] for x in (images, kept))
+    sources = _Sources(
+        images=[images[m][box[1:]] for m in order],
+        kinds=kinds,
+        shares=[kept[m][box[1:]] for m in order],
+        together=[_together(images[m], kept[m], kept) for m in order],
+    )
     # how far a second image is in view: the change ends where that ends, and no frame is left
     free = in_parts(_second_share, 1, kept[box])
     free *= dilated(in_parts(_any_shown, 1, images[box])[None], _AROUND)[0]
@@ -74,9 +96,9 @@ def refined(
     change = torch.zeros_like(start)
     with torch.enable_grad():
         if coarse:
-            change = _on_coarser(start, given, kinds, shares, free, factor, coarse)
+            change = _on_coarser(start, sources, free, factor, coarse)
         if whole:
-            change = _in_windows(start, change, given, kinds, shares, free, whole, largest)
+            change = _in_windows(start, change, sources, free, whole, largest)
     result = fused.clone()
     result[box] = in_parts(_changed, 1, start, change, free, images[box], kept[box])
     return result
@@ -86,6 +108,17 @@ def _shown_by_several(images: Tensor, kept: Tensor) -> Tensor:
     """``(1, *S)``: 1 where two or more images are in view, and one shows something."""
     several = (kept > 0).sum(0, keepdim=True) > 1
     return ((images > _SHOWN).any(0, keepdim=True) & several).to(images.dtype)
+
+
+def _together(image: Tensor, own: Tensor, kept: Tensor) -> float:
+    """The share of what an image shows that lies where another is in view."""
+    counts = torch.zeros(2, dtype=torch.int64, device=image.device)
+    for shows, mine, views in zip(image, own, kept.unbind(1), strict=True):
+        shown = (shows > _SHOWN) & (mine > 0)
+        several = (views > 0).sum(0) > 1
+        counts += torch.stack([(shown & several).sum(), shown.sum()])
+    both, every = counts.tolist()
+    return both / max(every, 1)
 
 
 def _any_shown(images: Tensor) -> Tensor:
@@ -118,9 +151,7 @@ def _schedule(shape: Sequence[int], steps: int, largest: int) -> tuple[int, int,
 def _in_windows(
     start: Tensor,
     change: Tensor,
-    images: Sequence[Tensor],
-    kinds: Sequence[str],
-    shares: Sequence[Tensor],
+    sources: _Sources,
     free: Tensor,
     steps: int,
     largest: int,
@@ -133,9 +164,11 @@ def _in_windows(
             return torch.zeros_like(mask)
         (window,) = windows
         at = (slice(None), *window[2:])
-        given, kept = (torch.stack([x[at[1:]] for x in xs])[None] for xs in (images, shares))
+        images, shares = (
+            torch.stack([x[at[1:]] for x in xs])[None] for xs in (sources.images, sources.shares)
+        )
         begun = start[at] + change[at] * mask[0]
-        return _lowered(begun[None], given, kinds, kept, mask, steps)
+        return _lowered(begun[None], images, shares, sources, mask, steps)
 
     if size == list(start.shape[1:]):
         return change + lowered(free[None], [[slice(None)] * free[None].ndim])[0]
@@ -159,9 +192,7 @@ def _window(shape: Sequence[int], largest: int) -> list[int]:
 
 def _on_coarser(
     start: Tensor,
-    images: Sequence[Tensor],
-    kinds: Sequence[str],
-    shares: Sequence[Tensor],
+    sources: _Sources,
     free: Tensor,
     factor: int,
     steps: int,
@@ -169,15 +200,15 @@ def _on_coarser(
     """The change of the fused image after some steps on a lattice that is coarser by a factor."""
     whole = start.shape[1:]
     begun, mask = (_coarser(x[None], factor) for x in (start, free))
-    given, kept, in_view = (
+    images, shares, in_view = (
         torch.cat([_coarser(of(x)[None, None], factor) for x in xs], 1)
         for xs, of in (
-            (images, torch.Tensor.float),
-            (shares, torch.Tensor.float),
-            (shares, lambda x: (x > 0).float()),
+            (sources.images, torch.Tensor.float),
+            (sources.shares, torch.Tensor.float),
+            (sources.shares, lambda x: (x > 0).float()),
         )
     )
-    more = _lowered(begun, given, kinds, kept * (in_view > 0.999), mask, steps)
+    more = _lowered(begun, images, shares * (in_view > 0.999), sources, mask, steps)
     reach = [n * factor for n in begun.shape[2:]]
     more = F.interpolate(more, size=reach, mode=_LINEAR[len(whole)], align_corners=False)
     missing = [p for a, n in zip(reach[::-1], whole[::-1], strict=True) for p in (0, n - a)]
@@ -187,13 +218,22 @@ def _on_coarser(
 def _lowered(
     begun: Tensor,
     images: Tensor,
-    kinds: Sequence[str],
     shares: Tensor,
+    sources: _Sources,
     free: Tensor,
     steps: int,
 ) -> Tensor:
-    """The change of the fused image after some steps on one lattice."""
-    loss = FusionLoss(images, kinds, shares)
+    """The change of the fused image after some steps on one lattice.
+
+    Args:
+        begun: ``(1, 1, *T)``, the image.
+        images: ``(1, M, *T)``, the sources there.
+        shares: ``(1, M, *T)``.
+        sources: their kinds, and what they share.
+        free: ``(1, 1, *T)``, how far the image is free to change.
+        steps: of Adam.
+    """
+    loss = FusionLoss(images, sources.kinds, shares, together=sources.together)
     size = begun.shape[2:]
     levels = [level for level in range(_LEVELS) if min(size) >> level > 0]
     maps = [

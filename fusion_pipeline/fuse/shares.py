@@ -15,7 +15,7 @@ from fusion_pipeline.geometry.shares import range_by_share
 
 _Floats = npt.NDArray[np.float32]
 
-# mm over which a weight fades: `benchmarks/fusion_fade.py`; less keeps more and ends it in a frame
+# mm over which a weight fades: `benchmarks/fusion_constants.py`; less keeps more and leaves a frame
 FADE_MM = 5.0
 _FADE_SHARE = 0.5  # of a field of view's depth, at most
 _LEAST_SHARE = 0.01  # of a weight, at an edge

@@ -28,6 +28,9 @@ _OF_BONE, _OF_FAT, _OF_FAT_IN_PICTURES, _OF_UPTAKE = 0.7, 0.75, 0.65, 0.95
 # what structure and edges of uptake count in volumes, or beside two anatomical images: they are a
 # blur's, which asks for darkness around it
 _OF_BLURRED = 0.4
+# what structure, information and edges of uptake count in volumes beside both a CT and an MR, which
+# would outvote it: `benchmarks/fusion_constants.py`; more makes the tumour brighter, and costs both
+UPTAKE_BESIDE_BOTH = 1.5
 # What the order of HU counts, or in volumes with an MR that of the MR: in soft tissue HU's is
 # mostly noise, and would hide what the MR shows there.
 _CT_TONE, _MR_TONE = 1.8, 1.5
@@ -96,9 +99,10 @@ WEIGHTS_OF_VOLUMES: Mapping[str, float] = {
 class FusionLoss:
     """L_fusion of fused images of the same sources, which are measured once.
 
-    Each of structure, information, edges and tone is one score per source. It counts as
-    ``(1 − worst) · mean + worst · largest`` of what the sources lose, in each region where the same
-    sources see something.
+    Each of structure, information, edges and tone is one score per source. In each region where the
+    same sources see something, it counts as ``(1 − worst) · mean + worst · that of the worst`` of
+    what they lose. The worst is the one that loses most over its whole field of view, as a judge of
+    each image sees it: a CT that goes on where an MR ends is kept there.
 
     Args:
         sources: ``(B, M, *S)`` in [0, 1], as a reader displays them.
@@ -106,6 +110,8 @@ class FusionLoss:
         field_of_view: ``(B, M, *S)``: 0 outside each source's view, inside the share of its weight
             that the source keeps (`FusionNet`), up to 1: so far it is judged. All by default.
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
+        together: of each source the share of what it shows that lies where others are in view,
+            where these are but a part of the images; elsewhere it is kept whole. 1 by default.
 
     Attributes:
         weights: of the parts by name: `WEIGHTS_OF_VOLUMES` or, of pictures, `WEIGHTS`.
@@ -121,10 +127,12 @@ class FusionLoss:
         field_of_view: Tensor | None = None,
         *,
         worst: float = 0.5,
+        together: Sequence[float] | None = None,
     ) -> None:
         if not 0 <= worst <= 1:
             raise ValueError(f"expected worst between 0 and 1, got {worst}")
         self._worst = worst
+        self._together = [1.0] * len(kinds) if together is None else list(together)
         kept = torch.ones_like(sources) if field_of_view is None else field_of_view.to(sources)
         in_view = (kept > 0).to(sources.dtype)
         images = sources * in_view
@@ -161,9 +169,11 @@ class FusionLoss:
         volume = images.ndim == _VOLUME
         self.weights = WEIGHTS_OF_VOLUMES if volume else WEIGHTS
         self._bright = _bright(images, kinds, self._share)
+        self._counts = _counts(kinds, volume)
         blurred = volume or sum(kind != "emission" for kind in kinds) > 1
         self._structure_counts = [
-            _OF_BLURRED if kind == "emission" and blurred else 1.0 for kind in kinds
+            count * _OF_BLURRED if kind == "emission" and blurred else count
+            for kind, count in zip(kinds, self._counts, strict=True)
         ]
         # a picture's MR alone would not show what its CT does
         by_mr = volume and "mr" in kinds
@@ -210,6 +220,7 @@ class FusionLoss:
             structure=self._lost([s.ssim(*moments, c) for s, c in pairs], self._structure_counts),
             information=self._lost(
                 [s.information_kept(moments[1], c) for s, c in pairs],
+                self._counts,
                 least=self._least_information,
             ),
             edges=self._lost(
@@ -226,7 +237,7 @@ class FusionLoss:
     def _lost(
         self,
         scored: list[Parts],
-        factors: Sequence[float] | None = None,
+        factors: Sequence[float],
         least: float = _LEAST_SHOWN,
     ) -> Tensor:
         """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
@@ -243,20 +254,22 @@ class FusionLoss:
                 shows = bottom > least * region.size
                 scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
             lost = 1 - torch.stack(scores, 1)
-            lost = lost if factors is None else lost * lost.new_tensor(factors)
-            total = total + self._weighed(1 - lost, region)
+            total = total + self._weighed(1 - lost * lost.new_tensor(factors), region)
         return total
 
     def _weighed(
         self, scores: Tensor, region: Region, which: Sequence[int] | None = None
     ) -> Tensor:
         """``(B, M)`` scores of a region to its part of the loss."""
-        counts = region.counts
+        counts, together = region.counts, self._together
         if which is not None:
             counts = torch.stack([counts[:, m] for m in which], 1)
+            together = [together[m] for m in which]
         lost = counts * (1 - scores)
         mean = lost.sum(1) / counts.sum(1).clamp_min(1e-6)
-        return ((1 - self._worst) * mean + self._worst * lost.amax(1)) * region.part
+        of_whole = lost.detach() * lost.new_tensor(together)
+        most = lost.gather(1, of_whole.argmax(1, keepdim=True))[:, 0]
+        return ((1 - self._worst) * mean + self._worst * most) * region.part
 
     def _lost_tone(self, fused: Tensor) -> Tensor:
         """One minus Spearman's correlation with each source, where that is brighter than air."""
@@ -291,6 +304,14 @@ class FusionLoss:
         for part, image, weight in self._bright:
             lost = lost + _mean((part * image - fused).clamp_min(0), weight)
         return lost
+
+
+def _counts(kinds: Sequence[str], volume: bool) -> list[float]:
+    """What is lost of each source counts."""
+    counts = {"ct": 1.0, "mr": 1.0, "emission": 1.0}
+    if volume and {"ct", "mr"} <= set(kinds):
+        counts["emission"] = UPTAKE_BESIDE_BOTH
+    return [counts[kind] for kind in kinds]
 
 
 def _asked_of_contrast(images: Tensor, kinds: Sequence[str], share: Tensor, near: Boxes) -> Tensor:
