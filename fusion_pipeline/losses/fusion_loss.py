@@ -110,8 +110,8 @@ class FusionLoss:
         field_of_view: ``(B, M, *S)``: 0 outside each source's view, inside the share of its weight
             that the source keeps (`FusionNet`), up to 1: so far it is judged. All by default.
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
-        together: of each source the share of what it shows that lies where others are in view,
-            where these are but a part of the images; elsewhere it is kept whole. 1 by default.
+        together: of each source the share of what it shows that lies where others are in view, if
+            ``sources`` are but a part of the images; elsewhere it is kept whole. 1 by default.
 
     Attributes:
         weights: of the parts by name: `WEIGHTS_OF_VOLUMES` or, of pictures, `WEIGHTS`.
@@ -240,12 +240,8 @@ class FusionLoss:
         factors: Sequence[float],
         least: float = _LEAST_SHOWN,
     ) -> Tensor:
-        """One minus a score: of all sources' mean, and of the worst; the mean over the regions.
-
-        Sources are weighed against each other where they are in view together. Over each one's
-        whole field of view, the one that is alone elsewhere could be given up wherever it is not.
-        """
-        total = torch.zeros_like(self._share[:, 0].flatten(1)[:, 0])
+        """One minus a score, of all sources."""
+        lost = []
         for region in self._regions:
             scores = []
             for part, whole in scored:
@@ -253,27 +249,35 @@ class FusionLoss:
                 # a source that shows nothing here asks for nothing
                 shows = bottom > least * region.size
                 scores.append(torch.where(shows, top / bottom.clamp_min(1e-6), 1.0))
-            lost = 1 - torch.stack(scores, 1)
-            total = total + self._weighed(1 - lost * lost.new_tensor(factors), region)
-        return total
+            lost.append(1 - torch.stack(scores, 1))
+        return self._weighed(lost, range(len(factors)), factors)
 
     def _weighed(
-        self, scores: Tensor, region: Region, which: Sequence[int] | None = None
+        self, lost: Sequence[Tensor], which: Sequence[int], factors: Sequence[float]
     ) -> Tensor:
-        """``(B, M)`` scores of a region to its part of the loss."""
-        counts, together = region.counts, self._together
-        if which is not None:
-            counts = torch.stack([counts[:, m] for m in which], 1)
-            together = [together[m] for m in which]
-        lost = counts * (1 - scores)
-        mean = lost.sum(1) / counts.sum(1).clamp_min(1e-6)
-        of_whole = lost.detach() * lost.new_tensor(together)
-        most = lost.gather(1, of_whole.argmax(1, keepdim=True))[:, 0]
-        return ((1 - self._worst) * mean + self._worst * most) * region.part
+        """What some sources lose, ``(B, len(which))`` in each region, to their part of the loss.
+
+        What they lose counts where they are in view together: over each one's whole field of view,
+        the one that is alone elsewhere could be given up wherever it is not. Which of them is the
+        worst is asked of the whole.
+        """
+        if not lost or not which:
+            return self._share.new_zeros(len(self._share))
+        counts = torch.stack([region.counts[:, list(which)] for region in self._regions])
+        part = torch.stack([region.part for region in self._regions])
+        counted = counts * torch.stack(list(lost)) * counts.new_tensor(factors)
+        mean = counted.sum(-1) / counts.sum(-1).clamp_min(1e-6)
+        in_view = counts > 0
+        met = part[..., None] * in_view * (in_view.sum(-1, keepdim=True) > 1)
+        of_whole = (met * counted.detach()).sum(0) / met.sum(0).clamp_min(1e-6)
+        of_whole = of_whole * counts.new_tensor([self._together[m] for m in which])
+        worst = torch.where(in_view, of_whole, -1.0).argmax(-1, keepdim=True)
+        most = counted.gather(-1, worst)[..., 0]
+        return (((1 - self._worst) * mean + self._worst * most) * part).sum(0)
 
     def _lost_tone(self, fused: Tensor) -> Tensor:
         """One minus Spearman's correlation with each source, where that is brighter than air."""
-        total = torch.zeros_like(self._share[:, 0].flatten(1)[:, 0])
+        lost = []
         for region in self._regions if self._in_units else ():
             scores = []
             for source in (self._sources[m] for m in self._in_units):
@@ -288,9 +292,8 @@ class FusionLoss:
                 score = region.sum(weight * mine * own) / spread
                 shows = variances[1] > _LEAST_SHOWN * region.size
                 scores.append(torch.where(shows, score, 1.0))
-            lost = (1 - torch.stack(scores, 1)) * fused.new_tensor(self._tone_counts)
-            total = total + self._weighed(1 - lost, region, self._in_units)
-        return total
+            lost.append(1 - torch.stack(scores, 1))
+        return self._weighed(lost, self._in_units, self._tone_counts)
 
     def _lost_contrast(self, band: Tensor) -> Tensor:
         """One minus what is kept of all that is asked for; who asks for little counts little."""
@@ -307,7 +310,7 @@ class FusionLoss:
 
 
 def _counts(kinds: Sequence[str], volume: bool) -> list[float]:
-    """What is lost of each source counts."""
+    """What the loss of each source counts."""
     counts = {"ct": 1.0, "mr": 1.0, "emission": 1.0}
     if volume and {"ct", "mr"} <= set(kinds):
         counts["emission"] = UPTAKE_BESIDE_BOTH
