@@ -263,7 +263,8 @@ class FusionLoss:
         """
         if not lost or not which:
             return self._share.new_zeros(len(self._share))
-        counts = torch.stack([region.counts[:, list(which)] for region in self._regions])
+        columns = [torch.stack([region.counts[:, m] for region in self._regions]) for m in which]
+        counts = torch.stack(columns, -1)
         part = torch.stack([region.part for region in self._regions])
         counted = counts * torch.stack(list(lost)) * counts.new_tensor(factors)
         mean = counted.sum(-1) / counts.sum(-1).clamp_min(1e-6)
