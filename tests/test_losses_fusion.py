@@ -412,8 +412,8 @@ def test_the_worst_is_that_of_whole_fields_of_view(sources):
     """Whose score counts is asked of whole images; what it counts, where they meet."""
     between = 0.6 * sources[:, :1] + 0.4 * sources[:, 1:]
 
-    def lost(*together):
-        loss = FusionLoss(sources, ["mr", "mr"], worst=1.0, together=together)
+    def lost(*overlap):
+        loss = FusionLoss(sources, ["mr", "mr"], worst=1.0, overlap=overlap)
         return float(loss.terms(between).structure)
 
     first, second = lost(1.0, 0.01), lost(0.01, 1.0)

@@ -38,20 +38,20 @@ class _Sources(NamedTuple):
         images: M of ``(*S)``, as displayed.
         kinds: of each.
         shares: M of ``(*S)``, what each keeps of its weight.
-        together: of each, the share of what it shows that lies where others are in view.
+        overlap: of each, the share of what it shows that lies where others are in view.
     """
 
     images: Sequence[Tensor]
     kinds: Sequence[str]
     shares: Sequence[Tensor]
-    together: Sequence[float]
+    overlap: Sequence[float]
 
 
 def refined(
     fused: Tensor,
     images: Tensor,
     kinds: Sequence[str],
-    kept: Tensor,
+    shares: Tensor,
     *,
     steps: int,
     largest: int,
@@ -67,15 +67,15 @@ def refined(
         fused: ``(1, *S)`` in [0, 1], the network's.
         images: ``(M, *S)`` in [0, 1], as a reader displays them.
         kinds: kind of each.
-        kept: ``(M, *S)``: 0 outside each image's field of view, inside the share of its weight that
-            it keeps, up to 1.
+        shares: ``(M, *S)``: 0 outside each image's field of view, inside the share of its weight
+            that it keeps, up to 1.
         steps: of Adam; 0 leaves the image as it is.
         largest: voxels of the largest lattice or window that steps are made on.
 
     Returns:
         ``(1, *S)`` in [0, 1].
     """
-    shown = in_parts(_shown_by_several, 1, images, kept)
+    shown = in_parts(_shown_by_several, 1, images, shares)
     if steps == 0 or not bool(shown.any()):
         return fused
     box = box_around(shown[None].float(), _AROUND)[1:]
@@ -86,11 +86,11 @@ def refined(
     sources = _Sources(
         images=[images[m][box[1:]] for m in order],
         kinds=kinds,
-        shares=[kept[m][box[1:]] for m in order],
-        together=[_together(images[m], kept[m], kept) for m in order],
+        shares=[shares[m][box[1:]] for m in order],
+        overlap=[_overlap_of(images[m], shares[m], shares) for m in order],
     )
     # how far a second image is in view: the change ends where that ends, and no frame is left
-    free = in_parts(_second_share, 1, kept[box])
+    free = in_parts(_second_share, 1, shares[box])
     free *= dilated(in_parts(_any_shown, 1, images[box])[None], _AROUND)[0]
     factor, coarse, whole = _schedule(start.shape[1:], steps, largest)
     change = torch.zeros_like(start)
@@ -100,20 +100,27 @@ def refined(
         if whole:
             change = _in_windows(start, change, sources, free, whole, largest)
     result = fused.clone()
-    result[box] = in_parts(_changed, 1, start, change, free, images[box], kept[box])
+    result[box] = in_parts(_changed, 1, start, change, free, images[box], shares[box])
     return result
 
 
-def _shown_by_several(images: Tensor, kept: Tensor) -> Tensor:
+def _shown_by_several(images: Tensor, shares: Tensor) -> Tensor:
     """``(1, *S)``: 1 where two or more images are in view, and one shows something."""
-    several = (kept > 0).sum(0, keepdim=True) > 1
+    several = (shares > 0).sum(0, keepdim=True) > 1
     return ((images > _SHOWN).any(0, keepdim=True) & several).to(images.dtype)
 
 
-def _together(image: Tensor, own: Tensor, kept: Tensor) -> float:
-    """The share of what an image shows that lies where another is in view."""
+def _overlap_of(image: Tensor, own: Tensor, shares: Tensor) -> float:
+    """The share of what an image shows that lies where another is in view.
+
+    Args:
+        image: ``(*S)``, as displayed.
+        own: ``(*S)``, its share.
+        shares: ``(M, *S)``, the shares of all.
+    """
     counts = torch.zeros(2, dtype=torch.int64, device=image.device)
-    for shows, mine, views in zip(image, own, kept.unbind(1), strict=True):
+    # row by row: a mask of the whole of a large image would be held beside it
+    for shows, mine, views in zip(image, own, shares.unbind(1), strict=True):
         shown = (shows > _SHOWN) & (mine > 0)
         several = (views > 0).sum(0) > 1
         counts += torch.stack([(shown & several).sum(), shown.sum()])
@@ -126,15 +133,15 @@ def _any_shown(images: Tensor) -> Tensor:
     return (images > _SHOWN).any(0, keepdim=True).to(images.dtype)
 
 
-def _second_share(kept: Tensor) -> Tensor:
+def _second_share(shares: Tensor) -> Tensor:
     """``(1, *S)``: the second largest share over the largest."""
-    first, second = kept.topk(2, 0).values.split(1, 0)
+    first, second = shares.topk(2, 0).values.split(1, 0)
     return second / first.clamp_min(1e-6)
 
 
-def _changed(start: Tensor, change: Tensor, free: Tensor, images: Tensor, kept: Tensor) -> Tensor:
+def _changed(start: Tensor, change: Tensor, free: Tensor, images: Tensor, shares: Tensor) -> Tensor:
     """``(1, *S)``: changed as far as it is free, within the sources' range."""
-    return within_sources(start + change * free, images, kept)
+    return within_sources(start + change * free, images, shares)
 
 
 def _schedule(shape: Sequence[int], steps: int, largest: int) -> tuple[int, int, int]:
@@ -233,7 +240,7 @@ def _lowered(
         free: ``(1, 1, *T)``, how far the image is free to change.
         steps: of Adam.
     """
-    loss = FusionLoss(images, sources.kinds, shares, together=sources.together)
+    loss = FusionLoss(images, sources.kinds, shares, overlap=sources.overlap)
     size = begun.shape[2:]
     levels = [level for level in range(_LEVELS) if min(size) >> level > 0]
     maps = [

@@ -28,8 +28,9 @@ _OF_BONE, _OF_FAT, _OF_FAT_IN_PICTURES, _OF_UPTAKE = 0.7, 0.75, 0.65, 0.95
 # what structure and edges of uptake count in volumes, or beside two anatomical images: they are a
 # blur's, which asks for darkness around it
 _OF_BLURRED = 0.4
-# what structure, information and edges of uptake count in volumes beside both a CT and an MR, which
-# would outvote it: `benchmarks/fusion_constants.py`; more makes the tumour brighter, and costs both
+# times that structure, information and edges of uptake count in volumes beside both a CT and an MR,
+# which would outvote it: `benchmarks/fusion_constants.py`; more makes the tumour brighter, and
+# costs both
 UPTAKE_BESIDE_BOTH = 1.5
 # What the order of HU counts, or in volumes with an MR that of the MR: in soft tissue HU's is
 # mostly noise, and would hide what the MR shows there.
@@ -110,7 +111,7 @@ class FusionLoss:
         field_of_view: ``(B, M, *S)``: 0 outside each source's view, inside the share of its weight
             that the source keeps (`FusionNet`), up to 1: so far it is judged. All by default.
         worst: what the source that is kept worst counts beside the mean of all, 0 to 1.
-        together: of each source the share of what it shows that lies where others are in view, if
+        overlap: of each source the share of what it shows that lies where others are in view, if
             ``sources`` are but a part of the images; elsewhere it is kept whole. 1 by default.
 
     Attributes:
@@ -127,12 +128,12 @@ class FusionLoss:
         field_of_view: Tensor | None = None,
         *,
         worst: float = 0.5,
-        together: Sequence[float] | None = None,
+        overlap: Sequence[float] | None = None,
     ) -> None:
         if not 0 <= worst <= 1:
             raise ValueError(f"expected worst between 0 and 1, got {worst}")
         self._worst = worst
-        self._together = [1.0] * len(kinds) if together is None else list(together)
+        self._overlap = [1.0] * len(kinds) if overlap is None else list(overlap)
         kept = torch.ones_like(sources) if field_of_view is None else field_of_view.to(sources)
         in_view = (kept > 0).to(sources.dtype)
         images = sources * in_view
@@ -271,7 +272,7 @@ class FusionLoss:
         in_view = counts > 0
         met = part[..., None] * in_view * (in_view.sum(-1, keepdim=True) > 1)
         of_whole = (met * counted.detach()).sum(0) / met.sum(0).clamp_min(1e-6)
-        of_whole = of_whole * counts.new_tensor([self._together[m] for m in which])
+        of_whole = of_whole * counts.new_tensor([self._overlap[m] for m in which])
         worst = torch.where(in_view, of_whole, -1.0).argmax(-1, keepdim=True)
         most = counted.gather(-1, worst)[..., 0]
         return (((1 - self._worst) * mean + self._worst * most) * part).sum(0)
