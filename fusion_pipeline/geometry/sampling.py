@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fusion_pipeline.geometry.affines import Matrix
 
 Mode = Literal["bilinear", "nearest"]
 
@@ -90,6 +93,35 @@ def sample(
     if fill is not None:
         out = torch.where(inside(coordinates, shape).unsqueeze(1), out, fill)
     return out.reshape(*out.shape[:2], *points.shape[1:-1]).to(image.dtype)
+
+
+def sample_along_axes(image: Tensor, positions: Sequence[Matrix]) -> Tensor:
+    """Read ``image`` on a lattice whose axes run along its own, linearly; the border goes on.
+
+    `sample` at all combinations of the positions, but one axis after the other: several times
+    faster, since no points are made and neighbours share what lies between.
+
+    Args:
+        image: ``(C, *S)`` float32.
+        positions: voxels of ``image`` along each axis, ``(n,)``.
+
+    Returns:
+        ``(C, *T)``, as many along each axis as its positions.
+    """
+    cells = []
+    for axis, (at, size) in enumerate(zip(positions, image.shape[1:], strict=True)):
+        at = np.clip(at, 0, size - 1)
+        low = np.minimum(np.floor(at).astype(np.int64), max(size - 2, 0))
+        first, last = int(low.min()), min(int(low.max()) + 1, size - 1)
+        image = image.narrow(1 + axis, first, last - first + 1)
+        cells.append((low - first, np.minimum(low - first + 1, last - first), at - low))
+    # the first axis last: the largest copies are of whole planes
+    for axis in reversed(range(len(cells))):
+        low, high, part = (torch.from_numpy(x).to(image.device) for x in cells[axis])
+        weight = part.to(image).view(-1, *[1] * (len(cells) - 1 - axis))
+        lower, upper = (image.index_select(1 + axis, rows) for rows in (low, high))
+        image = lower.lerp_(upper, weight)
+    return image
 
 
 def resample(

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.geometry.affines import Matrix, apply_affine, inverse_affine
-from fusion_pipeline.geometry.sampling import Mode, sample
+from fusion_pipeline.geometry.sampling import Mode, sample, sample_along_axes
 
-_SLAB_VOXELS = 4_000_000  # of the fixed grid at a time, so that memory stays bounded
+# of the fixed grid at a time: what is made of so few stays in fast memory, a third of the time less
+_SLAB_VOXELS = 1_000_000
 # of the iteration that inverts: slopes of the deformation up to 1.85 converge, without it below 1
 _DAMPING = 0.7  # share of each step; 2 / 0.7 - 1 = 1.85
 _ITERATIONS = 200  # a contraction of 0.95 a step, near that limit, falls from 3 mm below 1e-4 mm
 _FINEST_INVERSE = 3  # nodes for one of the deformation's: 27 times the time and memory
 _CHECKED_POINTS = 10_000
-_NODES = 1_000_000  # inverted at a time
+_NODES = 250_000  # inverted at a time
 _INVERTED_MM = 1e-4  # a hundredth of the finest voxel that is read
 
 
@@ -167,14 +168,25 @@ class WorldMap:
             return WorldMap(inverse_affine(self.moving_from_fixed), nothing, lattice)
         points = self._between_nodes()
         there = self.points(points)
+        found = None
         for nodes_per_voxel in range(1, _FINEST_INVERSE + 1):
-            back = self._inverse(nodes_per_voxel)
+            back, found = self._inverse(nodes_per_voxel, found)
             if np.linalg.norm(back.points(there) - points, axis=1).max() <= tolerance_mm:
                 break
         return back
 
-    def _inverse(self, nodes_per_voxel: int) -> "WorldMap":
-        """The map back on a lattice with so many nodes for one of the deformation's."""
+    def _inverse(
+        self, nodes_per_voxel: int, coarser: Tensor | None
+    ) -> tuple["WorldMap", Tensor]:
+        """The map back on a lattice with so many nodes for one of the deformation's.
+
+        Args:
+            nodes_per_voxel: along each axis.
+            coarser: ``(*T, d)``, what was found with one node fewer; it begins there.
+
+        Returns:
+            The map, and ``e`` on its lattice, ``(*T, d)`` in voxels of the deformation.
+        """
         d, n = self.spatial_dims, nodes_per_voxel
         moving_lattice = self.moving_from_fixed @ self.working_affine
         ddf = self._voxel_ddf()
@@ -184,13 +196,18 @@ class WorldMap:
         sides = zip(ddf.shape[1:], reach, strict=True)
         shape = [n * (side - 1 + 2 * r) + 1 for side, r in sides]
         nodes = _affine_grid(voxel_from_finer, shape, 0, ddf.device).movedim(0, -1)
-        back = _inverted(ddf, nodes, self._voxel_mm())
+        begun = None
+        if coarser is not None:
+            at = [np.arange(side) * ((n - 1) / n) for side in shape]
+            begun = sample_along_axes(coarser.movedim(-1, 0), at).movedim(0, -1)
+        back = _inverted(ddf, nodes, self._voxel_mm(), begun)
         turn = torch.from_numpy(moving_lattice[:d, :d]).float()
-        return WorldMap(
+        world_map = WorldMap(
             inverse_affine(self.moving_from_fixed),
             torch.einsum("ij,...j->i...", turn, back),
             moving_lattice @ voxel_from_finer,
         )
+        return world_map, back
 
     def _between_nodes(self) -> Matrix:
         """Points in the middle of cells of the lattice, at most some 10,000, RAS mm."""
@@ -234,23 +251,48 @@ class WorldMap:
         target_from_fixed = target_from_moving @ self.moving_from_fixed
         affine = (target_from_fixed - (0 if minus is None else minus)) @ fixed_affine
         turn = torch.from_numpy(target_from_fixed[:d, :d]).float().to(device)
+        turned = torch.einsum("ij,j...->i...", turn, self.ddf_mm.float())
         lattice_from_voxels = inverse_affine(self.working_affine) @ fixed_affine
+        along_axes = _is_diagonal(lattice_from_voxels, shape)
         deformed = bool(self.ddf_mm.any())
         thickness = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
         for start in range(0, shape[0], thickness):
             stop = min(start + thickness, shape[0])
             run = (stop - start, *shape[1:])
             out = _affine_grid(affine, run, start, device)
-            if deformed:
+            if deformed and along_axes:
+                out += sample_along_axes(turned, _positions(lattice_from_voxels, run, start))
+            elif deformed:
                 points = _affine_grid(lattice_from_voxels, run, start, device).movedim(0, -1)
-                shift = sample(self.ddf_mm[None].float(), points[None])[0]
-                out += torch.einsum("ij,j...->i...", turn, shift)
+                out += sample(turned[None], points[None])[0]
             yield start, stop, out
 
 
-def _inverted(ddf: Tensor, nodes: Tensor, mm: float) -> Tensor:
-    """``e`` with ``e(z) = −ddf(z + e(z))`` at nodes ``(*T, d)``, all in voxels of ``ddf``."""
-    back = torch.zeros(nodes.shape)
+def _is_diagonal(matrix: Matrix, shape: Sequence[int]) -> bool:
+    """Whether axes run along axes, to what float32 tells of a voxel's place."""
+    d = len(shape)
+    across = np.abs(matrix[:d, :d] - np.diag(matrix.diagonal()[:d]))
+    return bool((across @ np.asarray(shape, float)).max() < np.finfo(np.float32).eps * max(shape))
+
+
+def _positions(matrix: Matrix, shape: Sequence[int], start: int) -> list[Matrix]:
+    """Along each axis of a diagonal affine, ``(n,)`` each; the first axis begins at ``start``."""
+    return [
+        matrix[a, a] * (np.arange(n) + (start if a == 0 else 0)) + matrix[a, -1]
+        for a, n in enumerate(shape)
+    ]
+
+
+def _inverted(ddf: Tensor, nodes: Tensor, mm: float, begun: Tensor | None = None) -> Tensor:
+    """``e`` with ``e(z) = −ddf(z + e(z))`` at nodes ``(*T, d)``, all in voxels of ``ddf``.
+
+    Args:
+        ddf: ``(d, *W)``.
+        nodes: ``z``.
+        mm: the longest step that one voxel of ``ddf`` makes.
+        begun: where the iteration starts, ``(*T, d)``; at zero by default.
+    """
+    back = torch.zeros(nodes.shape) if begun is None else begun.contiguous()
     rows = (x.reshape(-1, ddf.ndim - 1).split(_NODES) for x in (nodes, back))
     for some, found in zip(*rows, strict=True):
         _invert_at(ddf, some, found, _INVERTED_MM / mm)
@@ -282,14 +324,14 @@ def _affine_grid(matrix: Matrix, shape: Sequence[int], start: int, device: torch
     The terms of the axes are made in float64 and added in float32.
     """
     d = len(shape)
-    rows = []
-    for row in matrix[:d]:
-        total = torch.zeros(tuple(shape), device=device)
+    out = torch.empty((d, *shape), device=device)
+    for row, total in zip(matrix[:d], out, strict=True):
+        terms = []
         for axis, n in enumerate(shape):
             along = row[axis] * (np.arange(n) + (start if axis == 0 else 0))
-            if axis == 0:
-                along = along + row[d]
-            terms = torch.from_numpy(along).float().to(device)
-            total += terms.view([-1 if a == axis else 1 for a in range(d)])
-        rows.append(total)
-    return torch.stack(rows)
+            along = along + (row[d] if axis == 0 else 0)
+            one = torch.from_numpy(along).float().to(device)
+            terms.append(one.view([-1 if a == axis else 1 for a in range(d)]))
+        # the longest sum last: one pass over the lattice
+        torch.add(terms[0], sum(terms[1:]), out=total)
+    return out
