@@ -366,7 +366,8 @@ def _padding(same: Bool, radius: float) -> Bool:
 
 def _faces(array: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
     """The outermost layers of an array."""
-    return [np.take(array, end, axis) for axis in range(array.ndim) for end in (0, -1)]
+    # views: `take` would copy the whole of an array that lies otherwise in memory
+    return [np.moveaxis(array, axis, 0)[end] for axis in range(array.ndim) for end in (0, -1)]
 
 
 def _border_constant(image: Float) -> tuple[float, float]:

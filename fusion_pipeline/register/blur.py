@@ -39,9 +39,14 @@ def gaussian_blur(
     return values
 
 
+def reach(sigma: float) -> int:
+    """Voxels up to which a kernel reaches, as SciPy rounds."""
+    return int(_TRUNCATE * sigma + 0.5)
+
+
 def _kernel(sigma: float) -> Matrix:
     """SciPy's weights, in float64."""
-    radius = int(_TRUNCATE * sigma + 0.5)
+    radius = reach(sigma)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return np.asarray(weights / weights.sum())
 

@@ -16,7 +16,8 @@ from fusion_pipeline.geometry import (
     spacing_of,
 )
 from fusion_pipeline.geometry.affines import Matrix
-from fusion_pipeline.register.blur import gaussian_blur
+from fusion_pipeline.geometry.filters import box_around
+from fusion_pipeline.register.blur import gaussian_blur, reach
 from fusion_pipeline.register.settings import VIEW
 from fusion_pipeline.transforms import body_mask, field_of_view
 
@@ -203,6 +204,10 @@ def smoothed(image: Tensor, field_of_view: Tensor, sigma: Sequence[float]) -> Te
     values, weight = image.float(), field_of_view
     if bool((weight == 1).all()):  # a large CT has no padding as a rule
         return gaussian_blur(values, sigma)
-    total = gaussian_blur(values * weight, sigma)
+    # beyond the kernels' reach of it nothing changes
+    box = box_around(field_of_view[None, None], reach(max(sigma)))[2:]
+    values, near, weight = values.clone(), values[box], weight[box]
+    total = gaussian_blur(near * weight, sigma)
     share = gaussian_blur(weight, sigma)
-    return torch.where(share > 1e-3, total / share, values)
+    values[box] = torch.where(share > 1e-3, total / share, near)
+    return values
