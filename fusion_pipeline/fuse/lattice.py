@@ -1,12 +1,16 @@
 """Of finer grids: what is decided on a lattice of blocks of their voxels goes to each voxel."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_pipeline.fuse.shares import within_sources
+from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.geometry.filters import sum_along
+from fusion_pipeline.geometry.sampling import sample_along_axes
 
 # A voxel of the lattice is no larger: between the 1 and 2 mm that the network and the steps were
 # trained and chosen on, so that those images (0.98 × 0.98 × 3.27 mm) keep their own voxels.
@@ -50,19 +54,19 @@ def block_means(values: Tensor, view: Tensor, block: Sequence[int]) -> tuple[Ten
     """
     if all(n == 1 for n in block):
         return values * view, view
-    shape, depth = view.shape, block[-1]
+    shape, thick = view.shape, block[0]
     whole = [-(-n // b) for n, b in zip(shape, block, strict=True)]
     means, covered = values.new_empty(whole), view.new_empty(whole)
-    slices = max(1, _VOXELS // (shape[0] * shape[1] * depth))
+    rows = max(1, _VOXELS // (shape[1] * shape[2] * thick))
     there = _share_in_grid(shape, block).to(values.device)
-    missing = [w * b - n for w, b, n in zip(whole[:-1], block[:-1], shape[:-1], strict=True)]
-    for start in range(0, whole[-1], slices):
-        part = slice(start * depth, (start + slices) * depth)
-        inside = view[..., part].to(values.dtype)
-        two = torch.stack([values[..., part] * inside, inside])
-        beyond = (0, -two.shape[-1] % depth, 0, missing[1], 0, missing[0])
-        total, count = F.avg_pool3d(F.pad(two, beyond), tuple(block))
-        some = (slice(None), slice(None), slice(start, start + slices))
+    missing = [w * b - n for w, b, n in zip(whole, block, shape, strict=True)]
+    for start in range(0, whole[0], rows):
+        part = slice(start * thick, (start + rows) * thick)
+        inside = view[part].to(values.dtype)
+        two = torch.stack([values[part] * inside, inside])
+        beyond = (0, missing[2], 0, missing[1], 0, -two.shape[1] % thick)
+        total, count = F.avg_pool3d(F.pad(two, beyond) if any(beyond) else two, tuple(block))
+        some = slice(start, start + rows)
         covered[some] = count > 0.999 * there[some]
         means[some] = total / there[some] * covered[some]
     return means, covered
@@ -107,55 +111,51 @@ def in_detail(
     """
     fused = torch.empty(1, *views.shape[1:])
     detailed = torch.empty(views.shape)
-    for part, enlarged in _parts(views.shape[1:], block):
-        view = views[..., part].to(decided.dtype)
-        own = torch.stack([one[..., part].to(decided.device) for one in images]) * view
+    for near, inner, part in _parts(views.shape[1:]):
+        places = _of_lattice(views.shape[1:], block, near)
         # where no block is covered whole, all that is covered counts alike
-        weight = (enlarged(weights) + 1e-6) * view
+        weight = (sample_along_axes(weights, places) + 1e-6) * views[:, near]
         weight = weight / weight.sum(0, keepdim=True).clamp_min(1e-9)
-        finer = own - enlarged(shown)
+        view = views[:, near].to(decided.dtype)
+        own = torch.stack([one[near].to(decided.device) for one in images]) * view
+        finer = own - sample_along_axes(shown, places)
         counts = weight * (_strength(finer) + _FAINT)
         finer = (counts * finer).sum(0, keepdim=True) / counts.sum(0, keepdim=True).clamp_min(1e-12)
-        fused[..., part] = within_sources(
-            enlarged(decided) + finer, own, (enlarged(shares) + 1e-6) * view
+        share = (sample_along_axes(shares, places) + 1e-6) * view
+        # beside the part only to measure the strength in it
+        now, own, share = (
+            x[:, inner] for x in (sample_along_axes(decided, places) + finer, own, share)
         )
-        detailed[..., part] = weight
+        fused[:, part] = within_sources(now, own, share)
+        detailed[:, part] = weight[:, inner]
     return fused, detailed
 
 
 def _strength(details: Tensor) -> Tensor:
     """Root mean square over the first two axes around each voxel; ``(M, *S)``."""
-    near = details.square().permute(0, 3, 1, 2)
-    for window in ((_AROUND, 1), (1, _AROUND)):
-        half = [n // 2 for n in window]
-        near = F.avg_pool2d(near, window, 1, half, count_include_pad=False)
-    return near.permute(0, 2, 3, 1).sqrt_()
+    near = details.square()
+    for axis in (1, 2):
+        margin = [0, 0] * (near.ndim - 1 - axis) + [_AROUND // 2] * 2
+        line = F.pad(near.new_ones(near.shape[axis]), [_AROUND // 2] * 2)
+        count = sum_along(line, 0, _AROUND).view(-1, *[1] * (near.ndim - 1 - axis))
+        near = sum_along(F.pad(near, margin), axis, _AROUND).div_(count)
+    return near.sqrt_()
 
 
-def _parts(
-    shape: Sequence[int], block: Sequence[int]
-) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
-    """Parts of a grid along its last axis, and what enlarges volumes of the lattice to each."""
-    depth = block[-1]
-    slices = max(1, _VOXELS // (shape[0] * shape[1]) // depth) * depth
-    for start in range(0, shape[-1], slices):
-        stop = min(start + slices, shape[-1])
+def _parts(shape: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
+    """Parts of a grid along its first axis: with what lies around, without it there, and where."""
+    rows, around = max(1, _VOXELS // (shape[1] * shape[2])), _AROUND // 2
+    for start in range(0, shape[0], rows):
+        stop = min(start + rows, shape[0])
+        low, high = max(0, start - around), min(shape[0], stop + around)
+        yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
 
-        def enlarged(volumes: Tensor, start: int = start, stop: int = stop) -> Tensor:
-            rows = [slice(n) for n in shape[:-1]]
-            size = [n * b for n, b in zip(volumes.shape[1:], block, strict=True)]
-            if depth == 1:  # the same in a third of the time
-                planes = volumes[..., start:stop].permute(0, 3, 1, 2)
-                many = F.interpolate(planes, size=size[:2], mode="bilinear", align_corners=False)
-                return many.permute(0, 2, 3, 1)[(slice(None), *rows)]
-            # one more on either side, for linear interpolation
-            low, high = max(0, start // depth - 1), -(-stop // depth) + 1
-            few = volumes[None, ..., low:high]
-            size[2] = few.shape[-1] * depth
-            many = F.interpolate(few, size=size, mode="trilinear", align_corners=False)[0]
-            return many[(slice(None), *rows, slice(start - low * depth, stop - low * depth))]
 
-        yield slice(start, stop), enlarged
+def _of_lattice(shape: Sequence[int], block: Sequence[int], rows: slice) -> list[Matrix]:
+    """Where the voxels of some rows of a grid lie on its lattice, ``(n,)`` along each axis."""
+    there = [np.arange(n) for n in shape]
+    there[0] = there[0][rows]
+    return [(at + 0.5) / b - 0.5 for at, b in zip(there, block, strict=True)]
 
 
 __all__ = ["block_means", "in_detail", "voxels_in_block"]

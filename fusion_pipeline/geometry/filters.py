@@ -46,7 +46,7 @@ def box_sum(values: Tensor, width: int) -> Tensor:
         ``(B, C, *(S − width + 1))``; entry 0 is the sum of voxels 0 … width − 1.
     """
     for axis in range(2, values.ndim):
-        values = _sum_along(values, axis, width)
+        values = sum_along(values, axis, width)
     return values
 
 
@@ -205,8 +205,11 @@ def gradients(image: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _sum_along(values: Tensor, axis: int, width: int) -> Tensor:
-    """Binary digits of ``width``: each set one adds a block of that many voxels."""
+def sum_along(values: Tensor, axis: int, width: int) -> Tensor:
+    """Sum over ``width`` voxels along one axis, only where all fit.
+
+    By the binary digits of ``width``: each set one adds a block of that many voxels.
+    """
     length = values.shape[axis] - width + 1
     block, size, start = values, 1, 0
     total: Tensor | None = None

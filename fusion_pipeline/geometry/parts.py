@@ -26,12 +26,12 @@ def in_parts(
         ``(channels, *S)``.
     """
     shape = volumes[0].shape[1:]
-    count = max(1, min(shape[-1], torch.Size(shape).numel() // _VOXELS))
+    count = max(1, min(shape[0], torch.Size(shape).numel() // _VOXELS))
     if count == 1:
         return function(*volumes).to(dtype or volumes[0].dtype)
     out = volumes[0].new_empty((channels, *shape), dtype=dtype)
     for part, *parts in zip(
-        out.chunk(count, -1), *(v.chunk(count, -1) for v in volumes), strict=True
+        out.chunk(count, 1), *(v.chunk(count, 1) for v in volumes), strict=True
     ):
         part.copy_(function(*parts))
     return out

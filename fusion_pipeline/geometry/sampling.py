@@ -117,9 +117,11 @@ def sample_along_axes(image: Tensor, positions: Sequence[Matrix]) -> Tensor:
         cells.append((low - first, np.minimum(low - first + 1, last - first), at - low))
     # the first axis last: the largest copies are of whole planes
     for axis in reversed(range(len(cells))):
-        low, high, part = (torch.from_numpy(x).to(image.device) for x in cells[axis])
+        if np.array_equal(positions[axis], np.arange(image.shape[1 + axis])):
+            continue
+        *ends, part = (torch.from_numpy(x).to(image.device) for x in cells[axis])
         weight = part.to(image).view(-1, *[1] * (len(cells) - 1 - axis))
-        lower, upper = (image.index_select(1 + axis, rows) for rows in (low, high))
+        lower, upper = (image.index_select(1 + axis, rows) for rows in ends)
         image = lower.lerp_(upper, weight)
     return image
 

@@ -175,9 +175,7 @@ class WorldMap:
                 break
         return back
 
-    def _inverse(
-        self, nodes_per_voxel: int, coarser: Tensor | None
-    ) -> tuple["WorldMap", Tensor]:
+    def _inverse(self, nodes_per_voxel: int, coarser: Tensor | None) -> tuple["WorldMap", Tensor]:
         """The map back on a lattice with so many nodes for one of the deformation's.
 
         Args:
