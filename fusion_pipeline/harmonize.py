@@ -17,7 +17,7 @@ from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 UNITS = "harmonized"  # the units of the result; an image that has them is handed on as it is
-_SLAB_VOXELS = 2_000_000  # at a time: 8 MB for each float32 channel
+_SLAB_VOXELS = 500_000  # at a time: 2 MB for each float32 channel, which fast memory holds
 _SCORE_SIZE = 128
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_VOXELS = 2_000_000  # of a part, at least one slice: 8 MB for each volume in between
+_VOXELS = 500_000  # of a part, at least one slice: 2 MB for each volume in between
 
 
 def in_parts(
