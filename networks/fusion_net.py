@@ -208,10 +208,11 @@ class FusionNet(nn.Module):
         in_view = (kept > 0).to(images.dtype)
         features = self._decoded(images, kinds, in_view, summary)
         details = _details(displayed, in_view)
+        covered = _box_mean(in_view, _CONTRAST).clamp_min(1e-3)
         salience = [
             displayed,
-            _contrast(displayed, in_view),
-            *(_energy(d, in_view) for d in details[:-1]),
+            _contrast(displayed, in_view, covered),
+            *(_energy(d, in_view, covered) for d in details[:-1]),
         ]
         logits = torch.stack(
             [
@@ -369,15 +370,19 @@ def _details(images: Tensor, in_view: Tensor) -> list[Tensor]:
     return [*parts, finer]
 
 
-def _energy(detail: Tensor, in_view: Tensor) -> Tensor:
-    """How strong the details are around each voxel, within its field of view."""
-    covered = _box_mean(in_view, _CONTRAST).clamp_min(1e-3)
+def _energy(detail: Tensor, in_view: Tensor, covered: Tensor) -> Tensor:
+    """How strong the details are around each voxel, within its field of view.
+
+    Args:
+        detail: ``(B, M, *S)``.
+        in_view: ``(B, M, *S)`` 0/1.
+        covered: ``(B, M, *S)``, the mean of that around each voxel.
+    """
     return _GAIN * _box_mean(detail.abs(), _CONTRAST) / covered * in_view
 
 
-def _contrast(images: Tensor, in_view: Tensor) -> Tensor:
-    """Local standard deviation of each image within its field of view."""
-    covered = _box_mean(in_view, _CONTRAST).clamp_min(1e-3)
+def _contrast(images: Tensor, in_view: Tensor, covered: Tensor) -> Tensor:
+    """Local standard deviation of each image within its field of view; arguments as `_energy`."""
     mean = _box_mean(images, _CONTRAST) / covered
     variance = _box_mean(images.square(), _CONTRAST) / covered - mean.square()
     return variance.clamp_min(1e-8).sqrt() * in_view
