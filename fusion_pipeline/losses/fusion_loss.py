@@ -6,6 +6,7 @@ those of `fusion_pipeline.metrics` are the literature's exact ones, which scores
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -184,6 +185,9 @@ class FusionLoss:
         self._in_units = [m for m, kind in enumerate(kinds) if counts[kind]]
         self._tone_counts = [counts[kinds[m]] for m in self._in_units]
         self._salient = _salient(images, kinds, in_view, self._share, self._boxes[0])
+        self._orders = [
+            [_order(self._sources[m], region) for m in self._in_units] for region in self._regions
+        ]
 
     def __call__(self, fused: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
         """The weighted sum of the parts.
@@ -280,21 +284,18 @@ class FusionLoss:
     def _lost_tone(self, fused: Tensor) -> Tensor:
         """One minus Spearman's correlation with each source, where that is brighter than air."""
         lost = []
-        for region in self._regions if self._in_units else ():
+        for region, orders in zip(self._regions, self._orders, strict=True):
             scores = []
-            for source in (self._sources[m] for m in self._in_units):
-                size = region.sum(source.bright).clamp_min(1)
-                mine, own = (
-                    _centred(_ranks(t, region.of(source.bright)), source.bright, region, size)
-                    for t in (fused, source.image.detach())
-                )
-                weight = source.bright
-                variances = [region.sum(weight * t * t) for t in (mine, own)]
-                spread = (variances[0] * variances[1] + (1e-4 * size) ** 2).sqrt()
-                score = region.sum(weight * mine * own) / spread
-                shows = variances[1] > _LEAST_SHOWN * region.size
+            for order in orders:
+                ranks = _ranks(fused, region.of(order.weight))
+                mine = _centred(ranks, order.weight, region, order.size)
+                variance = region.sum(order.weight * mine * mine)
+                spread = (variance * order.variance + (1e-4 * order.size) ** 2).sqrt()
+                score = region.sum(order.weight * mine * order.ranks) / spread
+                shows = order.variance > _LEAST_SHOWN * region.size
                 scores.append(torch.where(shows, score, 1.0))
-            lost.append(1 - torch.stack(scores, 1))
+            if scores:
+                lost.append(1 - torch.stack(scores, 1))
         return self._weighed(lost, self._in_units, self._tone_counts)
 
     def _lost_contrast(self, band: Tensor) -> Tensor:
@@ -379,6 +380,30 @@ def _bright(
         for m, kind in enumerate(kinds)
         if kind in shares
     ]
+
+
+class _Order(NamedTuple):
+    """How the voxels of a source are ordered in a region.
+
+    Attributes:
+        ranks: ``(B, 1, *S)``, less their mean.
+        weight: ``(B, 1, *S)``, what a voxel counts.
+        size: ``(B,)``, the sum of the weights, at least 1.
+        variance: ``(B,)``, that of the ranks, times the size.
+    """
+
+    ranks: Tensor
+    weight: Tensor
+    size: Tensor
+    variance: Tensor
+
+
+def _order(source: Source, region: Region) -> _Order:
+    """Of a source that is not differentiated."""
+    weight = source.bright
+    size = region.sum(weight).clamp_min(1)
+    ranks = _centred(_ranks(source.image.detach(), region.of(weight)), weight, region, size)
+    return _Order(ranks, weight, size, region.sum(weight * ranks * ranks))
 
 
 def _centred(values: Tensor, weight: Tensor, region: Region, size: Tensor) -> Tensor:
