@@ -15,6 +15,7 @@ from fusion_pipeline.geometry import (
     sample,
     spacing_of,
 )
+from fusion_pipeline.geometry.sampling import sample_along_axes
 
 SHAPES = [(9, 12), (7, 9, 11)]
 
@@ -197,6 +198,23 @@ def test_resize_keeps_corners_in_3d_and_labels_as_labels():
 def test_resize_to_the_same_shape_is_the_image_itself(shape):
     image = noise(shape)
     assert resize(image, shape) is image
+
+
+@pytest.mark.parametrize("size", [(9, 12), (7, 9, 11), (5, 1, 6)])
+@pytest.mark.parametrize(("step", "first"), [(0.37, -2.0), (-1.3, 9.2), (1.0, 0.0), (4.0, 3.0)])
+def test_along_axes_is_read_what_sample_reads(size, step, first):
+    image = noise(size, channels=3)
+    # of unequal length, turned round, and beyond the border on both sides
+    positions = [first + 0.1 * axis + step * np.arange(n) for axis, n in enumerate((10, 7, 13))]
+    positions = positions[: len(size)]
+    grid = torch.from_numpy(np.stack(np.meshgrid(*positions, indexing="ij"), -1))
+    read = sample_along_axes(image[0], positions)
+    torch.testing.assert_close(read, sample(image, grid[None])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_own_lattice_is_read_as_it_is(shape):
+    image = noise(shape, channels=2)[0]
+    assert torch.equal(sample_along_axes(image, [np.arange(n) for n in shape]), image)
 
 
 @pytest.mark.parametrize("size", [(9, 12), (7, 9, 11), (5, 1, 6)])

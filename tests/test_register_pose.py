@@ -7,6 +7,7 @@ import fusion_pipeline.register.pose as poses
 from fusion_pipeline.data import Image
 from fusion_pipeline.geometry import apply_affine, rigid_matrix, sample
 from fusion_pipeline.geometry.filters import dilated
+from fusion_pipeline.register.blur import gaussian_blur
 from fusion_pipeline.register.lattice import read_on_lattice, working_lattice
 from fusion_pipeline.register.point_score import Points, PointScore
 from fusion_pipeline.register.pose import (
@@ -454,3 +455,15 @@ class TestPrior:
         pose, _ = self.climbed(0.3, 60.0)
         assert float(pose[0, 1]) == pytest.approx(60.0, abs=0.05)
         assert float(pose[0, 2]) > 6.5
+
+
+def test_a_blur_changes_nothing_beyond_its_reach_of_the_field_of_view():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(40, 31, 26, generator=generator)
+    view = torch.zeros_like(image)
+    view[14:22, 3:20, 9:26] = 1.0
+    sigma = (2.0, 1.1, 0.0)
+    total, share = (gaussian_blur(x, sigma) for x in (image * view, view))
+    known = torch.where(share > 1e-3, total / share, image)
+    assert torch.equal(smoothed(image, view, sigma), known)
+    assert torch.equal(smoothed(image, torch.zeros_like(view), sigma), image)
