@@ -402,7 +402,7 @@ def full_size(f: Figures) -> str:
         "One patient at a scanner's full size (CT 512 × 512 × 250, MR 384 × 384 × 60, PET 200 × "
         f"200 × 60) takes {total} CPU s and {memory} GB from files to report. Registering both "
         f"takes {registering} of them, fusing {fusing}, writing {writing} (one run, one thread, "
-        "no other job)."
+        "beside one other job)."
     )
 
 

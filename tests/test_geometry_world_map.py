@@ -289,3 +289,20 @@ def test_a_saved_map_is_an_itk_field(tmp_path):
     lps = LPS[3][:3, :3]
     moved = np.array([transform.TransformPoint((lps @ p).tolist()) for p in points]) @ lps
     np.testing.assert_allclose(moved, found.map.points(points), atol=1e-3)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("order", ["own", "turned round", "other axes", "across"])
+def test_a_dense_field_is_what_the_map_says_of_each_voxel(d, order):
+    world_map = registration(d).map
+    grid, shape = lattice(d, "plain" if order == "across" else "oblique")
+    grid[:d, :d] *= 0.7
+    if order == "turned round":
+        grid[:d, d] += grid[:d, :d] @ [shape[0] - 1.0, *[0.0] * (d - 1)]
+        grid[:d, 0] *= -1
+    if order == "other axes":
+        grid[:, :d], shape = grid[:, d - 1 :: -1].copy(), shape[::-1]
+    world = apply_affine(grid, identity_points(shape, dtype=torch.float64).numpy())
+    known = np.moveaxis(world_map.points(world) - world, -1, 0)
+    dense = world_map.displacement_mm(grid, shape).numpy()
+    assert dense == pytest.approx(known, abs=1e-4)

@@ -144,7 +144,8 @@ def _strength(details: Tensor) -> Tensor:
 
 def _parts(shape: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
     """Parts of a grid along its first axis: with what lies around, without it there, and where."""
-    rows, around = max(1, _VOXELS // (shape[1] * shape[2])), _AROUND // 2
+    # of thinner parts most would be what lies around
+    rows, around = max(4 * _AROUND, _VOXELS // (shape[1] * shape[2])), _AROUND // 2
     for start in range(0, shape[0], rows):
         stop = min(start + rows, shape[0])
         low, high = max(0, start - around), min(shape[0], stop + around)

@@ -32,6 +32,33 @@ def box_around(mask: Tensor, margin: int) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def sum_along(values: Tensor, axis: int, width: int) -> Tensor:
+    """Sum over ``width`` voxels along one axis, only where all fit.
+
+    By the binary digits of ``width``: each set one adds a block of that many voxels.
+
+    Args:
+        values: of any shape.
+        axis: of ``values``.
+        width: voxels.
+
+    Returns:
+        As ``values``, but ``width − 1`` fewer along the axis; entry 0 is the sum of 0 … width − 1.
+    """
+    length = values.shape[axis] - width + 1
+    block, size, start = values, 1, 0
+    total: Tensor | None = None
+    while True:
+        if width & size:
+            part = block.narrow(axis, start, length)
+            total = part if total is None else total + part
+            start += size
+        if start == width and total is not None:
+            return total
+        n = block.shape[axis] - size
+        block, size = block.narrow(axis, 0, n) + block.narrow(axis, size, n), 2 * size
+
+
 def box_sum(values: Tensor, width: int) -> Tensor:
     """Sum over ``width`` voxels along each spatial axis, only where the whole box fits.
 
@@ -203,22 +230,3 @@ def gradients(image: Tensor) -> Tensor:
         last = image.narrow(axis, image.shape[axis] - 1, 1)
         parts.append(torch.diff(image, dim=axis, append=last))
     return torch.cat(parts, 1)
-
-
-def sum_along(values: Tensor, axis: int, width: int) -> Tensor:
-    """Sum over ``width`` voxels along one axis, only where all fit.
-
-    By the binary digits of ``width``: each set one adds a block of that many voxels.
-    """
-    length = values.shape[axis] - width + 1
-    block, size, start = values, 1, 0
-    total: Tensor | None = None
-    while True:
-        if width & size:
-            part = block.narrow(axis, start, length)
-            total = part if total is None else total + part
-            start += size
-        if start == width and total is not None:
-            return total
-        n = block.shape[axis] - size
-        block, size = block.narrow(axis, 0, n) + block.narrow(axis, size, n), 2 * size

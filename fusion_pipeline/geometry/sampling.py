@@ -101,12 +101,16 @@ def sample_along_axes(image: Tensor, positions: Sequence[Matrix]) -> Tensor:
     `sample` at all combinations of the positions, but one axis after the other: several times
     faster, since no points are made and neighbours share what lies between.
 
+    Convention:
+        - unit: voxels of ``image``; voxel centres at integer coordinates
+        - outside: the border goes on
+
     Args:
         image: ``(C, *S)`` float32.
-        positions: voxels of ``image`` along each axis, ``(n,)``.
+        positions: along each axis of ``image``, ``(n,)`` with at least one.
 
     Returns:
-        ``(C, *T)``, as many along each axis as its positions.
+        ``(C, *T)``, as many along each axis as its positions; may share memory with ``image``.
     """
     cells = []
     for axis, (at, size) in enumerate(zip(positions, image.shape[1:], strict=True)):
@@ -114,7 +118,8 @@ def sample_along_axes(image: Tensor, positions: Sequence[Matrix]) -> Tensor:
         low = np.minimum(np.floor(at).astype(np.int64), max(size - 2, 0))
         first, last = int(low.min()), min(int(low.max()) + 1, size - 1)
         image = image.narrow(1 + axis, first, last - first + 1)
-        cells.append((low - first, np.minimum(low - first + 1, last - first), at - low))
+        beyond = (at - low).astype(np.float32)
+        cells.append((low - first, np.minimum(low - first + 1, last - first), beyond))
     # the first axis last: the largest copies are of whole planes
     for axis in reversed(range(len(cells))):
         if np.array_equal(positions[axis], np.arange(image.shape[1 + axis])):

@@ -180,7 +180,7 @@ class WorldMap:
 
         Args:
             nodes_per_voxel: along each axis.
-            coarser: ``(*T, d)``, what was found with one node fewer; it begins there.
+            coarser: ``(*T, d)``, what was found with one node fewer; it begins there, or at zero.
 
         Returns:
             The map, and ``e`` on its lattice, ``(*T, d)`` in voxels of the deformation.
@@ -197,7 +197,7 @@ class WorldMap:
         begun = None
         if coarser is not None:
             at = [np.arange(side) * ((n - 1) / n) for side in shape]
-            begun = sample_along_axes(coarser.movedim(-1, 0), at).movedim(0, -1)
+            begun = sample_along_axes(coarser.movedim(-1, 0), at).movedim(0, -1).contiguous()
         back = _inverted(ddf, nodes, self._voxel_mm(), begun)
         turn = torch.from_numpy(moving_lattice[:d, :d]).float()
         world_map = WorldMap(
@@ -251,33 +251,49 @@ class WorldMap:
         turn = torch.from_numpy(target_from_fixed[:d, :d]).float().to(device)
         turned = torch.einsum("ij,j...->i...", turn, self.ddf_mm.float())
         lattice_from_voxels = inverse_affine(self.working_affine) @ fixed_affine
-        along_axes = _is_diagonal(lattice_from_voxels, shape)
+        axes = _axes_along(lattice_from_voxels, shape)
         deformed = bool(self.ddf_mm.any())
         thickness = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
         for start in range(0, shape[0], thickness):
             stop = min(start + thickness, shape[0])
             run = (stop - start, *shape[1:])
             out = _affine_grid(affine, run, start, device)
-            if deformed and along_axes:
-                out += sample_along_axes(turned, _positions(lattice_from_voxels, run, start))
+            if deformed and axes is not None:
+                along = _positions(lattice_from_voxels, axes, run, start)
+                out += sample_along_axes(turned.permute(0, *[1 + a for a in axes]), along)
             elif deformed:
                 points = _affine_grid(lattice_from_voxels, run, start, device).movedim(0, -1)
                 out += sample(turned[None], points[None])[0]
             yield start, stop, out
 
 
-def _is_diagonal(matrix: Matrix, shape: Sequence[int]) -> bool:
-    """Whether axes run along axes, to what float32 tells of a voxel's place."""
-    d = len(shape)
-    across = np.abs(matrix[:d, :d] - np.diag(matrix.diagonal()[:d]))
-    return bool((across @ np.asarray(shape, float)).max() < np.finfo(np.float32).eps * max(shape))
+def _axes_along(matrix: Matrix, shape: Sequence[int]) -> list[int] | None:
+    """The axis of a lattice along which each axis of a grid runs, in either direction.
+
+    Args:
+        matrix: ``(d + 1, d + 1)`` voxels of the grid to voxels of the lattice.
+        shape: spatial shape of the grid.
+
+    Returns:
+        None where one runs across, by more than float32 tells of a voxel's place.
+    """
+    linear = matrix[: len(shape), : len(shape)]
+    axes = np.abs(linear).argmax(0)
+    across = np.abs(linear)
+    across[axes, np.arange(len(shape))] = 0
+    far = float((across @ np.asarray(shape, float)).max())
+    if len(set(axes)) < len(shape) or far >= np.finfo(np.float32).eps * max(shape):
+        return None
+    return [int(axis) for axis in axes]
 
 
-def _positions(matrix: Matrix, shape: Sequence[int], start: int) -> list[Matrix]:
-    """Along each axis of a diagonal affine, ``(n,)`` each; the first axis begins at ``start``."""
+def _positions(
+    matrix: Matrix, axes: Sequence[int], shape: Sequence[int], start: int
+) -> list[Matrix]:
+    """Along each axis of a grid, voxels of the lattice's ``(n,)``; the first from ``start``."""
     return [
-        matrix[a, a] * (np.arange(n) + (start if a == 0 else 0)) + matrix[a, -1]
-        for a, n in enumerate(shape)
+        matrix[axis, a] * (np.arange(n) + (start if a == 0 else 0)) + matrix[axis, -1]
+        for a, (axis, n) in enumerate(zip(axes, shape, strict=True))
     ]
 
 
@@ -288,9 +304,10 @@ def _inverted(ddf: Tensor, nodes: Tensor, mm: float, begun: Tensor | None = None
         ddf: ``(d, *W)``.
         nodes: ``z``.
         mm: the longest step that one voxel of ``ddf`` makes.
-        begun: where the iteration starts, ``(*T, d)``; at zero by default.
+        begun: where the iteration starts, contiguous ``(*T, d)``, and is overwritten; at zero by
+            default.
     """
-    back = torch.zeros(nodes.shape) if begun is None else begun.contiguous()
+    back = torch.zeros(nodes.shape) if begun is None else begun
     rows = (x.reshape(-1, ddf.ndim - 1).split(_NODES) for x in (nodes, back))
     for some, found in zip(*rows, strict=True):
         _invert_at(ddf, some, found, _INVERTED_MM / mm)

@@ -399,7 +399,7 @@ class _Order(NamedTuple):
 
 
 def _order(source: Source, region: Region) -> _Order:
-    """Of a source that is not differentiated."""
+    """Of one source; its values are not differentiated, but what a voxel counts may be."""
     weight = source.bright
     size = region.sum(weight).clamp_min(1)
     ranks = _centred(_ranks(source.image.detach(), region.of(weight)), weight, region, size)

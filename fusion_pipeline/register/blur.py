@@ -39,14 +39,21 @@ def gaussian_blur(
     return values
 
 
-def reach(sigma: float) -> int:
-    """Voxels up to which a kernel reaches, as SciPy rounds."""
+def kernel_radius(sigma: float) -> int:
+    """Voxels up to which a kernel reaches, as SciPy rounds.
+
+    Args:
+        sigma: standard deviation in voxels.
+
+    Returns:
+        Voxels on either side of the middle.
+    """
     return int(_TRUNCATE * sigma + 0.5)
 
 
 def _kernel(sigma: float) -> Matrix:
     """SciPy's weights, in float64."""
-    radius = reach(sigma)
+    radius = kernel_radius(sigma)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return np.asarray(weights / weights.sum())
 

@@ -17,7 +17,7 @@ from fusion_pipeline.geometry import (
 )
 from fusion_pipeline.geometry.affines import Matrix
 from fusion_pipeline.geometry.filters import box_around
-from fusion_pipeline.register.blur import gaussian_blur, reach
+from fusion_pipeline.register.blur import gaussian_blur, kernel_radius
 from fusion_pipeline.register.settings import VIEW
 from fusion_pipeline.transforms import body_mask, field_of_view
 
@@ -205,7 +205,7 @@ def smoothed(image: Tensor, field_of_view: Tensor, sigma: Sequence[float]) -> Te
     if bool((weight == 1).all()):  # a large CT has no padding as a rule
         return gaussian_blur(values, sigma)
     # beyond the kernels' reach of it nothing changes
-    box = box_around(field_of_view[None, None], reach(max(sigma)))[2:]
+    box = box_around(field_of_view[None, None], kernel_radius(max(sigma)))[2:]
     values, near, weight = values.clone(), values[box], weight[box]
     total = gaussian_blur(near * weight, sigma)
     share = gaussian_blur(weight, sigma)
