@@ -10,6 +10,7 @@ from torch import Tensor
 from fusion_pipeline.data import Image, recolour
 from fusion_pipeline.data.image import along_axes_of, check_one_grid, in_canonical_axes
 from fusion_pipeline.geometry.affines import Matrix
+from fusion_pipeline.geometry.parts import PART_VOXELS
 from fusion_pipeline.losses.harmonization_loss import edges_lost, information_lost
 from fusion_pipeline.networks.harmonization_net import HarmonizationNet
 from fusion_pipeline.networks.intensity_map import IntensityMap
@@ -17,7 +18,6 @@ from fusion_pipeline.networks.kinds import kind_of
 from fusion_pipeline.transforms import NormalizeModality, body_mask
 
 UNITS = "harmonized"  # the units of the result; an image that has them is handed on as it is
-_SLAB_VOXELS = 500_000  # at a time: 2 MB for each float32 channel, which fast memory holds
 _SCORE_SIZE = 128
 
 
@@ -152,7 +152,7 @@ class Harmonize:
         mapping = self._network.mapping(values[None], kind_of(image.modality), *masks)
         out = torch.empty_like(values)
         length = values.shape[1]
-        thickness = max(1, _SLAB_VOXELS * length // max(1, values.numel()))
+        thickness = max(1, PART_VOXELS * length // max(1, values.numel()))
         for first in range(0, length, thickness):
             slab = values[None, :, first : first + thickness]
             out[:, first : first + thickness] = mapping(slab, first=first, length=length)[0]

@@ -109,7 +109,7 @@ def test_bias_fields_turn_with_the_images():
 def test_slabs_change_nothing(monkeypatch):
     images, valid = _patient()
     whole = Harmonize(_network())(images, valid)
-    monkeypatch.setattr(stage, "_SLAB_VOXELS", 5 * 30 * 22)
+    monkeypatch.setattr(stage, "PART_VOXELS", 5 * 30 * 22)
     slabs = Harmonize(_network())(images, valid)
     for key in images:
         torch.testing.assert_close(

@@ -104,14 +104,14 @@ def _names_agree(first: Identity, second: Identity) -> bool:
 
 
 def _words(name: str) -> frozenset[str]:
-    """The parts of a name without accents, signs and case; none of a placeholder."""
+    """The parts of a name without accents, signs and case; none of what stands for nobody."""
     plain = unicodedata.normalize("NFKD", _said(name))
     letters = "".join(c for c in plain if not unicodedata.combining(c))
     return frozenset(re.findall(r"\w+", letters.replace("_", " ").casefold()))
 
 
 def _said(text: str) -> str:
-    """A number or name without blanks and case, empty if it is a placeholder."""
+    """A number or name without blanks and case; empty if it stands for nobody ("anonymous")."""
     short = " ".join(text.split()).casefold()
     return "" if _NOBODY.fullmatch(short.replace("^", " ").strip()) else short
 

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from fusion_pipeline.geometry.affines import Matrix, apply_affine, inverse_affine
+from fusion_pipeline.geometry.parts import PART_VOXELS
 from fusion_pipeline.geometry.sampling import Mode, sample, sample_along_axes
 
-# of the fixed grid at a time: what is made of so few stays in fast memory, a third of the time less
-_SLAB_VOXELS = 1_000_000
 # of the iteration that inverts: slopes of the deformation up to 1.85 converge, without it below 1
 _DAMPING = 0.7  # share of each step; 2 / 0.7 - 1 = 1.85
 _ITERATIONS = 200  # a contraction of 0.95 a step, near that limit, falls from 3 mm below 1e-4 mm
 _FINEST_INVERSE = 3  # nodes for one of the deformation's: 27 times the time and memory
 _CHECKED_POINTS = 10_000
-_NODES = 250_000  # inverted at a time
 _INVERTED_MM = 1e-4  # a hundredth of the finest voxel that is read
 
 
@@ -253,7 +251,7 @@ class WorldMap:
         lattice_from_voxels = inverse_affine(self.working_affine) @ fixed_affine
         axes = _axes_along(lattice_from_voxels, shape)
         deformed = bool(self.ddf_mm.any())
-        thickness = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
+        thickness = max(1, PART_VOXELS // max(1, int(np.prod(shape[1:]))))
         for start in range(0, shape[0], thickness):
             stop = min(start + thickness, shape[0])
             run = (stop - start, *shape[1:])
@@ -308,7 +306,7 @@ def _inverted(ddf: Tensor, nodes: Tensor, mm: float, begun: Tensor | None = None
             default.
     """
     back = torch.zeros(nodes.shape) if begun is None else begun
-    rows = (x.reshape(-1, ddf.ndim - 1).split(_NODES) for x in (nodes, back))
+    rows = (x.reshape(-1, ddf.ndim - 1).split(PART_VOXELS) for x in (nodes, back))
     for some, found in zip(*rows, strict=True):
         _invert_at(ddf, some, found, _INVERTED_MM / mm)
     return back
